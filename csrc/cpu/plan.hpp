@@ -1,0 +1,40 @@
+// Owner of the tables of one lattice in one precision. Immutable once built: any number of threads may share it.
+#pragma once
+
+#include <array>
+#include <vector>
+
+#include "fastcrit/lattice.hpp"
+#include "tables.hpp"
+
+namespace fastcrit::cpu {
+
+template <class T>
+class Plan {
+public:
+    explicit Plan(const Lattice& lattice);
+    Plan(const Plan&) = delete;
+    Plan& operator=(const Plan&) = delete;
+
+    const PlanTables<T>& tables() const { return tables_; }
+
+private:
+    struct Fft {
+        explicit Fft(std::int32_t n);
+        FftTables<T> tables() const;
+
+        std::int32_t n;
+        std::vector<std::int32_t> radices;
+        std::vector<T> twiddles;
+        std::vector<T> roots;
+    };
+
+    bool split_row_;
+    Fft along_z_, along_y_, along_x_;
+    std::vector<T> split_twiddles_;
+    std::vector<std::int32_t> mirror_;
+    std::array<std::vector<double>, 3> fundamental_;
+    PlanTables<T> tables_;
+};
+
+}  // namespace fastcrit::cpu

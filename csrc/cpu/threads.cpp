@@ -1,0 +1,196 @@
+#include "threads.hpp"
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "fastcrit/spectra.hpp"
+
+#ifdef __linux__
+#include <sched.h>
+#endif
+
+namespace fastcrit {
+namespace {
+
+// More than this many threads is a mistake in a unit, not a machine.
+constexpr int kMostThreads = 4096;
+
+int usable_processors() {
+#ifdef __linux__
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(1, CPU_COUNT(&set));
+#endif
+    return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
+int initial_threads() {
+    if (const char* text = std::getenv("FASTCRIT_NUM_THREADS")) {
+        char* end = nullptr;
+        const long value = std::strtol(text, &end, 10);
+        if (end != text && *end == '\0' && value >= 1 && value <= kMostThreads) return static_cast<int>(value);
+    }
+    return usable_processors();
+}
+
+std::atomic<int>& thread_setting() {
+    static std::atomic<int> threads{initial_threads()};
+    return threads;
+}
+
+/// One parallel loop: tasks are handed out by a counter, so a slow thread takes fewer.
+struct Loop {
+    const std::function<void(std::int64_t)>* work;
+    std::int64_t tasks;
+    std::atomic<std::int64_t> next{0};
+    std::mutex failed_mutex;
+    std::exception_ptr failed;
+
+    void run() {
+        try {
+            for (std::int64_t t = next++; t < tasks; t = next++) (*work)(t);
+        } catch (...) {  // kept, and rethrown by the caller
+            next = tasks;
+            const std::lock_guard<std::mutex> lock(failed_mutex);
+            if (!failed) failed = std::current_exception();
+        }
+    }
+};
+
+class Pool {
+public:
+    ~Pool() {
+        {
+            const std::lock_guard<std::mutex> lock(mutex_);
+            stopping_ = true;
+        }
+        wake_.notify_all();
+        for (std::thread& t : threads_) t.join();
+    }
+
+    /// False, having done nothing, when another caller holds the pool.
+    bool run(Loop& loop, int helpers) {
+        const std::unique_lock<std::mutex> owner(owner_, std::try_to_lock);
+        if (!owner) return false;
+        while (static_cast<int>(threads_.size()) < helpers) {
+            try {
+                threads_.emplace_back([this] { serve(); });
+            } catch (const std::system_error&) {
+                break;  // no more threads to be had from the system: the loop runs on those there are
+            }
+        }
+        {
+            const std::lock_guard<std::mutex> lock(mutex_);
+            loop_ = &loop;
+            wanted_ = std::min<int>(helpers, static_cast<int>(threads_.size()));
+        }
+        wake_.notify_all();
+        loop.run();
+        std::unique_lock<std::mutex> lock(mutex_);
+        wanted_ = 0;
+        done_.wait(lock, [this] { return running_ == 0; });
+        loop_ = nullptr;
+        return true;
+    }
+
+private:
+    void serve() {
+        std::unique_lock<std::mutex> lock(mutex_);
+        for (;;) {
+            wake_.wait(lock, [this] { return stopping_ || wanted_ > 0; });
+            if (stopping_) return;
+            --wanted_;
+            ++running_;
+            Loop* const loop = loop_;
+            lock.unlock();
+            loop->run();
+            lock.lock();
+            if (--running_ == 0) done_.notify_all();
+        }
+    }
+
+    std::mutex owner_;  ///< held by the caller whose loop is running
+    std::mutex mutex_;  ///< guards what follows
+    std::condition_variable wake_;
+    std::condition_variable done_;
+    Loop* loop_ = nullptr;
+    int wanted_ = 0;
+    int running_ = 0;
+    bool stopping_ = false;
+    std::vector<std::thread> threads_;
+};
+
+// The child of a fork has none of its parent's threads and perhaps a locked mutex: it forgets the pool (which leaks)
+// and makes its own when it needs one.
+std::unique_ptr<Pool>* the_pool = nullptr;
+
+void forget_pool() { the_pool = new std::unique_ptr<Pool>(new Pool); }
+
+Pool& pool() {
+    static const bool once = [] {
+        the_pool = new std::unique_ptr<Pool>(new Pool);
+        pthread_atfork(nullptr, nullptr, forget_pool);
+        std::atexit([] { the_pool->reset(); });
+        return true;
+    }();
+    static_cast<void>(once);
+    return **the_pool;
+}
+
+struct Scratch {
+    void* memory = nullptr;
+    std::int64_t size = 0;
+
+    ~Scratch() { std::free(memory); }
+};
+
+}  // namespace
+
+int num_threads() { return thread_setting(); }
+
+void set_num_threads(int threads) {
+    if (threads < 1 || threads > kMostThreads) {
+        throw std::invalid_argument("threads: expected 1 to " + std::to_string(kMostThreads) + ", got " +
+                                    std::to_string(threads));
+    }
+    thread_setting() = threads;
+}
+
+namespace cpu {
+
+void parallel_for(std::int64_t tasks, const std::function<void(std::int64_t)>& work) {
+    Loop loop;
+    loop.work = &work;
+    loop.tasks = tasks;
+    const int helpers = static_cast<int>(std::min<std::int64_t>(num_threads(), tasks)) - 1;
+    if (helpers < 1 || !pool().run(loop, helpers)) loop.run();
+    if (loop.failed) std::rethrow_exception(loop.failed);
+}
+
+void* thread_scratch(std::int64_t bytes) {
+    thread_local Scratch scratch;
+    if (scratch.size < bytes) {
+        constexpr std::int64_t alignment = 64;
+        const std::int64_t rounded = (bytes + alignment - 1) / alignment * alignment;
+        std::free(scratch.memory);
+        scratch.size = 0;
+        scratch.memory = std::aligned_alloc(alignment, static_cast<std::size_t>(rounded));
+        if (scratch.memory == nullptr) throw std::bad_alloc();
+        scratch.size = rounded;
+    }
+    return scratch.memory;
+}
+
+}  // namespace cpu
+}  // namespace fastcrit

@@ -1,0 +1,16 @@
+// A pool of threads that outlives calls, is dropped by a forked child, and never blocks a second caller.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+namespace fastcrit::cpu {
+
+/// Runs work(task) for task = 0 .. tasks-1 on up to num_threads() threads. If another thread is using the pool, the
+/// caller runs everything itself. The first exception thrown by work is thrown here, after all threads have stopped.
+void parallel_for(std::int64_t tasks, const std::function<void(std::int64_t)>& work);
+
+/// At least `bytes` of 64-byte aligned memory that belongs to the calling thread and is kept between calls.
+void* thread_scratch(std::int64_t bytes);
+
+}  // namespace fastcrit::cpu

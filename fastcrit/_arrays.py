@@ -1,0 +1,114 @@
+"""The public edge for arrays: what comes in (numpy, torch, array-likes) is checked and converted once, here.
+
+This is the one file outside ``diffusion/`` and ``modes.py`` that touches torch, and it never imports it: a tensor can
+only arrive when the caller already has.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Fields = NDArray[np.float32] | NDArray[np.float64]
+
+# Types that float32 represents exactly; other integers go to float64.
+_SINGLE = (np.bool_, np.int8, np.uint8, np.int16, np.uint16, np.float16, np.float32)
+
+
+def is_tensor(x: object) -> bool:
+    """Whether ``x`` is a torch tensor, without importing torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+def _tensor_to_numpy(x: Any, name: str) -> NDArray[Any]:
+    if x.device.type != "cpu":
+        raise ValueError(f"{name}: expected a CPU tensor or a numpy array, got a tensor on {x.device}; call .cpu() first")
+    torch = sys.modules["torch"]
+    x = x.detach()
+    return np.asarray((x.to(torch.float32) if x.dtype == torch.bfloat16 else x).resolve_conj().resolve_neg().numpy())
+
+
+def to_real(x: Any, name: str) -> Fields:
+    """A float32 or float64 array with the values of ``x``, copied only where the dtype changes.
+
+    float32 stays; float16, bfloat16, bool and integers of up to 16 bits become float32; everything else real becomes
+    float64. TypeError for complex numbers, strings and objects.
+    """
+    array = _tensor_to_numpy(x, name) if is_tensor(x) else np.asarray(x)
+    if array.dtype.kind == "c":
+        raise TypeError(f"{name}: expected real values, got complex ({array.dtype}); pass .real and .imag separately")
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{name}: expected real numbers, got dtype {array.dtype}")
+    wanted = np.float32 if array.dtype.type in _SINGLE else np.float64
+    return array.astype(wanted, copy=False)
+
+
+def same_kind(template: object) -> Callable[[NDArray[Any]], Any]:
+    """A function that turns numpy results into what the caller passed: tensors for a tensor, else arrays."""
+    if is_tensor(template):
+        torch = sys.modules["torch"]
+        return lambda a: torch.from_numpy(np.ascontiguousarray(a))
+    return lambda a: a
+
+
+def check_grid(array: Fields, ndim: int, lead: int, name: str, what: str) -> None:
+    """Refuse arrays that do not have ``lead`` or more leading axes before ``ndim`` non-empty lattice axes."""
+    if isinstance(ndim, bool) or not isinstance(ndim, int) or not 1 <= ndim <= 3:
+        raise ValueError(f"ndim: expected 1, 2 or 3, got {ndim!r}")
+    if array.ndim < ndim + lead:
+        raise ValueError(f"{name}: expected {what} with ndim={ndim}, got shape {array.shape}")
+    if array.size == 0:
+        raise ValueError(f"{name}: empty array of shape {array.shape}")
+
+
+def check_positive(value: float, name: str) -> float:
+    """``value`` as a float; ValueError unless it is a positive finite number."""
+    if isinstance(value, (str, bytes)) or not np.isscalar(value) or not np.isfinite(value) or value <= 0:
+        raise ValueError(f"{name}: expected a positive number, got {value!r}")
+    return float(value)
+
+
+def check_choice(value: object, choices: tuple[str, ...], name: str) -> str:
+    """``value`` if it is one of ``choices``, otherwise a ValueError that lists them."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+    return value
+
+
+def check_levels(levels: Any, *, allow_zero_end: bool = False) -> NDArray[np.float64]:
+    """Noise levels as a float64 array; ValueError unless they decrease strictly and are positive and finite."""
+    try:
+        array = np.asarray(levels, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"levels: expected a sequence of numbers, got {type(levels).__name__}") from None
+    if array.ndim != 1 or array.size == 0:
+        raise ValueError(f"levels: expected a non-empty sequence of numbers, got shape {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"levels: expected finite numbers, got {array[~np.isfinite(array)][0]} among them")
+    inner = array[:-1] if allow_zero_end and array.size > 1 and array[-1] == 0 else array
+    if (inner <= 0).any():
+        raise ValueError(f"levels: expected positive noise levels, got {inner[inner <= 0][0]}")
+    if (np.diff(array) >= 0).any():
+        i = int(np.argmax(np.diff(array) >= 0))
+        raise ValueError(f"levels: expected strictly decreasing noise levels, got {array[i]} then {array[i + 1]}")
+    return array
+
+
+def check_finite(fields: Fields, results: NDArray[Any], first: int, lead_shape: tuple[int, ...], name: str) -> None:
+    """Name the first field, ``first`` plus its row, whose row of ``results`` is not finite; return if all are."""
+    finite = np.isfinite(results).reshape(len(results), -1).all(axis=1)
+    if finite.all():
+        return
+    bad = int(np.argmin(finite))
+    where = tuple(int(i) for i in np.unravel_index(first + bad, lead_shape)) if lead_shape else ()
+    place = f" at index {where[0] if len(where) == 1 else where}" if where else ""
+    if np.isnan(fields[bad]).any():
+        raise ValueError(f"{name}: NaN in the field{place}")
+    if np.isinf(fields[bad]).any():
+        raise ValueError(f"{name}: infinite value in the field{place}")
+    raise OverflowError(f"{name}: the power of the field{place} exceeds the range of {fields.dtype}; rescale it")

@@ -1,0 +1,154 @@
+"""Maximum-likelihood fit of S = A / (1 + q k^2) + B to unbinned modes, for many spectra at once.
+
+Modes of a Gaussian field are independent and exponentially distributed about S, so minus twice the log-likelihood is
+sum_modes [log S + S_measured / S] (Whittle 1953); k and -k are one mode, which is the factor 1/2 in the errors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+_MOST_STEPS = 200
+# A step that moves every logarithm by less than this has converged: lengths are then good to a part in 10^9.
+_CONVERGED = 1e-9
+# Search range of xi^2 in sites^2: from a thousandth of a site to a hundred times the side.
+_SMALLEST_Q = 1e-6
+_LARGEST_Q_IN_SIDES = 1e4
+# The amplitude above a background counts as measured when it exceeds two standard errors.
+_WORST_LOG_AMPLITUDE_ERROR = 0.5
+
+
+@dataclass(frozen=True)
+class WhittleFit:
+    """Rows of fits: xi in sites, and what went wrong with the first row (the estimate; the others are replicates)."""
+
+    xi: Floats
+    amplitude: Floats
+    background: Floats
+    flags: tuple[str, ...]
+
+
+def fit_ornstein_zernike(
+    k2: Floats, modes: NDArray[np.int64], S: Floats, background: float | None, samples: int, side: int
+) -> WhittleFit:
+    """Fit rows of ``S`` (rows, K) with ``modes`` lattice modes at each lattice momentum ``k2`` (K,).
+
+    ``background`` is B, or None to fit it. ``samples`` spectra were averaged; ``side`` is the smallest side in sites.
+    Rows start from the solution of the first.
+    """
+    weights = modes.astype(np.float64)
+    low, high = np.log(_SMALLEST_Q), np.log(_LARGEST_Q_IN_SIDES * side**2)
+    theta = _start(k2, weights, S[:1], background, side)
+    theta, converged = _maximise(theta, k2, weights, S[:1], background, low, high)
+    error = _log_amplitude_error(theta, k2, weights, background, samples)
+    if len(S) > 1:
+        rest, _ = _maximise(np.repeat(theta, len(S) - 1, axis=0), k2, weights, S[1:], background, low, high)
+        theta = np.concatenate([theta, rest])
+    xi = np.exp(0.5 * theta[:, 1])
+    fitted = np.exp(theta[:, 2]) if background is None else np.full(len(theta), background)
+
+    flags = []
+    has_background = background is None or background > 0
+    if not converged[0]:
+        flags.append("no_convergence")
+    elif has_background and error > _WORST_LOG_AMPLITUDE_ERROR:
+        flags.append("background_dominates")
+    elif theta[0, 1] >= high:
+        flags.append("unbounded")
+    elif theta[0, 1] <= low:
+        flags.append("uncorrelated")
+    xi[theta[:, 1] <= low] = 0.0
+    if flags and flags[0] != "uncorrelated":
+        xi[0] = np.nan
+    return WhittleFit(xi=xi, amplitude=np.exp(theta[:, 0]), background=fitted, flags=tuple(flags))
+
+
+def _model(theta: Floats, k2: Floats, background: float | None) -> tuple[Floats, Floats]:
+    """S (rows, K) and its derivatives (rows, parameters, K) by log A, log q and, when it is fitted, log B."""
+    A = np.exp(theta[:, :1])
+    q = np.exp(theta[:, 1:2])
+    h = 1.0 / (1.0 + q * k2)
+    signal = A * h
+    slope = -signal * (1.0 - h)
+    if background is not None:
+        return signal + background, np.stack([signal, slope], axis=1)
+    B = np.exp(theta[:, 2:])
+    return signal + B, np.stack([signal, slope, np.broadcast_to(B, signal.shape)], axis=1)
+
+
+def _deviance(theta: Floats, k2: Floats, weights: Floats, S: Floats, background: float | None) -> Floats:
+    model, _ = _model(theta, k2, background)
+    return np.asarray((weights * (np.log(model) + S / model)).sum(axis=1))
+
+
+def _maximise(
+    theta: Floats, k2: Floats, weights: Floats, S: Floats, background: float | None, low: float, high: float
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """Fisher scoring with Levenberg damping, row by row in step; returns parameters and which rows converged."""
+    theta = theta.copy()
+    damping = np.full(len(theta), 1e-3)
+    deviance = _deviance(theta, k2, weights, S, background)
+    done = np.zeros(len(theta), dtype=bool)
+    for _ in range(_MOST_STEPS):
+        rows = np.flatnonzero(~done)
+        if rows.size == 0:
+            break
+        model, d = _model(theta[rows], k2, background)
+        w = weights / model**2
+        score = np.einsum("rk,rpk->rp", w * (S[rows] - model), d)
+        information = np.einsum("rk,rpk,rqk->rpq", w, d, d)
+        diagonal = np.einsum("rpp->rp", information)
+        # The floor keeps a parameter that has lost all influence from making the matrix singular.
+        ridge = damping[rows, None] * diagonal + 1e-12 * diagonal.max(axis=1, keepdims=True)
+        step = np.linalg.solve(information + ridge[:, :, None] * np.eye(diagonal.shape[1]), score[..., None])[..., 0]
+        trial = theta[rows] + np.clip(step, -2.0, 2.0)
+        trial[:, 1] = np.clip(trial[:, 1], low, high)
+        new = _deviance(trial, k2, weights, S[rows], background)
+        moved = np.abs(trial - theta[rows])
+        # Equal up to rounding of a sum of K terms counts as no worse: the last steps are below what it resolves.
+        better = new <= deviance[rows] + 1e-14 * np.abs(deviance[rows])
+        theta[rows[better]] = trial[better]
+        deviance[rows[better]] = new[better]
+        damping[rows] = np.where(better, damping[rows] / 5, np.minimum(damping[rows] * 10, 1e12))
+        # An amplitude that has vanished, or whose length is free, may go on drifting without changing the fit.
+        small = (moved < _CONVERGED).all(axis=1)
+        done[rows[small & (better | (damping[rows] >= 1e12))]] = True
+    return theta, done
+
+
+def _start(k2: Floats, weights: Floats, S: Floats, background: float | None, side: int) -> Floats:
+    """The best of a coarse grid of lengths and backgrounds, with the amplitude by weighted least squares."""
+    tail = float(np.average(S[0], weights=weights * (k2 >= np.median(k2))))
+    grounds = [background] if background is not None else [f * tail for f in (0.02, 0.3, 0.8, 0.97)]
+    # Weights 1/S^2 with S smoothed to its running scale; only a starting point depends on them.
+    scale = np.maximum(S[0], 0.1 * S[0].mean())
+    floor = 1e-9 * float(np.abs(S[0]).max()) + np.finfo(float).tiny
+    best = (np.inf, np.zeros(3))
+    for xi in np.geomspace(0.05, 2.0 * side, 24):
+        h = 1.0 / (1.0 + xi**2 * k2)
+        for B in grounds:
+            A = max(float((weights * h * (S[0] - B) / scale**2).sum() / (weights * h**2 / scale**2).sum()), floor)
+            theta = np.array([np.log(A), 2.0 * np.log(xi), np.log(max(B, floor))])
+            shown = theta[None, : 2 if background is not None else 3]
+            deviance = float(_deviance(shown, k2, weights, S, background)[0])
+            if deviance < best[0]:
+                best = (deviance, theta)
+    return best[1][None, : 2 if background is not None else 3]
+
+
+def _log_amplitude_error(
+    theta: Floats, k2: Floats, weights: Floats, background: float | None, samples: int
+) -> float:
+    """Standard error of log A from the Fisher information; infinite when the information is singular."""
+    model, d = _model(theta, k2, background)
+    information = 0.5 * samples * np.einsum("k,pk,qk->pq", weights / model[0] ** 2, d[0], d[0])
+    try:
+        variance = np.linalg.inv(information)[0, 0]
+    except np.linalg.LinAlgError:
+        return float("inf")
+    return float(np.sqrt(variance)) if variance > 0 else float("inf")

@@ -1,0 +1,9 @@
+"""Exceptions that callers may want to catch by name."""
+
+
+class NoTransitionError(ValueError):
+    """A critical level was asked for where the data or the theory has none."""
+
+
+class FileFormatError(ValueError):
+    """A file is damaged, or was not written by fastcrit; the message names it."""

@@ -1,0 +1,153 @@
+"""The Gaussian model: data with a known spectrum, for which denoiser, trajectories and gains are exact. The null case."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.fft import irfftn, rfftn
+
+from fastcrit._arrays import check_choice, check_levels, check_positive
+from fastcrit._lattice import Lattice, lattice as lattice_tables
+from fastcrit.modes import dispersion_length
+
+if TYPE_CHECKING:
+    from fastcrit.observe import Recorder
+
+Floats = NDArray[np.float64]
+
+
+class GaussianTheory:
+    r"""Data N(0, P(k)) on a periodic lattice.
+
+    D is the Wiener filter P/(P + s^2), the gain is g_k = P/(P + s^2) < 1, and the state's structure factor is
+    P(k) + s^2 at every level, along the ODE and the SDE alike. There is no transition at any level.
+
+    Parameters
+    ----------
+    spectrum : array (N1, .., Nd)
+        P(k) on the full lattice in the layout of `numpy.fft.fftn`, non-negative and even under k -> -k.
+
+    Raises
+    ------
+    ValueError
+        Negative, non-finite or uneven spectra.
+
+    Examples
+    --------
+    >>> import fastcrit as fc
+    >>> model = fc.theory.GaussianTheory.ornstein_zernike(xi=2.0, lattice=16)
+    >>> float(model.gain([0.0, 0.0], 2.0))  # P(0) = xi^2 = 4 = s^2
+    0.5
+    """
+
+    def __init__(self, spectrum: Any) -> None:
+        P = np.asarray(spectrum, dtype=np.float64)
+        if not 1 <= P.ndim <= 3 or P.size == 0:
+            raise ValueError(f"spectrum: expected 1 to 3 axes, got shape {P.shape}")
+        if not np.isfinite(P).all() or (P < 0).any():
+            raise ValueError("spectrum: expected finite values >= 0")
+        mirrored = np.roll(np.flip(P), 1, axis=tuple(range(P.ndim)))
+        if not np.allclose(P, mirrored, rtol=1e-9, atol=0):
+            raise ValueError("spectrum: expected P(k) = P(-k), as real fields have")
+        self.spectrum = P
+        self._half = P[..., : P.shape[-1] // 2 + 1]
+
+    @classmethod
+    def ornstein_zernike(cls, xi: float, lattice: int | tuple[int, ...], *, ndim: int = 2) -> GaussianTheory:
+        r"""P = 1 / (xi^-2 + k^2), with lattice momentum k^2 = sum_i 4 sin^2(k_i/2); ``xi`` in sites."""
+        check_positive(xi, "xi")
+        shape = (lattice,) * ndim if isinstance(lattice, int) else tuple(lattice)
+        axes = [4.0 * np.sin(np.pi * np.fft.fftfreq(side)) ** 2 for side in shape]
+        return cls(1.0 / (xi**-2 + sum(np.meshgrid(*axes, indexing="ij"))))
+
+    @property
+    def lattice(self) -> Lattice:
+        """Mode tables of the lattice."""
+        return lattice_tables(self.spectrum.shape)
+
+    def sample_data(self, n: int, seed: int = 0, dtype: Any = np.float64) -> Any:
+        """``n`` exact fields (n, N1 .. Nd)."""
+        return self._filter(_normal(seed, (n, *self.spectrum.shape)), np.sqrt(self._half)).astype(dtype)
+
+    def denoise(self, y: Any, s: float) -> Any:
+        """D(y; s) = E[x0 | y] for states (..., N1 .. Nd)."""
+        y = np.asarray(y)
+        return self._filter(y, self._half / (self._half + s**2)).astype(y.dtype)
+
+    def gain(self, k: Any, s: float) -> Any:
+        """g_k = P/(P + s^2) for wavevectors ``k`` (..., d), rad per site, that are modes of the lattice."""
+        k = np.asarray(k, dtype=np.float64)
+        sides = np.array(self.spectrum.shape)
+        if k.ndim < 1 or k.shape[-1] != sides.size:
+            raise ValueError(f"k: expected wavevectors of shape (..., {sides.size}), got {k.shape}")
+        n = k * sides / (2.0 * np.pi)
+        if (np.abs(n - np.rint(n)) > 1e-6).any():
+            raise ValueError(f"k: not a mode of the {self.spectrum.shape} lattice: its wavenumbers are 2 pi n / L")
+        P = self.spectrum[tuple(np.moveaxis(np.rint(n).astype(int) % sides, -1, 0))]
+        return P / (P + s**2)
+
+    def shell_gain(self, s: float) -> Floats:
+        """Mean gain of every shell below the Nyquist wavenumber."""
+        grid = self.lattice
+        gain = np.moveaxis(self._half / (self._half + s**2), -1, 0).ravel()
+        weight = self._mode_weights()
+        sums = np.bincount(grid.orbit_of_mode, weight * gain, minlength=len(grid.orbit_k))
+        return grid.to_shells(sums)[: grid.shells_below_nyquist] / grid.shell_modes[: grid.shells_below_nyquist]
+
+    def xi_eq(self, s: float) -> float:
+        """Equilibrium correlation length from the exact gains of the lowest four shells, in sites."""
+        gain = self.shell_gain(s)
+        return float(dispersion_length(self.lattice.shell_k2[: gain.size], gain))
+
+    def sample(
+        self,
+        levels: Any,
+        n_samples: int,
+        *,
+        solver: str = "ode",
+        seed: int = 0,
+        recorder: Recorder | None = None,
+        dtype: Any = np.float64,
+    ) -> Any:
+        """States at levels[-1], each level reached by the exact solution of the ODE or the exact posterior of the SDE.
+
+        Starts from the exact marginal N(0, P + s^2) at levels[0]. The recorder sees every level, and the exact gains.
+        """
+        levels = check_levels(levels, allow_zero_end=True)
+        check_choice(solver, ("ode", "sde"), "solver")
+        P = self._half
+        y = self._filter(_normal(seed, (n_samples, *self.spectrum.shape)), np.sqrt(P + levels[0] ** 2))
+        for i, s in enumerate(levels):
+            if i > 0:
+                before = levels[i - 1]
+                shrink = (P + s**2) / (P + before**2)
+                if solver == "ode":
+                    y = self._filter(y, np.sqrt(shrink))
+                else:
+                    noise = _normal((seed, i), y.shape)
+                    y = self._filter(y, shrink) + self._filter(noise, np.sqrt(shrink * (before**2 - s**2)))
+            if recorder is not None:
+                recorder.update(i, y.astype(dtype))
+                if recorder.gain_shells:
+                    gain = self.shell_gain(float(s))[list(recorder.gain_shells)]
+                    recorder.update_gain(i, np.broadcast_to(gain, (n_samples, gain.size)))
+        return y.astype(dtype)
+
+    def _filter(self, y: Any, response: Floats) -> Any:
+        axes = tuple(range(-self.spectrum.ndim, 0))
+        if y.shape[-self.spectrum.ndim :] != self.spectrum.shape:
+            raise ValueError(f"y: expected shape (..., {self.spectrum.shape}), got {y.shape}")
+        return irfftn(rfftn(y, axes=axes) * response, s=self.spectrum.shape, axes=axes)
+
+    def _mode_weights(self) -> Floats:
+        """1 for the columns of the half spectrum that are their own mirror image, 2 for the others; [kx][...] order."""
+        last = self.spectrum.shape[-1]
+        kx = np.arange(last // 2 + 1)
+        own = (kx == 0) | (2 * kx == last)
+        return np.repeat(np.where(own, 1.0, 2.0), self.spectrum.size // last)
+
+
+def _normal(seed: Any, shape: tuple[int, ...]) -> Floats:
+    return np.random.default_rng(seed).standard_normal(shape)

@@ -1,0 +1,200 @@
+"""Dictionaries of patterns: what the patch model believes every patch of an image to be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastcrit._arrays import check_choice, to_real
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Dictionary:
+    r"""P patterns with prior weights.
+
+    Attributes
+    ----------
+    patterns : float64 (P, n, n), or (P, H, W) when position-specific
+        The patterns; n odd, the centre pixel is the one they predict. A position-specific dictionary holds whole
+        images, and the patterns of site i are their patches around i.
+    prior : float64 (P,)
+        Weights, positive, normalised to sum 1.
+    size : int
+        Side n of a patch.
+    position_specific : bool
+        False: every pattern may occur anywhere (equivariant). True: only at its own site (the local score machine with
+        position, Kamb & Ganguli 2412.20292); the lattice is then the image's.
+
+    Raises
+    ------
+    ValueError
+        Even or non-square patches, no patterns, NaN or Inf, a prior of wrong length or with weights that are not
+        positive.
+
+    Examples
+    --------
+    >>> import numpy as np, fastcrit as fc
+    >>> d = fc.patch.Dictionary(np.stack([np.ones((3, 3)), -np.ones((3, 3))]), prior=[3, 1])
+    >>> d.prior.tolist()
+    [0.75, 0.25]
+    """
+
+    patterns: Floats
+    prior: Floats
+    size: int
+    position_specific: bool = False
+
+    def __init__(
+        self, patterns: Any, prior: Any = None, *, size: int | None = None, position_specific: bool = False
+    ) -> None:
+        array = to_real(patterns, "patterns").astype(np.float64)
+        if array.ndim != 3 or array.size == 0:
+            raise ValueError(f"patterns: expected shape (P, n, n) with P >= 1, got {array.shape}")
+        if not np.isfinite(array).all():
+            bad = int(np.argmin(np.isfinite(array).all(axis=(1, 2))))
+            raise ValueError(f"patterns: NaN or infinite value in pattern {bad}")
+        if position_specific:
+            if size is None:
+                raise ValueError("size: a position-specific dictionary needs the side of its patches")
+            largest = 2 * max(array.shape[1:]) - 1
+        else:
+            if array.shape[1] != array.shape[2]:
+                raise ValueError(f"patterns: expected square patterns (P, n, n), got {array.shape}")
+            if size is not None and size != array.shape[1]:
+                raise ValueError(f"size: patterns have side {array.shape[1]}, got size={size}")
+            size = largest = array.shape[1]
+        _check_size(size)
+        if size > largest:
+            raise ValueError(f"size: {size} exceeds {largest}, which already covers the whole {array.shape[1:]} image")
+        if prior is None:
+            weights = np.full(len(array), 1.0 / len(array))
+        else:
+            weights = np.asarray(prior, dtype=np.float64)
+            if weights.shape != (len(array),) or not np.isfinite(weights).all() or not (weights > 0).all():
+                raise ValueError(f"prior: expected {len(array)} positive weights, got {prior!r}")
+            weights = weights / weights.sum()
+        for name, value in (("patterns", array), ("prior", weights), ("size", size)):
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "position_specific", position_specific)
+
+    def __len__(self) -> int:
+        return len(self.patterns)
+
+    @property
+    def variance(self) -> float:
+        """Variance of the predicted (centre) pixel under the prior; of all pixels for whole images."""
+        values = self.patterns if self.position_specific else self.patterns[:, self.size // 2, self.size // 2]
+        flat = values.reshape(len(self), -1)
+        mean = self.prior @ flat
+        return float((self.prior @ (flat - mean) ** 2).mean())
+
+    @classmethod
+    def binary(cls, size: int = 5, random: int = 8, seed: int = 1) -> Dictionary:
+        """The uniform patterns +1 and -1 and ``random`` patterns of independent fair signs.
+
+        Raises
+        ------
+        ValueError
+            ``size`` even or below 1, ``random`` negative.
+
+        Examples
+        --------
+        >>> import fastcrit as fc
+        >>> fc.patch.Dictionary.binary(size=3, random=2).patterns.shape
+        (4, 3, 3)
+        """
+        _check_size(size)
+        if random < 0:
+            raise ValueError(f"random: expected a number of patterns >= 0, got {random}")
+        signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(random, size, size))
+        return cls(np.concatenate([np.ones((1, size, size)), -np.ones((1, size, size)), signs]))
+
+    @classmethod
+    def from_images(
+        cls,
+        images: Any,
+        size: int = 5,
+        count: int | None = 4096,
+        seed: int = 0,
+        *,
+        method: str = "random",
+        position_specific: bool = False,
+    ) -> Dictionary:
+        """Patterns cut from images.
+
+        Parameters
+        ----------
+        images : array or tensor (n, H, W)
+        size : int
+            Side of the patches, odd. Equivariant patches lie wholly inside an image.
+        count : int or None
+            Patterns to keep (images to keep when position-specific); None keeps all.
+        seed : int
+            For the random choice, or for the start of k-means.
+        method : "random" or "kmeans"
+            A random subset with equal weights, or the centres of k-means clusters weighted by their sizes
+            (MiniBatchKMeans of scikit-learn: the extra ``fastcrit[images]``).
+        position_specific : bool
+            Keep whole images and compare patches of the same site only.
+
+        Raises
+        ------
+        ValueError
+            Wrong shape, even ``size``, a patch larger than the images, more patterns asked for than there are.
+
+        Examples
+        --------
+        >>> import numpy as np, fastcrit as fc
+        >>> images = np.random.default_rng(0).normal(size=(10, 28, 28))
+        >>> len(fc.patch.Dictionary.from_images(images, size=5, count=100))
+        100
+        """
+        array = to_real(images, "images")
+        if array.ndim != 3 or array.size == 0:
+            raise ValueError(f"images: expected shape (n, H, W), got {array.shape}")
+        check_choice(method, ("random", "kmeans"), "method")
+        _check_size(size)
+        rng = np.random.default_rng(seed)
+        if position_specific:
+            if method == "kmeans":
+                raise ValueError("method: 'kmeans' is for equivariant dictionaries; a position-specific one keeps images")
+            chosen = _choose(len(array), count, "images", rng)
+            return cls(array[chosen], size=size, position_specific=True)
+        n, height, width = array.shape
+        if size > min(height, width):
+            raise ValueError(f"size: patches of side {size} are larger than the images ({height} x {width})")
+        windows = np.lib.stride_tricks.sliding_window_view(array, (size, size), axis=(1, 2))
+        total = n * windows.shape[1] * windows.shape[2]
+        if method == "random":
+            chosen = _choose(total, count, "patches", rng)
+            return cls(windows[np.unravel_index(chosen, windows.shape[:3])])
+        if count is None:
+            raise ValueError("count: k-means needs the number of clusters")
+        from sklearn.cluster import MiniBatchKMeans
+
+        if count > total:
+            raise ValueError(f"count: {count} clusters of only {total} patches")
+        # k-means sees at most 64 patches a cluster: centres move by less than their spread / 8.
+        seen = _choose(total, min(total, 64 * count), "patches", rng)
+        flat = windows[np.unravel_index(seen, windows.shape[:3])].reshape(len(seen), -1)
+        clusters = MiniBatchKMeans(count, random_state=seed, n_init=1, batch_size=4096).fit(flat)
+        sizes = np.bincount(clusters.labels_, minlength=count)
+        return cls(clusters.cluster_centers_[sizes > 0].reshape(-1, size, size), prior=sizes[sizes > 0])
+
+
+def _choose(total: int, count: int | None, what: str, rng: np.random.Generator) -> NDArray[np.int64]:
+    if count is None:
+        return np.arange(total)
+    if not 1 <= count <= total:
+        raise ValueError(f"count: expected 1 to {total} (all {what}), got {count}")
+    return np.sort(rng.choice(total, size=count, replace=False))
+
+
+def _check_size(size: int) -> None:
+    if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1 or size % 2 == 0:
+        raise ValueError(f"size: expected an odd patch side >= 1, which has a centre pixel, got {size!r}")

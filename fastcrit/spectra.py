@@ -1,0 +1,416 @@
+"""Radially averaged power spectra, structure factors and autocorrelations: array in, array out.
+
+Conventions (all functions): phi^(k) = sum_x phi(x) exp(-i k x) over N sites, power |phi^|^2 / N, k in rad per unit
+length, shells of width 2 pi / (smallest side), each with the mean |k| of its modes. White noise of variance v has power
+v in every shell; the k = 0 shell of a constant c holds N c^2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field as dataclass_field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import signal
+from scipy.fft import next_fast_len
+
+from fastcrit._arrays import Fields, check_choice, check_finite, check_grid, check_positive, same_kind, to_real
+from fastcrit._lattice import CHUNK_BYTES, Lattice, lattice
+
+# Leave-one-out groups kept by structure_factor; see correlation.py for what they are used for.
+DEFAULT_BLOCKS = 32
+
+
+@dataclass(frozen=True)
+class RadialSpectrum:
+    """Power per shell of each field. ``power`` has shape (..., n_shells); ``k`` is in rad per unit length."""
+
+    k: Any
+    power: Any
+    counts: Any
+
+
+@dataclass(frozen=True)
+class ModeAverages:
+    """Sums of centred power over samples, per jackknife block and class of equivalent modes. What the fits read."""
+
+    lattice: Lattice
+    spacing: float
+    center: str
+    counts: NDArray[np.int64]  # (blocks,) samples
+    power: NDArray[np.float64]  # (blocks, fields, orbits): sum over samples of the orbit's mean |phi^|^2 / N
+    first: NDArray[np.float64]  # (blocks, fields, ndim): the same for k = 2 pi / L along each axis alone
+
+    def mean_and_replicates(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(1 + blocks, ...): the estimate from block sums, then the estimate without each block in turn."""
+        n = self.counts.sum()
+        unbiased = n / (n - 1) if self.center == "ensemble" else 1.0
+        total = sums.sum(axis=0)
+        left = (n - self.counts).reshape(-1, *[1] * (sums.ndim - 1))
+        return np.concatenate([total[None] / n, (total - sums) / left]) * unbiased
+
+
+@dataclass(frozen=True)
+class StructureFactor:
+    """S(k) with its standard error over samples; arrays (..., n_shells), ``k`` in rad per unit length."""
+
+    k: Any
+    S: Any
+    stderr: Any
+    counts: Any
+    n_samples: int
+    modes: ModeAverages | None = dataclass_field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class RadialCorrelation:
+    """C(r) with its standard error over samples; arrays (..., n_r), ``r`` in units of length."""
+
+    r: Any
+    C: Any
+    stderr: Any
+    counts: Any
+
+
+def power_spectrum(
+    field: Any,
+    *,
+    ndim: int = 2,
+    spacing: float = 1.0,
+    detrend: str | None = None,
+    window: str | tuple[Any, ...] | None = None,
+    corners: bool = False,
+) -> RadialSpectrum:
+    r"""Radially averaged power spectrum of every field.
+
+    Parameters
+    ----------
+    field : array or tensor, shape (..., N1, .., Nd)
+        Real fields on a periodic lattice. float32 is computed in float32; float16, bfloat16, bool and integers of up to
+        16 bits are converted to float32, everything else to float64.
+    ndim : int
+        Number of lattice axes d, 1 to 3.
+    spacing : float
+        Distance between sites, the same on every axis.
+    detrend : None, "constant" or "linear"
+        What is subtracted from each field first: nothing, its mean, or its least-squares plane.
+    window : None or a window of `scipy.signal.get_window`
+        Applied along every axis and divided by its root mean square, so that white noise keeps its level.
+    corners : bool
+        Keep shells beyond the Nyquist wavenumber of the axes. With them, sum(power * counts) = sum(field**2).
+
+    Returns
+    -------
+    RadialSpectrum
+        ``power[..., j]`` is the mean of :math:`|\hat\phi(k)|^2 / N` over the ``counts[j]`` modes of shell j, ``k[j]``
+        their mean \|k\| in rad per unit length. Tensors if ``field`` is one.
+
+    Raises
+    ------
+    TypeError
+        Complex values, strings, objects.
+    ValueError
+        Too few axes, an empty array, NaN or Inf (the message says in which field), a tensor that is not on the CPU.
+    OverflowError
+        Power beyond the range of the dtype.
+
+    Examples
+    --------
+    >>> import numpy as np, fastcrit as fc
+    >>> noise = np.random.default_rng(0).normal(scale=2.0, size=(1000, 32, 32))
+    >>> spectrum = fc.power_spectrum(noise)
+    >>> bool(np.allclose(spectrum.power.mean(0), 4.0, rtol=0.2))  # white noise of variance 4 is flat
+    True
+    """
+    array = to_real(field, "field")
+    check_grid(array, ndim, 0, "field", "shape (..., N1 .. Nd)")
+    spacing = check_positive(spacing, "spacing")
+    if detrend is not None:
+        check_choice(detrend, ("constant", "linear"), "detrend")
+    grid = lattice(array.shape[-ndim:])
+    lead = array.shape[: array.ndim - ndim]
+    flat = array.reshape(-1, *grid.shape)
+    keep = grid.kept_shells(corners)
+    power = np.empty((len(flat), keep), dtype=array.dtype)
+    taper = None if window is None else _taper(window, grid.shape, array.dtype)
+    for begin, piece in pieces(flat):
+        prepared = _prepare(piece, detrend, taper)
+        sums, _ = grid.core.power(prepared, "shells")
+        check_finite(prepared, sums, begin, lead, "field")
+        power[begin : begin + len(piece)] = sums[:, grid.shell_number[:keep]]
+    power /= grid.shell_modes[:keep].astype(array.dtype)
+    kind = same_kind(field)
+    return RadialSpectrum(
+        k=kind(grid.shell_k[:keep] / spacing),
+        power=kind(power.reshape(*lead, keep)),
+        counts=kind(grid.shell_modes[:keep]),
+    )
+
+
+def structure_factor(
+    field: Any,
+    *,
+    ndim: int = 2,
+    center: str = "ensemble",
+    spacing: float = 1.0,
+    corners: bool = False,
+    blocks: int = DEFAULT_BLOCKS,
+) -> StructureFactor:
+    r"""Structure factor of an ensemble, :math:`S(k) = \langle|\hat\phi - \langle\hat\phi\rangle|^2\rangle / N`.
+
+    Parameters
+    ----------
+    field : array or tensor, shape (samples, ..., N1, .., Nd)
+        Axis 0 is the ensemble; axes between it and the lattice (channels) give a structure factor each. Conversion of
+        dtypes as in `power_spectrum`.
+    ndim, spacing, corners
+        As in `power_spectrum`.
+    center : "ensemble", "sample" or "none"
+        Subtract the mean field over samples (unbiased: divided by n - 1), each sample's own mean (then S(0) = 0 and no
+        length can use it), or nothing (S(0) of a constant c is N c^2).
+    blocks : int
+        Groups of samples (sample j in group j mod blocks) kept apart for the jackknife of `correlation_length`.
+
+    Returns
+    -------
+    StructureFactor
+        ``S`` (..., n_shells) with the standard error of the mean over samples (NaN for a single sample), ``k`` in rad
+        per unit length. With ``corners=True``, sum(S * counts) = N times the variance. ``modes`` holds the averages
+        that lengths are fitted to.
+
+    Raises
+    ------
+    TypeError, ValueError, OverflowError
+        As in `power_spectrum`; also ValueError for fewer than two samples with ``center="ensemble"``.
+
+    Notes
+    -----
+    Source: arXiv:2603.20092; normalisation as in the theory of fluctuations, white noise of variance v gives S = v.
+
+    Examples
+    --------
+    >>> import numpy as np, fastcrit as fc
+    >>> noise = np.random.default_rng(0).normal(size=(500, 16, 16)) + 7.0
+    >>> s = fc.structure_factor(noise)
+    >>> bool(abs(s.S[0] - 1.0) < 5 * s.stderr[0])  # the mean of 7 is no fluctuation
+    True
+    """
+    array = to_real(field, "field")
+    check_grid(array, ndim, 1, "field", "shape (samples, ..., N1 .. Nd)")
+    spacing = check_positive(spacing, "spacing")
+    grid = lattice(array.shape[-ndim:])
+    modes, shell_squares = mode_averages(array, grid, spacing, center, blocks)
+    n = int(modes.counts.sum())
+    keep = grid.kept_shells(corners)
+    S = grid.to_shells(modes.mean_and_replicates(modes.power * grid.orbit_modes)[0])[:, :keep] / grid.shell_modes[:keep]
+    raw = grid.to_shells(modes.power.sum(axis=0) * grid.orbit_modes)[:, :keep] / grid.shell_modes[:keep] / n
+    if n > 1:
+        variance = np.maximum(shell_squares[:, :keep] / n - raw**2, 0.0)
+        stderr = np.sqrt(variance / (n - 1))
+    else:
+        stderr = np.full_like(S, np.nan)
+    kind = same_kind(field)
+    lead = array.shape[1 : array.ndim - ndim]
+    return StructureFactor(
+        k=kind(grid.shell_k[:keep] / spacing),
+        S=kind(S.reshape(*lead, keep)),
+        stderr=kind(stderr.reshape(*lead, keep)),
+        counts=kind(grid.shell_modes[:keep]),
+        n_samples=n,
+        modes=modes,
+    )
+
+
+def autocorrelation(
+    field: Any,
+    *,
+    ndim: int = 2,
+    center: str = "ensemble",
+    periodic: bool = True,
+    spacing: float = 1.0,
+    normalize: bool = False,
+) -> RadialCorrelation:
+    r"""Radially averaged autocorrelation :math:`C(r) = \langle\phi(x)\phi(x+r)\rangle`.
+
+    Parameters
+    ----------
+    field, ndim, center, spacing
+        As in `structure_factor`.
+    periodic : bool
+        True: all N pairs at every lag, around the boundary. False: zero padding, and each lag divided by the number of
+        pairs inside the field (unbiased).
+    normalize : bool
+        Divide by C(0).
+
+    Returns
+    -------
+    RadialCorrelation
+        ``C`` (..., n_r) averaged over lags whose length rounds to the same number of sites, up to half the smallest
+        side; ``r`` is the mean length; ``counts`` the lattice vectors in the shell; ``stderr`` over samples.
+
+    Raises
+    ------
+    TypeError, ValueError, OverflowError
+        As in `structure_factor`.
+
+    Examples
+    --------
+    >>> import numpy as np, fastcrit as fc
+    >>> wave = np.cos(2 * np.pi * np.arange(64) / 16)  # one sample of a plane wave
+    >>> c = fc.autocorrelation(wave[None], ndim=1, center="none")
+    >>> bool(np.allclose(c.C, 0.5 * np.cos(2 * np.pi * c.r / 16)))
+    True
+    """
+    array = to_real(field, "field")
+    check_grid(array, ndim, 1, "field", "shape (samples, ..., N1 .. Nd)")
+    spacing = check_positive(spacing, "spacing")
+    inner = lattice(array.shape[-ndim:])
+    n = len(array)
+    lead = array.shape[1 : array.ndim - ndim]
+    stack = array.reshape(n, -1, *inner.shape)
+    unbiased = _check_center(center, n)
+    if periodic:
+        grid = inner
+        pairs = inner.lag_pairs.astype(np.float64)
+    else:
+        grid = lattice(tuple(next_fast_len(side + side // 2, real=True) for side in inner.shape))
+        mask = _pad(np.ones((1, *inner.shape)), grid.shape)
+        pairs = grid.core.autocorrelation(mask)[0] * grid.sites
+    keep = inner.lags_inside
+    total = np.zeros((stack.shape[1], keep))
+    squares = np.zeros_like(total)
+    for m in range(stack.shape[1]):
+        offset = ensemble_mean(stack[:, m]) if center == "ensemble" else None
+        for begin, piece in pieces(stack[:, m]):
+            values = _centered(piece, center, offset)
+            if not periodic:
+                values = _pad(values, grid.shape)
+            sums = grid.core.autocorrelation(values).astype(np.float64)
+            check_finite(piece, sums, begin, (n,), "field")
+            C = sums[:, :keep] * (grid.sites / pairs[:keep] if not periodic else 1.0 / pairs[:keep])
+            total[m] += C.sum(axis=0)
+            squares[m] += (C**2).sum(axis=0)
+    mean = total / n
+    stderr = np.sqrt(np.maximum(squares / n - mean**2, 0.0) / (n - 1)) if n > 1 else np.full_like(mean, np.nan)
+    scale = unbiased / (mean[:, :1] * unbiased) if normalize else np.full((len(mean), 1), unbiased)
+    kind = same_kind(field)
+    return RadialCorrelation(
+        r=kind(grid.lag_r[:keep] * spacing),
+        C=kind((mean * scale).reshape(*lead, keep)),
+        stderr=kind((stderr * np.abs(scale)).reshape(*lead, keep)),
+        counts=kind(grid.lag_pairs[:keep]),
+    )
+
+
+def mode_averages(
+    array: Fields, grid: Lattice, spacing: float, center: str, blocks: int
+) -> tuple[ModeAverages, NDArray[np.float64]]:
+    """Per-block mode averages of (samples, ..., lattice), and (fields, shells) sums of squared shell power."""
+    n = len(array)
+    _check_center(center, n)
+    if isinstance(blocks, bool) or not isinstance(blocks, (int, np.integer)) or blocks < 2:
+        raise ValueError(f"blocks: expected an integer of at least 2, got {blocks!r}")
+    used = min(int(blocks), n)
+    stack = array.reshape(n, -1, *grid.shape)
+    fields = stack.shape[1]
+    power = np.zeros((used, fields, len(grid.orbit_k)))
+    first = np.zeros((used, fields, grid.ndim))
+    squares = np.zeros((fields, len(grid.shell_k)))
+    axes, order = _first_modes(grid)
+    for m in range(fields):
+        offset = ensemble_mean(stack[:, m]) if center == "ensemble" else None
+        for begin, piece in pieces(stack[:, m]):
+            sums, amplitudes = grid.core.power(_centered(piece, center, offset), "orbits", selected=axes)
+            check_finite(piece, sums, begin, (n,), "field")
+            squares[m] += ((grid.to_shells(sums.astype(np.float64)) / grid.shell_modes) ** 2).sum(axis=0)
+            first_power = (amplitudes.astype(np.float64) ** 2).sum(axis=-1)[:, order] / grid.sites
+            add_to_blocks(power[:, m], sums, begin)
+            add_to_blocks(first[:, m], first_power, begin)
+    counts = np.bincount(np.arange(n) % used, minlength=used)
+    return ModeAverages(grid, spacing, center, counts, power / grid.orbit_modes, first), squares
+
+
+def add_to_blocks(blocks: NDArray[Any], values: NDArray[Any], first: int) -> None:
+    """Add row j of ``values`` to block (first + j) mod len(blocks), in the order of the rows.
+
+    The order of additions within a block is that of the samples, so a stream gives the same bits however it is cut.
+    """
+    n = len(blocks)
+    row = 0
+    while row < len(values):
+        block = (first + row) % n
+        take = min(n - block, len(values) - row)
+        blocks[block : block + take] += values[row : row + take]
+        row += take
+
+
+def ensemble_mean(samples: Fields) -> Fields:
+    """Mean field over axis 0, accumulated in float64, in the dtype of the samples."""
+    return samples.mean(axis=0, dtype=np.float64).astype(samples.dtype)
+
+
+def pieces(fields: Fields) -> Iterator[tuple[int, Fields]]:
+    """Contiguous runs of fields of about CHUNK_BYTES, each with the index of its first field."""
+    step = max(64, CHUNK_BYTES // max(1, fields[0].nbytes))
+    for begin in range(0, len(fields), step):
+        yield begin, np.ascontiguousarray(fields[begin : begin + step])
+
+
+def _first_modes(grid: Lattice) -> tuple[list[int], list[int]]:
+    """Indices of the modes at 2 pi / L along each axis, ascending, and where each axis stands among them."""
+    index = []
+    for axis, side in enumerate(grid.shape):
+        unit = [0] * grid.ndim
+        unit[axis] = 1 if side > 1 else 0
+        index.append(grid.mode_index(tuple(unit)))
+    ascending = sorted(set(index))
+    return ascending, [ascending.index(i) for i in index]
+
+
+def _check_center(center: str, samples: int) -> float:
+    """The factor that makes a second moment unbiased once the mean has been taken out."""
+    check_choice(center, ("ensemble", "sample", "none"), "center")
+    if center != "ensemble":
+        return 1.0
+    if samples < 2:
+        raise ValueError(f"field: center='ensemble' needs at least 2 samples on axis 0, got {samples}")
+    return samples / (samples - 1)
+
+
+def _centered(piece: Fields, center: str, mean: Fields | None) -> Fields:
+    if center == "sample":
+        axes = tuple(range(1, piece.ndim))
+        return piece - piece.mean(axis=axes, keepdims=True, dtype=np.float64).astype(piece.dtype)
+    return piece if mean is None else piece - mean
+
+
+def _pad(fields: Fields, shape: tuple[int, ...]) -> Fields:
+    padded = np.zeros((len(fields), *shape), dtype=fields.dtype)
+    padded[(slice(None), *(slice(0, side) for side in fields.shape[1:]))] = fields
+    return padded
+
+
+def _taper(window: str | tuple[Any, ...], shape: tuple[int, ...], dtype: np.dtype[Any]) -> Fields:
+    taper = np.ones(shape)
+    for axis, side in enumerate(shape):
+        # sym=False: the periodic form, as for any spectrum.
+        values = signal.get_window(window, side, fftbins=True)
+        taper = taper * values.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+    return (taper / np.sqrt(np.mean(taper**2))).astype(dtype)
+
+
+def _prepare(fields: Fields, detrend: str | None, taper: Fields | None) -> Fields:
+    """Each field less its mean or its least-squares plane, times the taper; a copy when anything changes."""
+    if detrend is not None:
+        shape = fields.shape[1:]
+        columns = [np.ones(shape)]
+        if detrend == "linear":
+            columns += list(np.meshgrid(*[np.arange(n) - (n - 1) / 2 for n in shape], indexing="ij"))
+        design = np.stack([c.ravel() for c in columns], axis=1)
+        flat = fields.reshape(len(fields), -1).astype(np.float64)
+        # A side of one site gives a column of zeros; the pseudo-inverse leaves its slope at zero.
+        trend = (flat @ np.linalg.pinv(design).T) @ design.T
+        fields = (flat - trend).astype(fields.dtype).reshape(fields.shape)
+    return fields if taper is None else np.ascontiguousarray(fields * taper)

@@ -1,0 +1,340 @@
+"""What theory predicts: linear response of patch models, the exact Gaussian model, and the non-local pitchfork."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.sparse.linalg import LinearOperator, eigs
+
+from fastcrit._arrays import check_levels, check_positive, to_real
+from fastcrit.errors import NoTransitionError
+from fastcrit.gaussian import GaussianTheory
+from fastcrit.patch.dictionary import Dictionary
+from fastcrit.schedules import Schedule
+
+__all__ = ["GaussianTheory", "GinzburgLandau", "PatchTheory", "Pitchfork", "pitchfork", "speciation_level"]
+
+Floats = NDArray[np.float64]
+
+# The largest gain is looked for on this many levels a decade before its crossing of 1 is refined.
+_SCAN_PER_DECADE = 50
+# Levels below this fraction of the largest pattern value are not searched: all weights but one have vanished there.
+_LOWEST_LEVEL = 1e-2
+
+
+@dataclass(frozen=True)
+class GinzburgLandau:
+    """d phi / d(-log s) = -r phi + c laplacian(phi) - u phi^3 near the symmetric point; lengths in sites."""
+
+    r: float
+    c: float
+    u: float
+
+
+class PatchTheory:
+    r"""Linear response of the patch model about the symmetric point y = 0.
+
+    With weights :math:`\bar w_\mu \propto \pi_\mu e^{-\|\xi^\mu\|^2/2s^2}` and :math:`C_j = \mathrm{Cov}_{\bar w}(\xi_c,
+    \xi_j)`, plane waves are eigenvectors with gain :math:`g_k = \hat C(k)/s^2`, :math:`\hat C(k) = \sum_j C_j
+    e^{ik(j-c)}`. The critical level solves :math:`s^2 = \max_k \mathrm{Re}\,\hat C(k; s)`. Source: arXiv:2603.20092.
+
+    Parameters
+    ----------
+    dictionary : Dictionary
+    lattice : int or (int, int)
+        Sides in sites; wavevectors are those of this periodic lattice. A position-specific dictionary brings its own.
+
+    Raises
+    ------
+    ValueError
+        A patch larger than the lattice.
+
+    Examples
+    --------
+    >>> import fastcrit as fc
+    >>> pair = fc.patch.Dictionary.binary(size=5, random=0)
+    >>> theory = fc.theory.PatchTheory(pair, lattice=80)
+    >>> round(theory.critical_level(), 9), theory.critical_mode()
+    (5.0, (0.0, 0.0))
+    """
+
+    def __init__(self, dictionary: Dictionary, lattice: int | tuple[int, int] | None = None) -> None:
+        self.dictionary = dictionary
+        self.lattice = lattice_shape(dictionary, lattice)
+        half = dictionary.size // 2
+        offsets = np.arange(-half, half + 1)
+        self._offsets = np.stack(np.meshgrid(offsets, offsets, indexing="ij"), axis=-1).reshape(-1, 2)
+        if not dictionary.position_specific:
+            self._flat = dictionary.patterns.reshape(len(dictionary), -1)
+            self._center = self._flat[:, self._flat.shape[1] // 2]
+            self._norms = (self._flat**2).sum(axis=1)
+
+    def weights(self, s: float) -> Floats:
+        """Posterior weights of the patterns at y = 0 and noise level ``s``, (P,)."""
+        self._equivariant("weights")
+        log_w = np.log(self.dictionary.prior) - self._norms / (2.0 * check_positive(s, "s") ** 2)
+        w = np.exp(log_w - log_w.max())
+        return np.asarray(w / w.sum())
+
+    def covariance(self, s: float) -> Floats:
+        """C_j = Cov(center, pixel j) under the weights at y = 0, (n, n)."""
+        w = self.weights(s)
+        mean = w @ self._flat
+        C = (w * (self._center - w @ self._center)) @ (self._flat - mean)
+        return np.asarray(C.reshape(self.dictionary.size, self.dictionary.size))
+
+    def kernel_spectrum(self, k: Any, s: float) -> Any:
+        """C^(k), complex, for wavevectors ``k`` (..., 2) in rad per site."""
+        k = np.asarray(k, dtype=np.float64)
+        if k.ndim < 1 or k.shape[-1] != 2:
+            raise ValueError(f"k: expected wavevectors of shape (..., 2), got {k.shape}")
+        return np.exp(1j * (k @ self._offsets.T)) @ self.covariance(s).ravel()
+
+    def gain(self, k: Any, s: float) -> Any:
+        """g_k = C^(k)/s^2 at the symmetric point, complex: growth is the real part, drift of the phase the imaginary."""
+        return self.kernel_spectrum(k, s) / check_positive(s, "s") ** 2
+
+    def critical_level(self) -> float:
+        """The largest noise level at which the softest mode's gain is 1; the first that the reverse process meets.
+
+        Raises
+        ------
+        NoTransitionError
+            No mode reaches gain 1 at any level.
+        """
+        top = self._search_from()
+        if top == 0.0:
+            raise NoTransitionError("the dictionary predicts one and the same value everywhere: no mode responds")
+        low = _LOWEST_LEVEL * top
+        levels = np.geomspace(top, low, int(_SCAN_PER_DECADE * np.log10(top / low)))
+        previous = levels[0]
+        for s in levels:
+            if self._excess(s) >= 0:
+                if s == previous:  # the bound itself is attained
+                    return float(s)
+                return float(brentq(self._excess, s, previous, xtol=1e-13 * s, rtol=8.9e-16))
+            previous = s
+        raise NoTransitionError(f"no mode reaches gain 1 between s = {low:.3g} and {top:.3g}")
+
+    def critical_mode(self) -> tuple[float, ...]:
+        """Wavevector in rad per site, of the lattice's modes, with the largest gain at the critical level."""
+        self._equivariant("critical_mode")
+        return self._softest(self.critical_level())[1]
+
+    def critical_time(self, schedule: Schedule) -> float:
+        """The critical level as a time of ``schedule``."""
+        return float(schedule.t(self.critical_level()))
+
+    def xi_eq(self, s: float) -> float:
+        """Equilibrium correlation length sqrt(c/r) in sites; NaN unless r > 0 and the softest mode is at k = 0."""
+        gl = self.ginzburg_landau(s)
+        return float(np.sqrt(gl.c / gl.r)) if gl.r > 0 and gl.c >= 0 else float("nan")
+
+    def ginzburg_landau(self, s: float) -> GinzburgLandau:
+        """Coefficients of the field theory at level ``s``: r = 1 - g_0, c from the curvature of g_k, u from cumulants."""
+        C = self.covariance(s).ravel()
+        s = float(s)
+        # Isotropic mean over the two axes of -1/2 d^2 C^/dk^2.
+        c = 0.25 * float(C @ (self._offsets**2).sum(axis=1)) / s**2
+        w = self.weights(s)
+        a = self._center - w @ self._center
+        b = self._flat.sum(axis=1)
+        b = b - w @ b
+        kappa = float(w @ (a * b**3)) - 3.0 * float(w @ (a * b)) * float(w @ b**2)
+        return GinzburgLandau(r=1.0 - float(C.sum()) / s**2, c=c, u=-kappa / (6.0 * s**6))
+
+    def log_growth(self, k: Any, start: float, end: float) -> Any:
+        """log of the amplitude ratio of mode ``k`` (..., 2) along the probability-flow ODE from ``start`` down to ``end``.
+
+        Exact to first order in the amplitude: the integral of Re g_k - 1 over -log s (by Gauss-Legendre quadrature, whose
+        nodes are enough for rounding when norms are equal; then it is -log(s0/s1) + Re C^ (s1^-2 - s0^-2)/2).
+        """
+        check_levels([start, end])
+        nodes, weights = np.polynomial.legendre.leggauss(64)
+        half = 0.5 * np.log(start / end)
+        s = np.exp(0.5 * np.log(start * end) + half * nodes)
+        values = np.stack([np.real(self.gain(k, float(x))) - 1.0 for x in s], axis=-1)
+        return half * (values @ weights)
+
+    def largest_eigenvalue(self, s: float) -> float:
+        """Largest real part among the eigenvalues of the Jacobian dD/dy at y = 0.
+
+        On the periodic lattice of an equivariant dictionary this is max_k Re g_k. For a position-specific dictionary,
+        with zeros outside the image, it is found by ARPACK's Arnoldi iteration (Lanczos for matrices that are not
+        symmetric, which this is where neighbouring sites weigh the images differently).
+        """
+        s = check_positive(s, "s")
+        if not self.dictionary.position_specific:
+            return self._softest(s)[0] / s**2
+        return _largest_eigenvalue_by_site(self.dictionary, s)
+
+    def _equivariant(self, what: str) -> None:
+        if self.dictionary.position_specific:
+            raise ValueError(f"{what}: not defined for a position-specific dictionary, whose kernel is no convolution")
+
+    def _softest(self, s: float) -> tuple[float, tuple[float, ...]]:
+        """max_k Re C^(k) over the lattice's modes, and the wavevector; among equals the one of smallest |k|."""
+        C = self.covariance(s)
+        kernel = np.zeros(self.lattice)
+        np.add.at(kernel, tuple(self._offsets.T % np.array(self.lattice)[:, None]), C.ravel())
+        spectrum = np.fft.fft2(kernel).real
+        k = [2.0 * np.pi * np.fft.fftfreq(side) for side in self.lattice]
+        length = np.hypot(*np.meshgrid(*k, indexing="ij"))
+        best = spectrum.max()
+        # Equal up to the rounding of a sum over the patch.
+        tied = spectrum >= best - 1e-12 * np.abs(C).sum()
+        at = np.unravel_index(np.argmin(np.where(tied, length, np.inf)), spectrum.shape)
+        return float(best), (abs(float(k[0][at[0]])), float(k[1][at[1]] * (1 if k[0][at[0]] >= 0 else -1)) + 0.0)
+
+    def _excess(self, s: float) -> float:
+        if self.dictionary.position_specific:
+            return self.largest_eigenvalue(s) - 1.0
+        return self._softest(s)[0] / s**2 - 1.0
+
+    def _search_from(self) -> float:
+        """A level above which no gain reaches 1: |Cov(a, b)| <= (range of a)(range of b)/4, summed over the patch."""
+        patterns = self.dictionary.patterns
+        spread = float((patterns.max(axis=0) - patterns.min(axis=0)).max())
+        pixels = min(self.dictionary.size**2, int(np.prod(self.lattice)))
+        return 0.5 * spread * np.sqrt(pixels) * (1.0 + 1e-9)
+
+
+def lattice_shape(dictionary: Dictionary, lattice: int | tuple[int, int] | None) -> tuple[int, int]:
+    """Sides of the lattice, checked against the dictionary."""
+    if dictionary.position_specific:
+        height, width = dictionary.patterns.shape[1:]
+        if lattice is not None and lattice not in ((height, width), height if height == width else None):
+            raise ValueError(f"lattice: a position-specific dictionary lives on its images' {height, width}, got {lattice!r}")
+        return height, width
+    if lattice is None:
+        raise ValueError("lattice: expected one side or (height, width)")
+    sides = (lattice, lattice) if isinstance(lattice, (int, np.integer)) else tuple(lattice)
+    if len(sides) != 2 or not all(isinstance(x, (int, np.integer)) and x >= 1 for x in sides):
+        raise ValueError(f"lattice: expected one side or (height, width), got {lattice!r}")
+    if min(sides) < dictionary.size:
+        raise ValueError(f"lattice: patterns of side {dictionary.size} are larger than the lattice {sides}")
+    return int(sides[0]), int(sides[1])
+
+
+def _largest_eigenvalue_by_site(dictionary: Dictionary, s: float) -> float:
+    images = dictionary.patterns
+    count, height, width = images.shape
+    half = dictionary.size // 2
+    rows = _window_matrix(height, half)
+    columns = _window_matrix(width, half)
+
+    def box(x: Floats) -> Floats:  # sums over each site's patch, cut at the border
+        return np.asarray(rows @ x @ columns)
+
+    log_w = np.log(dictionary.prior)[:, None, None] - box(images**2) / (2.0 * s**2)
+    w = np.exp(log_w - log_w.max(axis=0))
+    w /= w.sum(axis=0)
+    centred = images - (w * images).sum(axis=0)
+    coupling = w * centred
+
+    def apply(v: Floats) -> Floats:
+        # Cov_i(x_i, sum_j x_j v_j) over the patch of i; the mean of the second factor drops out against `centred`.
+        return np.asarray((coupling * box(images * v.reshape(height, width))).sum(axis=0).ravel() / s**2)
+
+    n = height * width
+    if n < 4:  # ARPACK needs room for its basis
+        dense = np.stack([apply(e) for e in np.eye(n)], axis=1)
+        return float(np.linalg.eigvals(dense).real.max())
+    start = np.ones(n)  # fixed, so that the result does not vary between calls
+    found = eigs(LinearOperator((n, n), matvec=apply, dtype=np.float64), k=1, which="LR", v0=start, return_eigenvectors=False)
+    return float(found.real.max())
+
+
+def _window_matrix(side: int, half: int) -> Floats:
+    i = np.arange(side)
+    return (np.abs(i[:, None] - i[None, :]) <= half).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Pitchfork:
+    """Exact score of {all +1, all -1} on ``n_sites`` sites: one collective mode, no locality (see `pitchfork`)."""
+
+    n_sites: int
+
+    def critical_level(self) -> float:
+        """s_c = sqrt(N)."""
+        return float(np.sqrt(self.n_sites))
+
+    def gain(self, s: Any) -> Any:
+        """Gain N/s^2 of the uniform mode at y = 0; every other mode has gain 0."""
+        return self.n_sites / np.square(np.asarray(s, dtype=np.float64))
+
+    def denoise(self, y: Any, s: float) -> Any:
+        """D(y; s) = tanh(sum(y)/s^2) on every site, for states (samples, ...) of ``n_sites`` sites each."""
+        y = np.asarray(y)
+        if y.ndim < 2 or int(np.prod(y.shape[1:])) != self.n_sites:
+            raise ValueError(f"y: expected (samples, ...) with {self.n_sites} sites each, got shape {y.shape}")
+        total = y.sum(axis=tuple(range(1, y.ndim)), keepdims=True, dtype=np.float64)
+        return np.broadcast_to(np.tanh(total / s**2), y.shape).astype(y.dtype)
+
+    def magnetisation(self, s: float) -> float:
+        """The stable fixed point m >= 0 of m = tanh(N m/s^2): 0 above the critical level."""
+        a = float(self.gain(check_positive(s, "s")))
+        if a <= 1.0:
+            return 0.0
+        # m lies above the root of the cubic expansion's lower bound and below 1.
+        return float(brentq(lambda m: m - np.tanh(a * m), np.sqrt(3.0 * (a - 1.0) / a**3) * 0.5, 1.0, xtol=1e-15))
+
+
+def pitchfork(n_sites: int) -> Pitchfork:
+    """The non-local model: the data are two configurations of ``n_sites`` sites, all +1 and all -1.
+
+    The same bifurcation as a patch model's, in one mode instead of a band: memorisation instead of pattern formation.
+
+    Raises
+    ------
+    ValueError
+        ``n_sites`` below 1.
+
+    Examples
+    --------
+    >>> import fastcrit as fc
+    >>> fc.theory.pitchfork(100).critical_level()
+    10.0
+    """
+    if n_sites < 1:
+        raise ValueError(f"n_sites: expected at least 1, got {n_sites}")
+    return Pitchfork(int(n_sites))
+
+
+def speciation_level(data: Any) -> float:
+    r"""Level at which the data's classes separate: s_S = sqrt of the largest eigenvalue of Cov(x0).
+
+    Source: Biroli et al. (2402.18491). Their criterion, :math:`\bar\alpha\Lambda = 1`, gives
+    :math:`\sqrt{\Lambda - 1}`, the same for :math:`\Lambda \gg 1`.
+
+    Parameters
+    ----------
+    data : (samples, ...)
+
+    Raises
+    ------
+    ValueError
+        Fewer than two samples, NaN or Inf.
+
+    Examples
+    --------
+    >>> import numpy as np, fastcrit as fc
+    >>> two = np.array([[3.0, 3.0, 3.0, 3.0], [-3.0, -3.0, -3.0, -3.0]])
+    >>> round(fc.theory.speciation_level(two), 6)  # Lambda = 9 per site, 4 sites
+    6.0
+    """
+    x = to_real(data, "data").astype(np.float64)
+    if x.ndim < 2 or len(x) < 2:
+        raise ValueError(f"data: expected (samples, ...) with at least 2 samples, got shape {x.shape}")
+    x = x.reshape(len(x), -1)
+    if not np.isfinite(x).all():
+        raise ValueError(f"data: NaN or infinite value in sample {int(np.argmin(np.isfinite(x).all(axis=1)))}")
+    x = x - x.mean(axis=0)
+    # The nonzero eigenvalues of X'X and XX' agree: take the smaller matrix.
+    gram = x.T @ x if x.shape[1] <= x.shape[0] else x @ x.T
+    return float(np.sqrt(max(np.linalg.eigvalsh(gram)[-1], 0.0) / len(x)))

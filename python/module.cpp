@@ -1,0 +1,185 @@
+// Bindings are glue: exact dtypes, C-contiguous arrays, no silent casts, GIL released. Shapes are checked here once;
+// units, conversions and conventions are the business of fastcrit/*.py.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "fastcrit/spectra.hpp"
+
+namespace py = pybind11;
+using namespace py::literals;
+
+namespace {
+
+using fastcrit::Bins;
+using fastcrit::Lattice;
+using fastcrit::Spectrometer;
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;
+
+template <class T, class Items, class Value>
+py::array_t<T> column(const Items& items, const Value& value) {
+    py::array_t<T> out(static_cast<py::ssize_t>(items.size()));
+    auto view = out.template mutable_unchecked<1>();
+    for (py::ssize_t i = 0; i < view.shape(0); ++i) view(i) = value(items[static_cast<std::size_t>(i)]);
+    return out;
+}
+
+std::vector<py::ssize_t> shape_of(const Lattice& lattice) {
+    std::vector<py::ssize_t> shape;
+    for (int axis = 3 - lattice.ndim(); axis < 3; ++axis) shape.push_back(lattice.sides()[axis]);
+    return shape;
+}
+
+std::string text(const std::vector<py::ssize_t>& shape) {
+    std::string out;
+    for (py::ssize_t side : shape) out += (out.empty() ? "" : ", ") + std::to_string(side);
+    return "(" + out + ")";
+}
+
+/// Number of fields in an array of shape (count, N1 .. Nd).
+template <class T>
+std::int64_t count_fields(const Array<T>& fields, const Lattice& lattice) {
+    const std::vector<py::ssize_t> expected = shape_of(lattice);
+    const std::vector<py::ssize_t> got(fields.shape(), fields.shape() + fields.ndim());
+    if (got.size() != expected.size() + 1 || !std::equal(expected.begin(), expected.end(), got.begin() + 1)) {
+        throw std::invalid_argument("fields: expected shape (count, *" + text(expected) + "), got " + text(got));
+    }
+    return got[0];
+}
+
+template <class T>
+const T* offset_data(const std::optional<Array<T>>& offset, const Lattice& lattice) {
+    if (!offset) return nullptr;
+    if (offset->size() != lattice.sites()) {
+        throw std::invalid_argument("offset: expected one field of shape " + text(shape_of(lattice)));
+    }
+    return offset->data();
+}
+
+Bins parse_bins(const std::string& name) {
+    if (name == "shells") return Bins::shells;
+    if (name == "orbits") return Bins::orbits;
+    throw std::invalid_argument("bins: expected 'shells' or 'orbits', got '" + name + "'");
+}
+
+template <class T>
+py::tuple power(const Spectrometer& self, const Array<T>& fields, const std::string& bins_name,
+                const std::optional<Array<T>>& offset, const std::vector<std::int32_t>& selected) {
+    const Bins bins = parse_bins(bins_name);
+    const std::int64_t count = count_fields(fields, self.lattice());
+    const T* const subtract = offset_data(offset, self.lattice());
+    py::array_t<T> sums({static_cast<py::ssize_t>(count), static_cast<py::ssize_t>(self.bins(bins))});
+    py::array_t<T> modes({static_cast<py::ssize_t>(count), static_cast<py::ssize_t>(selected.size()), py::ssize_t{2}});
+    const T* const in = fields.data();
+    T* const sums_out = sums.mutable_data();
+    T* const modes_out = modes.mutable_data();
+    {
+        const py::gil_scoped_release release;
+        self.power<T>(in, count, subtract, bins, sums_out, selected, modes_out);
+    }
+    return py::make_tuple(sums, modes);
+}
+
+template <class T>
+py::array_t<T> autocorrelation(const Spectrometer& self, const Array<T>& fields,
+                               const std::optional<Array<T>>& offset) {
+    const std::int64_t count = count_fields(fields, self.lattice());
+    const T* const subtract = offset_data(offset, self.lattice());
+    const auto lags = static_cast<py::ssize_t>(self.lattice().lag_shells().size());
+    py::array_t<T> sums({static_cast<py::ssize_t>(count), lags});
+    const T* const in = fields.data();
+    T* const out = sums.mutable_data();
+    {
+        const py::gil_scoped_release release;
+        self.autocorrelation<T>(in, count, subtract, out);
+    }
+    return sums;
+}
+
+template <class T>
+py::array_t<double> modes(const Spectrometer& self, const Array<T>& fields) {
+    const std::int64_t count = count_fields(fields, self.lattice());
+    py::array_t<double> result({static_cast<py::ssize_t>(count), static_cast<py::ssize_t>(2 + 2 * self.lattice().ndim())});
+    const T* const in = fields.data();
+    double* const out = result.mutable_data();
+    {
+        const py::gil_scoped_release release;
+        self.modes<T>(in, count, out);
+    }
+    return result;
+}
+
+template <class T>
+void add_precision(py::class_<Spectrometer>& spectrometer) {
+    spectrometer
+        .def("power", &power<T>, "fields"_a.noconvert(), "bins"_a, "offset"_a.noconvert() = py::none(),
+             "selected"_a = std::vector<std::int32_t>{})
+        .def("autocorrelation", &autocorrelation<T>, "fields"_a.noconvert(), "offset"_a.noconvert() = py::none())
+        .def("modes", &modes<T>, "fields"_a.noconvert());
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
+    m.doc() = "Compiled core of fastcrit: see _core.pyi.";
+
+    py::class_<Spectrometer> spectrometer(m, "Spectrometer");
+    spectrometer.def(py::init<const std::vector<std::int64_t>&>(), "shape"_a)
+        .def_property_readonly("shape", [](const Spectrometer& s) { return py::tuple(py::cast(shape_of(s.lattice()))); })
+        .def_property_readonly("shell_width", [](const Spectrometer& s) { return s.lattice().shell_width(); })
+        .def_property_readonly("shells", [](const Spectrometer& s) { return s.lattice().shells(); })
+        .def_property_readonly("shells_below_nyquist",
+                               [](const Spectrometer& s) { return s.lattice().shells_below_nyquist(); })
+        .def_property_readonly("orbit_k",
+                               [](const Spectrometer& s) {
+                                   return column<double>(s.lattice().orbits(), [](const auto& o) { return o.k; });
+                               })
+        .def_property_readonly(
+            "orbit_k2_lattice",
+            [](const Spectrometer& s) {
+                return column<double>(s.lattice().orbits(), [](const auto& o) { return o.k2_lattice; });
+            })
+        .def_property_readonly(
+            "orbit_multiplicity",
+            [](const Spectrometer& s) {
+                return column<std::int64_t>(s.lattice().orbits(), [](const auto& o) { return o.multiplicity; });
+            })
+        .def_property_readonly("orbit_shell",
+                               [](const Spectrometer& s) {
+                                   return column<std::int64_t>(s.lattice().orbits(), [](const auto& o) { return o.shell; });
+                               })
+        .def_property_readonly(
+            "orbit_of_mode",
+            [](const Spectrometer& s) {
+                return column<std::int64_t>(s.lattice().orbit_of_mode(), [](std::int32_t id) { return id; });
+            })
+        .def_property_readonly(
+            "lag_shell_of_site",
+            [](const Spectrometer& s) {
+                return column<std::int64_t>(s.lattice().lag_shell_of_site(), [](std::int32_t id) { return id; });
+            })
+        .def_property_readonly("lag_r",
+                               [](const Spectrometer& s) {
+                                   return column<double>(s.lattice().lag_shells(), [](const auto& l) { return l.r; });
+                               })
+        .def_property_readonly(
+            "lag_multiplicity",
+            [](const Spectrometer& s) {
+                return column<std::int64_t>(s.lattice().lag_shells(), [](const auto& l) { return l.multiplicity; });
+            })
+        .def_property_readonly("lag_shells_inside", [](const Spectrometer& s) { return s.lattice().lag_shells_inside(); });
+    add_precision<float>(spectrometer);
+    add_precision<double>(spectrometer);
+
+    m.def("instruction_set", &fastcrit::instruction_set);
+    m.def("available_instruction_sets", &fastcrit::available_instruction_sets);
+    m.def("use_instruction_set", &fastcrit::use_instruction_set, "name"_a);
+    m.def("num_threads", &fastcrit::num_threads);
+    m.def("set_num_threads", &fastcrit::set_num_threads, "threads"_a);
+}
