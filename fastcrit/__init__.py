@@ -1,0 +1,91 @@
+"""fastcrit: how diffusion models turn noise into patterns, measured.
+
+Spectra, structure factors, correlation lengths and mode gains along reverse-diffusion trajectories; the critical noise
+level from theory and from data. ``import fastcrit`` loads neither torch nor numba: they come with what uses them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from fastcrit import _core, errors, schedules
+from fastcrit.correlation import CorrelationLength, correlation_length
+from fastcrit.critical import CriticalPoint, critical_point
+from fastcrit.errors import FileFormatError, NoTransitionError
+from fastcrit.modes import dispersion_length
+from fastcrit.observe import Recorder
+from fastcrit.spectra import (
+    RadialCorrelation,
+    RadialSpectrum,
+    StructureFactor,
+    autocorrelation,
+    power_spectrum,
+    structure_factor,
+)
+
+if TYPE_CHECKING:
+    from fastcrit import data, patch, plot, store, studies, theory
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CorrelationLength",
+    "CriticalPoint",
+    "FileFormatError",
+    "NoTransitionError",
+    "RadialCorrelation",
+    "RadialSpectrum",
+    "Recorder",
+    "StructureFactor",
+    "autocorrelation",
+    "core_info",
+    "correlation_length",
+    "critical_point",
+    "data",
+    "dispersion_length",
+    "errors",
+    "patch",
+    "plot",
+    "power_spectrum",
+    "schedules",
+    "set_num_threads",
+    "store",
+    "structure_factor",
+    "studies",
+    "theory",
+]
+
+_SUBMODULES = ("data", "patch", "plot", "store", "studies", "theory")
+
+
+def core_info() -> dict[str, Any]:
+    """Which instruction set the compiled core uses, which it could use, and how many threads.
+
+    Examples
+    --------
+    >>> import fastcrit as fc
+    >>> "baseline" in fc.core_info()["available"]
+    True
+    """
+    return {
+        "version": __version__,
+        "instruction_set": _core.instruction_set(),
+        "available": _core.available_instruction_sets(),
+        "threads": _core.num_threads(),
+    }
+
+
+def set_num_threads(threads: int) -> None:
+    """Threads that kernels and samplers use (the start value is $FASTCRIT_NUM_THREADS, or the usable processors)."""
+    _core.set_num_threads(threads)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return import_module(f"fastcrit.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -62,6 +62,26 @@ class Lattice:
         order = np.argsort(full, kind="stable")
         return order, np.flatnonzero(np.diff(full[order], prepend=-1))
 
+    @property
+    def axis_wavenumbers(self) -> list[tuple[int, ...]]:
+        """Integer wavenumbers of the mode at 2 pi / L along each axis alone (k = 0 on an axis of one site)."""
+        return [tuple(int(a == b and side > 1) for b in range(self.ndim)) for a, side in enumerate(self.shape)]
+
+    @cached_property
+    def half_weights(self) -> NDArray[np.float64]:
+        """How many modes of the full lattice each mode of the half spectrum [kx][...] stands for: 1 or 2."""
+        last = self.shape[-1]
+        kx = np.arange(last // 2 + 1)
+        return np.repeat(np.where((kx == 0) | (2 * kx == last), 1.0, 2.0), self.sites // last)
+
+    @cached_property
+    def half_wavevectors(self) -> NDArray[np.float64]:
+        """Wavevectors (modes, ndim) of the half spectrum [kx][...], rad per site."""
+        axes = [2 * np.pi * np.fft.fftfreq(side) for side in self.shape[:-1]]
+        last = 2 * np.pi * np.arange(self.shape[-1] // 2 + 1) / self.shape[-1]
+        points = np.stack(np.meshgrid(last, *axes, indexing="ij"), axis=-1).reshape(-1, self.ndim)
+        return np.roll(points, -1, axis=1)
+
     def kept_shells(self, corners: bool) -> int:
         """Number of shells: all, or those whose centre does not exceed the smallest Nyquist wavenumber."""
         return len(self.shell_k) if corners else self.shells_below_nyquist

@@ -7,10 +7,8 @@ from dataclasses import dataclass, field as dataclass_field
 from typing import Any
 
 import numpy as np
+import scipy  # submodules load on first use
 from numpy.typing import NDArray
-from scipy import stats
-from scipy.fft import irfftn
-from scipy.optimize import minimize_scalar
 
 from fastcrit._arrays import Fields, check_choice, check_finite, check_grid, check_positive, to_real
 from fastcrit._lattice import Lattice, lattice
@@ -46,7 +44,7 @@ class CorrelationLength:
         """Two-sided confidence interval: Student's t with blocks - 1 degrees of freedom."""
         if not 0 < confidence < 1:
             raise ValueError(f"confidence: expected a number between 0 and 1, got {confidence!r}")
-        t = stats.t.ppf(0.5 + confidence / 2, self.blocks - 1) if self.blocks > 1 else np.nan
+        t = scipy.special.stdtrit(self.blocks - 1, 0.5 + confidence / 2) if self.blocks > 1 else np.nan
         return self.value - t * self.stderr, self.value + t * self.stderr
 
 
@@ -249,7 +247,7 @@ def binarize(array: Fields) -> NDArray[np.float32]:
 def radial_correlation(grid: Lattice, S: Floats, background: float = 0.0) -> Floats:
     """C(r) (..., lags inside half the smallest side) from S per orbit (..., orbits)."""
     axes = tuple(range(-grid.ndim, 0))
-    C = irfftn(grid.to_full(S), s=grid.shape, axes=axes)
+    C = scipy.fft.irfftn(grid.to_full(S), s=grid.shape, axes=axes)
     flat = C.reshape(*C.shape[: -grid.ndim], grid.sites)
     order, starts = grid.lag_order
     sums = np.add.reduceat(flat[..., order], starts, axis=-1)[..., : grid.lags_inside]
@@ -342,7 +340,7 @@ def _exponential(r: Floats, C: Floats) -> float:
     best = int(np.argmin([misfit(g) for g in grid]))
     if best in (0, len(grid) - 1):
         return float("nan")
-    result = minimize_scalar(misfit, bounds=(grid[best - 1], grid[best + 1]), method="bounded", options={"xatol": 1e-10})
+    result = scipy.optimize.minimize_scalar(misfit, bounds=(grid[best - 1], grid[best + 1]), method="bounded", options={"xatol": 1e-10})
     return float(np.exp(result.x))
 
 

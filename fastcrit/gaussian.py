@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import scipy  # submodules load on first use
 from numpy.typing import NDArray
-from scipy.fft import irfftn, rfftn
 
 from fastcrit._arrays import check_choice, check_levels, check_positive
 from fastcrit._lattice import Lattice, lattice as lattice_tables
@@ -92,8 +92,7 @@ class GaussianTheory:
         """Mean gain of every shell below the Nyquist wavenumber."""
         grid = self.lattice
         gain = np.moveaxis(self._half / (self._half + s**2), -1, 0).ravel()
-        weight = self._mode_weights()
-        sums = np.bincount(grid.orbit_of_mode, weight * gain, minlength=len(grid.orbit_k))
+        sums = np.bincount(grid.orbit_of_mode, grid.half_weights * gain, minlength=len(grid.orbit_k))
         return grid.to_shells(sums)[: grid.shells_below_nyquist] / grid.shell_modes[: grid.shells_below_nyquist]
 
     def xi_eq(self, s: float) -> float:
@@ -139,14 +138,7 @@ class GaussianTheory:
         axes = tuple(range(-self.spectrum.ndim, 0))
         if y.shape[-self.spectrum.ndim :] != self.spectrum.shape:
             raise ValueError(f"y: expected shape (..., {self.spectrum.shape}), got {y.shape}")
-        return irfftn(rfftn(y, axes=axes) * response, s=self.spectrum.shape, axes=axes)
-
-    def _mode_weights(self) -> Floats:
-        """1 for the columns of the half spectrum that are their own mirror image, 2 for the others; [kx][...] order."""
-        last = self.spectrum.shape[-1]
-        kx = np.arange(last // 2 + 1)
-        own = (kx == 0) | (2 * kx == last)
-        return np.repeat(np.where(own, 1.0, 2.0), self.spectrum.size // last)
+        return scipy.fft.irfftn(scipy.fft.rfftn(y, axes=axes) * response, s=self.spectrum.shape, axes=axes)
 
 
 def _normal(seed: Any, shape: tuple[int, ...]) -> Floats:

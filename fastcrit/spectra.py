@@ -12,9 +12,8 @@ from dataclasses import dataclass, field as dataclass_field
 from typing import Any
 
 import numpy as np
+import scipy  # its submodules load when they are first used, which keeps `import fastcrit` fast
 from numpy.typing import NDArray
-from scipy import signal
-from scipy.fft import next_fast_len
 
 from fastcrit._arrays import Fields, check_choice, check_finite, check_grid, check_positive, same_kind, to_real
 from fastcrit._lattice import CHUNK_BYTES, Lattice, lattice
@@ -275,7 +274,7 @@ def autocorrelation(
         grid = inner
         pairs = inner.lag_pairs.astype(np.float64)
     else:
-        grid = lattice(tuple(next_fast_len(side + side // 2, real=True) for side in inner.shape))
+        grid = lattice(tuple(scipy.fft.next_fast_len(side + side // 2, real=True) for side in inner.shape))
         mask = _pad(np.ones((1, *inner.shape)), grid.shape)
         pairs = grid.core.autocorrelation(mask)[0] * grid.sites
     keep = inner.lags_inside
@@ -318,11 +317,13 @@ def mode_averages(
     power = np.zeros((used, fields, len(grid.orbit_k)))
     first = np.zeros((used, fields, grid.ndim))
     squares = np.zeros((fields, len(grid.shell_k)))
-    axes, order = _first_modes(grid)
+    axes = [grid.mode_index(n) for n in grid.axis_wavenumbers]
+    selected = sorted(set(axes))
+    order = [selected.index(i) for i in axes]
     for m in range(fields):
         offset = ensemble_mean(stack[:, m]) if center == "ensemble" else None
         for begin, piece in pieces(stack[:, m]):
-            sums, amplitudes = grid.core.power(_centered(piece, center, offset), "orbits", selected=axes)
+            sums, amplitudes = grid.core.power(_centered(piece, center, offset), "orbits", selected=selected)
             check_finite(piece, sums, begin, (n,), "field")
             squares[m] += ((grid.to_shells(sums.astype(np.float64)) / grid.shell_modes) ** 2).sum(axis=0)
             first_power = (amplitudes.astype(np.float64) ** 2).sum(axis=-1)[:, order] / grid.sites
@@ -358,17 +359,6 @@ def pieces(fields: Fields) -> Iterator[tuple[int, Fields]]:
         yield begin, np.ascontiguousarray(fields[begin : begin + step])
 
 
-def _first_modes(grid: Lattice) -> tuple[list[int], list[int]]:
-    """Indices of the modes at 2 pi / L along each axis, ascending, and where each axis stands among them."""
-    index = []
-    for axis, side in enumerate(grid.shape):
-        unit = [0] * grid.ndim
-        unit[axis] = 1 if side > 1 else 0
-        index.append(grid.mode_index(tuple(unit)))
-    ascending = sorted(set(index))
-    return ascending, [ascending.index(i) for i in index]
-
-
 def _check_center(center: str, samples: int) -> float:
     """The factor that makes a second moment unbiased once the mean has been taken out."""
     check_choice(center, ("ensemble", "sample", "none"), "center")
@@ -396,7 +386,7 @@ def _taper(window: str | tuple[Any, ...], shape: tuple[int, ...], dtype: np.dtyp
     taper = np.ones(shape)
     for axis, side in enumerate(shape):
         # sym=False: the periodic form, as for any spectrum.
-        values = signal.get_window(window, side, fftbins=True)
+        values = scipy.signal.get_window(window, side, fftbins=True)
         taper = taper * values.reshape([-1 if i == axis else 1 for i in range(len(shape))])
     return (taper / np.sqrt(np.mean(taper**2))).astype(dtype)
 

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy  # submodules load on first use
 from numpy.typing import NDArray
-from scipy.optimize import brentq
-from scipy.sparse.linalg import LinearOperator, eigs
 
 from fastcrit._arrays import check_levels, check_positive, to_real
 from fastcrit.errors import NoTransitionError
@@ -116,7 +115,7 @@ class PatchTheory:
             if self._excess(s) >= 0:
                 if s == previous:  # the bound itself is attained
                     return float(s)
-                return float(brentq(self._excess, s, previous, xtol=1e-13 * s, rtol=8.9e-16))
+                return float(scipy.optimize.brentq(self._excess, s, previous, xtol=1e-13 * s, rtol=8.9e-16))
             previous = s
         raise NoTransitionError(f"no mode reaches gain 1 between s = {low:.3g} and {top:.3g}")
 
@@ -245,7 +244,8 @@ def _largest_eigenvalue_by_site(dictionary: Dictionary, s: float) -> float:
         dense = np.stack([apply(e) for e in np.eye(n)], axis=1)
         return float(np.linalg.eigvals(dense).real.max())
     start = np.ones(n)  # fixed, so that the result does not vary between calls
-    found = eigs(LinearOperator((n, n), matvec=apply, dtype=np.float64), k=1, which="LR", v0=start, return_eigenvectors=False)
+    operator = scipy.sparse.linalg.LinearOperator((n, n), matvec=apply, dtype=np.float64)
+    found = scipy.sparse.linalg.eigs(operator, k=1, which="LR", v0=start, return_eigenvectors=False)
     return float(found.real.max())
 
 
@@ -282,7 +282,7 @@ class Pitchfork:
         if a <= 1.0:
             return 0.0
         # m lies above the root of the cubic expansion's lower bound and below 1.
-        return float(brentq(lambda m: m - np.tanh(a * m), np.sqrt(3.0 * (a - 1.0) / a**3) * 0.5, 1.0, xtol=1e-15))
+        return float(scipy.optimize.brentq(lambda m: m - np.tanh(a * m), np.sqrt(3.0 * (a - 1.0) / a**3) * 0.5, 1.0, xtol=1e-15))
 
 
 def pitchfork(n_sites: int) -> Pitchfork:

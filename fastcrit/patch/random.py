@@ -57,8 +57,8 @@ def _exp(x):
     def exp32(x):
         # 2^n * exp(r), |r| <= log(2)/2; the polynomial is the Taylor series to r^6 (next term 1e-7 at the ends).
         t = max(x, np.float32(-87.0))
-        n = math.floor(t * np.float32(1.44269504) + np.float32(0.5))
-        r = (t - np.float32(n) * np.float32(0.693359375)) - np.float32(n) * np.float32(-2.12194440e-4)
+        n = np.floor(t * np.float32(1.44269504) + np.float32(0.5))
+        r = (t - n * np.float32(0.693359375)) - n * np.float32(-2.12194440e-4)
         p = np.float32(1.0 / 720.0)
         p = p * r + np.float32(1.0 / 120.0)
         p = p * r + np.float32(1.0 / 24.0)

@@ -307,18 +307,15 @@ def _record(model: _Model, recorder: Any, index: int, states: Any, s: float, fir
 def _shell_waves(shape: tuple[int, ...], n: int, shells: Sequence[int]) -> NDArray[np.float64]:
     """cos(k (j - c)) averaged over the wavevectors of each shell, (n, n, shells)."""
     grid = lattice_tables(tuple(shape))
-    half = shape[1] // 2 + 1
-    kx = np.repeat(np.arange(half), shape[0]) * 2 * np.pi / shape[1]
-    ky = np.tile(np.arange(shape[0]), half) * 2 * np.pi / shape[0]
-    weight = np.where((kx == 0) | (2 * np.repeat(np.arange(half), shape[0]) == shape[1]), 1.0, 2.0)
     shell = np.searchsorted(grid.shell_starts, grid.orbit_of_mode, side="right") - 1
     offset = np.arange(n) - n // 2
     waves = np.empty((n, n, len(shells)))
     for column, number in enumerate(shells):
         m = shell == number
-        # The half spectrum holds one of k and -k: the sum of both is 2 cos cos - 2 sin sin, odd parts cancel.
-        phase = ky[m, None, None] * offset[:, None] + kx[m, None, None] * offset[None, :]
-        waves[..., column] = np.average(np.cos(phase), axis=0, weights=weight[m])
+        # k and -k are both in the shell, so the odd part of the wave cancels.
+        k = grid.half_wavevectors[m, :, None, None]
+        phase = k[:, 0] * offset[:, None] + k[:, 1] * offset[None, :]
+        waves[..., column] = np.average(np.cos(phase), axis=0, weights=grid.half_weights[m])
     return waves
 
 

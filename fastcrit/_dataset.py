@@ -1,0 +1,235 @@
+"""From a recorder's sums to a labelled dataset: centring, shells, correlations, lengths, moments, gains, errors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from fastcrit._arrays import check_choice
+from fastcrit._lattice import Lattice
+from fastcrit.correlation import FINITE_SIZE, METHODS, estimate, jackknife_error, radial_correlation
+from fastcrit.modes import dispersion_length
+from fastcrit.spectra import ModeAverages
+
+if TYPE_CHECKING:
+    from fastcrit.observe import Recorder
+
+Floats = NDArray[np.float64]
+
+_UNITS = {"S": "1", "C": "1", "xi": "length", "m": "1", "abs_m": "1", "chi": "1", "binder": "1"}
+
+
+def build_dataset(rec: Recorder, lengths: tuple[str, ...]) -> xr.Dataset:
+    """See `Recorder.dataset`."""
+    for method in lengths:
+        check_choice(method, METHODS, "lengths")
+    if "binarized" in lengths and not rec.binarized:
+        raise ValueError("lengths: 'binarized' needs a recorder made with binarized=True")
+    if rec.binarized and "binarized" not in lengths:
+        lengths = (*lengths, "binarized")
+    grid = rec.grid
+    keep = grid.shells_below_nyquist
+    rows: dict[str, list[Floats]] = {}
+    flags: dict[str, list[list[str]]] = {}
+    for i, s in enumerate(rec.levels):
+        level, level_flags = _one_level(rec, i, float(s), lengths)
+        for name, values in level.items():
+            rows.setdefault(name, []).append(values)
+        for name, words in level_flags.items():
+            flags.setdefault(name, []).append(words)
+
+    channel = ["channel"] if rec.has_channels else []
+    dims = {"S": ["level", *channel, "k"], "C": ["level", *channel, "r"]}
+    data: dict[str, Any] = {}
+    for name, per_level in rows.items():
+        all_rows = np.stack(per_level)  # (level, 1 + blocks, channel, ...)
+        if not rec.has_channels:
+            all_rows = all_rows[:, :, 0]
+        shape = dims.get(name, ["level", *channel])
+        value, replicates = all_rows[:, 0], np.moveaxis(all_rows[:, 1:], 1, 0)
+        attrs = {"long_name": _LONG_NAMES[name], "units": _UNITS.get("xi" if name.startswith("xi") else name, "1")}
+        data[name] = (shape, value, attrs)
+        data[f"{name}_stderr"] = (shape, _errors(replicates, rec.state["count"]), {"long_name": f"jackknife error of {name}"})
+        if name not in ("S", "C"):
+            data[f"{name}_jackknife"] = (["block", *shape], replicates, {"long_name": f"{name} without each block"})
+    for name, words in flags.items():
+        table = np.array(words)
+        data[f"{name}_flags"] = (["level", *channel], table if rec.has_channels else table[:, 0])
+    coords: dict[str, Any] = {
+        "level": ("level", rec.levels, {"long_name": "noise level s = sigma/alpha", "units": "1"}),
+        "k": ("k", grid.shell_k[:keep] / rec.spacing, {"long_name": "wavenumber, mean over the shell", "units": "rad/length"}),
+        "r": ("r", grid.lag_r[: grid.lags_inside] * rec.spacing, {"long_name": "distance, mean over the shell", "units": "length"}),
+        "block": ("block", np.arange(rec.blocks), {"long_name": "jackknife block"}),
+        "counts": ("k", grid.shell_modes[:keep], {"long_name": "modes in the shell"}),
+        "pairs": ("r", grid.lag_pairs[: grid.lags_inside], {"long_name": "lattice vectors in the shell"}),
+        "n_samples": ("level", rec.state["count"].sum(axis=1), {"long_name": "samples recorded"}),
+    }
+    if rec.has_channels:
+        coords["channel"] = np.arange(rec.channels)
+    if rec.gain_shells:
+        data |= _gains(rec)
+        coords["shell"] = ("shell", list(rec.gain_shells), {"long_name": "shell of wavenumbers"})
+        coords["shell_k"] = ("shell", grid.shell_k[list(rec.gain_shells)] / rec.spacing, {"units": "rad/length"})
+    attrs = {
+        "lattice": list(grid.shape),
+        "spacing": rec.spacing,
+        "data_std": rec.data_std,
+        "blocks": rec.blocks,
+        "conventions": "S = <|phi^ - <phi^>|^2>/N; k in rad per unit length; lengths with background s^2 removed",
+    }
+    return xr.Dataset(data, coords, attrs)
+
+
+_LONG_NAMES = {
+    "S": "structure factor, ensemble mean removed",
+    "C": "radially averaged autocorrelation, ensemble mean removed",
+    "m": "mean of the order parameter (site mean)",
+    "abs_m": "mean absolute order parameter",
+    "chi": "susceptibility N(<m^2> - <|m|>^2)",
+    "binder": "Binder cumulant 1 - <m^4>/(3 <m^2>^2)",
+    **{f"xi_{method}": f"correlation length, {method}" for method in METHODS},
+}
+
+
+def _one_level(
+    rec: Recorder, i: int, s: float, lengths: tuple[str, ...]
+) -> tuple[dict[str, Floats], dict[str, list[str]]]:
+    """Estimates and replicates, (1 + blocks, channels, ...) each, and flags of the lengths per channel."""
+    grid = rec.grid
+    counts = rec.state["count"][i]
+    n = int(counts.sum())
+    if n == 1:
+        raise ValueError(f"level {i} (s = {s:.6g}) has a single sample; the ensemble mean needs at least 2")
+    used = counts > 0
+    full = 1 + rec.blocks
+    keep = grid.shells_below_nyquist
+
+    def spread(rows: Floats) -> Floats:
+        """Replicates of blocks without samples are NaN, so that every level has the same shape."""
+        out = np.full((full, *rows.shape[1:]), np.nan)
+        if n:
+            out[0] = rows[0]
+            out[1:][used] = rows[1:]
+        return out
+
+    if n == 0:
+        empty = np.full((1, rec.channels), np.nan)
+        level = {f"xi_{m}": spread(empty) for m in lengths}
+        level |= {name: spread(empty) for name in ("m", "abs_m", "chi", "binder")}
+        level["S"] = spread(np.full((1, rec.channels, keep), np.nan))
+        level["C"] = spread(np.full((1, rec.channels, grid.lags_inside), np.nan))
+        return level, {f"xi_{m}": ["no_samples"] * rec.channels for m in lengths}
+
+    modes = _centred(rec, i, used)
+    S = modes.mean_and_replicates(modes.power)
+    level = {
+        "S": spread(grid.to_shells(S * grid.orbit_modes)[..., :keep] / grid.shell_modes[:keep]),
+        "C": spread(radial_correlation(grid, S)),
+    }
+    flags: dict[str, list[str]] = {}
+    for method in lengths:
+        source = _centred(rec, i, used, signs=True) if method == "binarized" else modes
+        # The sign of the field carries no additive background.
+        background = 0.0 if method == "binarized" else s**2
+        rows, words = estimate(source, method, background)
+        level[f"xi_{method}"] = spread(rows * rec.spacing)
+        large = rows[0] / min(grid.shape) > FINITE_SIZE
+        flags[f"xi_{method}"] = [
+            " ".join([*w, *(["finite_size"] if big else [])]) for w, big in zip(words, large, strict=True)
+        ]
+    level |= {name: spread(rows) for name, rows in _moments(rec.state["moments"][i][used], counts[used], grid).items()}
+    return level, flags
+
+
+def _centred(rec: Recorder, i: int, used: NDArray[np.bool_], signs: bool = False) -> ModeAverages:
+    """Block sums of power with the ensemble mean removed.
+
+    |a - mu|^2 summed over a block is P_b - n_b |mu|^2 - 2 Re (A_b - n_b mu)* mu. The last term sums to zero over all
+    blocks; it is kept for the low modes, whose block sums A_b are known one by one, and dropped elsewhere, where it
+    would only make leave-one-out errors smaller.
+    """
+    grid = rec.grid
+    name = "sign_" if signs else ""
+    counts = rec.state["count"][i][used]
+    n = counts.sum()
+    power = rec.state[f"{name}power"][i][used]
+    mean = rec.state[f"{name}field"][i].reshape(rec.channels, *grid.shape) / n
+    half = np.moveaxis(np.fft.rfftn(mean, axes=tuple(range(1, 1 + grid.ndim))), -1, 1).reshape(rec.channels, -1)
+    weight = grid.half_weights
+    square = np.stack([np.bincount(grid.orbit_of_mode, weight * np.abs(h) ** 2, len(grid.orbit_k)) for h in half])
+    power = power - counts[:, None, None] * square / grid.sites
+    first = rec.state["first"][i][used]
+    if not signs:
+        index = np.array([grid.mode_index(wavenumber) for wavenumber in rec.low])
+        amplitude = rec.state["low"][i][used]
+        mu = half[:, index]
+        deviation = amplitude[..., 0] + 1j * amplitude[..., 1] - counts[:, None, None] * mu
+        cross = -2.0 * np.real(np.conj(deviation) * mu) * weight[index] / grid.sites
+        np.add.at(power, (slice(None), slice(None), grid.orbit_of_mode[index]), cross)
+        axes = [rec.low.index(n) for n in grid.axis_wavenumbers]
+        first = (
+            first
+            - counts[:, None, None] * np.abs(mu[:, axes]) ** 2 / grid.sites
+            - 2.0 * np.real(np.conj(deviation[..., axes]) * mu[:, axes]) / grid.sites
+        )
+    return ModeAverages(grid, rec.spacing, "ensemble", counts, power / grid.orbit_modes, first)
+
+
+def _moments(sums: Floats, counts: NDArray[np.int64], grid: Lattice) -> dict[str, Floats]:
+    """m, <|m|>, chi and the Binder cumulant, (1 + blocks, channels), from block sums (blocks, channels, 4)."""
+    total = sums.sum(axis=0)
+    left = np.concatenate([total[None], total - sums])
+    n = np.concatenate([[counts.sum()], counts.sum() - counts]).astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        m, abs_m, m2, m4 = np.moveaxis(left / n[:, None, None], -1, 0)
+        return {
+            "m": m,
+            "abs_m": abs_m,
+            "chi": grid.sites * (m2 - abs_m**2),
+            "binder": 1.0 - m4 / (3.0 * m2**2),
+        }
+
+
+def _errors(replicates: Floats, counts: NDArray[np.int64]) -> Floats:
+    """Jackknife error over the blocks that hold samples, level by level; replicates (blocks, level, ...)."""
+    out = np.full(replicates.shape[1:], np.nan)
+    for i, per_block in enumerate(counts):
+        used = per_block > 0
+        if used.sum() > 1:
+            out[i] = jackknife_error(replicates[used, i])
+    return out
+
+
+def _gains(rec: Recorder) -> dict[str, Any]:
+    """Gains on trajectories, their softening and the equilibrium length."""
+    sums, counts = rec.state["gain"], rec.state["gain_count"]
+    total, n = sums.sum(axis=1), counts.sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        gain = total / n[:, None]
+        left = (total[:, None] - sums) / (n[:, None] - counts)[..., None]
+    left = np.moveaxis(np.where(counts[..., None] > 0, left, np.nan), 1, 0)  # (block, level, shell)
+    stderr = _errors(left, counts)
+    # Softening: minus the eigenvalue of the score's Jacobian in the variance-preserving coordinate of unit-variance data.
+    with np.errstate(divide="ignore"):
+        scale = (rec.levels**2 + rec.data_std**2) / rec.levels**2
+    scale = np.where(rec.levels > 0, scale, np.nan)[:, None]
+    k2 = rec.grid.shell_k2[list(rec.gain_shells)]
+    length = ("level",)
+    data: dict[str, Any] = {
+        "gain_on_trajectories": (["level", "shell"], gain, {"long_name": "mode gain <e_k, J e_k> averaged over states"}),
+        "gain_on_trajectories_stderr": (["level", "shell"], stderr),
+        "gain_on_trajectories_jackknife": (["block", "level", "shell"], left),
+        "softening": (["level", "shell"], (1 - gain) * scale, {"long_name": "-lambda_k = (1 - g_k)/sigma^2"}),
+        "softening_stderr": (["level", "shell"], stderr * np.abs(scale)),
+        "softening_jackknife": (["block", "level", "shell"], (1 - left) * scale),
+    }
+    if len(k2) >= 2 and rec.gain_shells[0] == 0:
+        xi = dispersion_length(k2, gain, stderr) * rec.spacing
+        replicates = dispersion_length(k2, left, stderr) * rec.spacing
+        data["xi_eq"] = (length, xi, {"long_name": "equilibrium correlation length", "units": "length"})
+        data["xi_eq_stderr"] = (length, _errors(replicates, counts))
+        data["xi_eq_jackknife"] = (["block", *length], replicates)
+    return data

@@ -1,0 +1,73 @@
+"""Files of named arrays that know whether they are whole: safetensors with a format name, a version and a checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from fastcrit.errors import FileFormatError
+
+
+def write_state(path: Any, kind: str, version: int, config: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
+    """Write ``arrays`` and ``config`` to ``path``: a temporary file beside it, moved into place when it is complete."""
+    target = Path(path)
+    metadata = {
+        "format": kind,
+        "version": str(version),
+        "config": json.dumps(config),
+        "sha256": _digest(config, arrays),
+    }
+    content = save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, metadata=metadata)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_state(path: Any, kind: str, version: int) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Configuration and arrays of a file written by `write_state`; FileFormatError, naming the file, if it is not one."""
+    target = Path(path)
+    if not target.exists():
+        raise FileNotFoundError(f"{target}: no such file")
+    try:
+        with safe_open(str(target), framework="numpy") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != kind:
+                raise FileFormatError(f"{target}: not a {kind} file (format {metadata.get('format')!r})")
+            if metadata.get("version") != str(version):
+                raise FileFormatError(
+                    f"{target}: {kind} version {metadata.get('version')}; this fastcrit reads version {version}"
+                )
+            config = json.loads(metadata["config"])
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
+    except FileFormatError:
+        raise
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise FileFormatError(f"{target}: damaged, or not a {kind} file ({error})") from error
+    if _digest(config, arrays) != metadata.get("sha256"):
+        raise FileFormatError(f"{target}: damaged: the checksum does not match the contents")
+    return config, arrays
+
+
+def _digest(config: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> str:
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name}{array.dtype.str}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,289 @@
+"""The critical noise level from data: four signatures, each an interior and prominent extremum, or none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy  # submodules load on first use
+import xarray as xr
+from numpy.typing import NDArray
+
+from fastcrit._arrays import check_choice
+from fastcrit.errors import NoTransitionError
+
+Floats = NDArray[np.float64]
+
+SIGNATURES = ("softening", "xi_eq", "growth", "susceptibility")
+
+# Levels over which the slope of xi is taken: a straight line through five levels in log s.
+_SLOPE_LEVELS = 5
+# A length counts at a level when its standard error is below this fraction of it; a softening always does.
+_WORST_RELATIVE_ERROR = 0.2
+# An extremum of a monotone curve that noise alone made is taken for real once in this many tries. Four signatures are
+# looked at, so a study without a transition reports one in about one case of 250.
+_FALSE_ALARMS = 1e-3
+
+
+@dataclass(frozen=True)
+class Signature:
+    """One signature: the noise level of its extremum with a bootstrap interval, or why there is none.
+
+    Attributes
+    ----------
+    level, low, high : float
+        Noise level of the extremum and the ends of its confidence interval; NaN when there is no transition.
+    prominence, noise : float
+        Height of the extremum above its surroundings, and what noise makes of a curve without one.
+    reason : str
+        Empty when there is a transition.
+    """
+
+    name: str
+    level: float
+    low: float
+    high: float
+    prominence: float
+    noise: float
+    reason: str = ""
+
+    @property
+    def found(self) -> bool:
+        """Whether there is a transition."""
+        return not self.reason
+
+
+@dataclass(frozen=True)
+class CriticalPoint:
+    """What `critical_point` found, one `Signature` each under ``signatures`` and by ``cp["name"]``."""
+
+    signatures: dict[str, Signature]
+    confidence: float
+
+    def __getitem__(self, name: str) -> Signature:
+        return self.signatures[check_choice(name, tuple(self.signatures), "signature")]
+
+    @property
+    def found(self) -> dict[str, Signature]:
+        """The signatures that have a transition."""
+        return {name: s for name, s in self.signatures.items() if s.found}
+
+    @property
+    def spread(self) -> float:
+        """Largest over smallest of the levels found; NaN with fewer than two."""
+        levels = [s.level for s in self.found.values()]
+        return max(levels) / min(levels) if len(levels) > 1 else float("nan")
+
+    def __str__(self) -> str:
+        lines = []
+        for s in self.signatures.values():
+            if s.found:
+                lines.append(f"{s.name:<15}{s.level:8.3f}  [{s.low:.3f}, {s.high:.3f}]")
+            else:
+                lines.append(f"{s.name:<15}no transition ({s.reason})")
+        return "\n".join(lines)
+
+
+def critical_point(
+    ds: xr.Dataset,
+    *,
+    signature: str | None = None,
+    confidence: float = 0.95,
+    n_bootstrap: int = 2000,
+    seed: int = 0,
+) -> CriticalPoint:
+    r"""Find the critical noise level in a recorder's dataset.
+
+    Four signatures: the minimum of the softening :math:`|\lambda_k|` at the softest recorded shell (``softening``), the
+    maximum of :math:`\xi_{eq}` (``xi_eq``), of :math:`d\xi/d(-\log s)` (``growth``, from ``xi_ornstein_zernike``) and of
+    the susceptibility (``susceptibility``). Each counts only as an interior extremum of the mean curve in log s that is
+    more prominent than what the bootstrap makes of the monotone curve nearest to it. No such extremum is an answer.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        From `Recorder.dataset`. Channels are averaged. Signatures whose curves were not recorded are listed as such.
+    signature : str, optional
+        Look for this one only.
+    confidence : float
+        Of the intervals, which come from a block bootstrap over trajectories (linearised: jackknife blocks are drawn
+        with replacement and act through their influence on the curve).
+    n_bootstrap, seed : int
+        Draws and their seed; the same seed gives the same result.
+
+    Returns
+    -------
+    CriticalPoint
+
+    Raises
+    ------
+    NoTransitionError
+        ``signature`` was named and is not there.
+    ValueError
+        Fewer than 5 levels or 8 blocks with samples, an unknown signature.
+
+    Notes
+    -----
+    Source: signatures of arXiv:2603.20092; linearised bootstrap: Efron, The Jackknife, the Bootstrap and Other
+    Resampling Plans (1982), ch. 6.
+
+    Examples
+    --------
+    >>> import fastcrit as fc
+    >>> null = fc.theory.GaussianTheory.ornstein_zernike(xi=2.0, lattice=16)
+    >>> rec = fc.Recorder(fc.schedules.log_levels(12, high=20, low=0.2), shape=(16, 16))
+    >>> _ = null.sample(rec.levels, 64, recorder=rec)
+    >>> fc.critical_point(rec.dataset()).found  # Gaussian data have no transition
+    {}
+    """
+    names = SIGNATURES if signature is None else (check_choice(signature, SIGNATURES, "signature"),)
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence: expected a number between 0 and 1, got {confidence!r}")
+    if n_bootstrap < 100:
+        raise ValueError(f"n_bootstrap: expected at least 100, got {n_bootstrap}")
+    if not isinstance(ds, xr.Dataset) or "level" not in ds.coords or "block" not in ds.dims:
+        raise ValueError("ds: expected the dataset of a Recorder, with coordinates level and block")
+    log_s = np.log(ds["level"].values[ds["level"].values > 0])
+    if log_s.size < _SLOPE_LEVELS:
+        raise ValueError(f"ds: expected at least {_SLOPE_LEVELS} positive levels, got {log_s.size}")
+    if "channel" in ds.dims:
+        ds = ds.mean("channel", skipna=False)
+    rng = np.random.default_rng(seed)
+    blocks = ds.sizes["block"]
+    draws = rng.multinomial(blocks, np.full(blocks, 1.0 / blocks), size=n_bootstrap) - 1.0
+
+    found = {}
+    for name in names:
+        curve = _CURVES[name](ds, log_s)
+        found[name] = _locate(name, curve, log_s, draws, confidence)
+    if signature is not None and not found[signature].found:
+        raise NoTransitionError(f"{signature}: no transition ({found[signature].reason})")
+    return CriticalPoint(found, confidence)
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """A curve whose maximum is the signature, and the same without each block; NaN where it has no value."""
+
+    values: Floats  # (levels,)
+    replicates: Floats  # (blocks, levels)
+
+
+def _softening(ds: xr.Dataset, log_s: Floats) -> _Curve | None:
+    if "softening" not in ds:
+        return None
+    values = ds["softening"].values[: log_s.size]
+    softest = int(np.argmin(np.nanmin(values, axis=0)))
+    return _Curve(-values[:, softest], -ds["softening_jackknife"].values[:, : log_s.size, softest])
+
+
+def _xi_eq(ds: xr.Dataset, log_s: Floats) -> _Curve | None:
+    if "xi_eq" not in ds:
+        return None
+    return _measured(ds["xi_eq"].values, ds["xi_eq_stderr"].values, ds["xi_eq_jackknife"].values, log_s.size)
+
+
+def _growth(ds: xr.Dataset, log_s: Floats) -> _Curve | None:
+    name = "xi_ornstein_zernike"
+    if name not in ds:
+        return None
+    xi = _measured(ds[name].values, ds[f"{name}_stderr"].values, ds[f"{name}_jackknife"].values, log_s.size)
+    return _Curve(_slope(xi.values, -log_s), _slope(xi.replicates, -log_s))
+
+
+def _susceptibility(ds: xr.Dataset, log_s: Floats) -> _Curve | None:
+    if "chi" not in ds:
+        return None
+    return _Curve(ds["chi"].values[: log_s.size], ds["chi_jackknife"].values[:, : log_s.size])
+
+
+_CURVES = {"softening": _softening, "xi_eq": _xi_eq, "growth": _growth, "susceptibility": _susceptibility}
+
+
+def _measured(values: Floats, errors: Floats, replicates: Floats, n: int) -> _Curve:
+    """The levels at which a length is known to better than _WORST_RELATIVE_ERROR; others become NaN."""
+    known = np.isfinite(values[:n]) & (errors[:n] <= _WORST_RELATIVE_ERROR * np.abs(values[:n]))
+    return _Curve(np.where(known, values[:n], np.nan), np.where(known, replicates[:, :n], np.nan))
+
+
+def _slope(xi: Floats, x: Floats) -> Floats:
+    """Least-squares slope over _SLOPE_LEVELS neighbouring levels; NaN where a neighbour is missing."""
+    out = np.full(xi.shape, np.nan)
+    half = _SLOPE_LEVELS // 2
+    for i in range(half, x.size - half):
+        window = slice(i - half, i + half + 1)
+        dx = x[window] - x[window].mean()
+        out[..., i] = xi[..., window] @ dx / (dx @ dx)
+    return out
+
+
+def _locate(name: str, curve: _Curve | None, log_s: Floats, draws: Floats, confidence: float) -> Signature:
+    def none(reason: str, prominence: float = np.nan, noise: float = np.nan) -> Signature:
+        return Signature(name, np.nan, np.nan, np.nan, prominence, noise, reason)
+
+    if curve is None:
+        return none("not recorded")
+    use = _longest_run(np.isfinite(curve.values))
+    if use.size < _SLOPE_LEVELS:
+        return none(f"the curve is measured at {use.size} neighbouring levels, too few for an extremum")
+    blocks = np.isfinite(curve.replicates[:, use]).all(axis=1)
+    if blocks.sum() < 8:
+        return none(f"{int(blocks.sum())} blocks of trajectories with a value at these levels, too few for an interval")
+    x, mean = log_s[use], curve.values[use]
+    replicates = curve.replicates[blocks][:, use]
+    deviations = _bootstrap_deviations(mean, replicates, draws[:, blocks])
+    where, prominence = _extremum(x, mean)
+    if np.isnan(where):
+        return none("no interior extremum", 0.0)
+    noise = _noise_prominence(x, mean, deviations)
+    if not prominence > noise:
+        return none("prominence within noise", prominence, noise)
+    locations = np.array([_extremum(x, mean + d)[0] for d in deviations])
+    tail = 50.0 * (1.0 - confidence)
+    low, high = np.nanpercentile(locations, [tail, 100.0 - tail])
+    return Signature(name, *np.exp([where, min(low, where), max(high, where)]).tolist(), prominence, noise)
+
+
+def _bootstrap_deviations(mean: Floats, replicates: Floats, draws: Floats) -> Floats:
+    """Curves of the bootstrap less their mean: each drawn block counts with its jackknife influence."""
+    B = len(replicates)
+    influence = (B - 1) * (mean - replicates)
+    influence = influence - influence.mean(axis=0)
+    # sqrt(B/(B-1)): a bootstrap of B blocks underestimates the variance by (B-1)/B.
+    return (draws - draws.mean(axis=1, keepdims=True)) @ influence / B * np.sqrt(B / (B - 1))
+
+
+def _extremum(x: Floats, curve: Floats) -> tuple[float, float]:
+    """Place (parabola through three levels) and prominence of the most prominent interior maximum; NaN without one."""
+    peaks, properties = scipy.signal.find_peaks(curve, prominence=0.0)
+    if peaks.size == 0:
+        return float("nan"), 0.0
+    best = int(np.argmax(properties["prominences"]))
+    p = int(peaks[best])
+    a, b, c = x[p - 1 : p + 2]
+    fa, fb, fc = curve[p - 1 : p + 2]
+    left, right = (fb - fa) / (b - a), (fc - fb) / (c - b)
+    curvature = (right - left) / (c - a)
+    vertex = 0.5 * (a + b) - left / (2.0 * curvature) if curvature != 0 else b
+    bounds = sorted((a, c))
+    return float(np.clip(vertex, *bounds)), float(properties["prominences"][best])
+
+
+def _noise_prominence(x: Floats, mean: Floats, deviations: Floats) -> float:
+    """Prominence that noise gives a curve without an extremum: the bootstrap's about the nearest monotone curve."""
+    spread = np.maximum(deviations.std(axis=0), 1e-12 * (np.abs(mean).max() + np.finfo(float).tiny))
+    fits = [scipy.optimize.isotonic_regression(mean, weights=spread**-2, increasing=up).x for up in (True, False)]
+    flat = min(fits, key=lambda f: float((((mean - f) / spread) ** 2).sum()))
+    heights = [_extremum(x, flat + d)[1] for d in deviations]
+    return float(np.quantile(heights, 1.0 - _FALSE_ALARMS))
+
+
+def _longest_run(good: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Indices of the longest run of True."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], good, [False]]).astype(np.int8)))
+    if edges.size == 0:
+        return np.zeros(0, np.int64)
+    begins, ends = edges[::2], edges[1::2]
+    longest = int(np.argmax(ends - begins))
+    return np.arange(begins[longest], ends[longest])
