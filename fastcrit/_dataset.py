@@ -78,6 +78,7 @@ def build_dataset(rec: Recorder, lengths: tuple[str, ...]) -> xr.Dataset:
         "spacing": rec.spacing,
         "data_std": rec.data_std,
         "blocks": rec.blocks,
+        "k_max": rec.k_max,
         "conventions": "S = <|phi^ - <phi^>|^2>/N; k in rad per unit length; lengths with background s^2 removed",
     }
     return xr.Dataset(data, coords, attrs)
@@ -134,7 +135,7 @@ def _one_level(
         source = _centred(rec, i, used, signs=True) if method == "binarized" else modes
         # The sign of the field carries no additive background.
         background = 0.0 if method == "binarized" else s**2
-        rows, words = estimate(source, method, background)
+        rows, words = estimate(source, method, background, k_max=rec.k_max)
         level[f"xi_{method}"] = spread(rows * rec.spacing)
         large = rows[0] / min(grid.shape) > FINITE_SIZE
         flags[f"xi_{method}"] = [

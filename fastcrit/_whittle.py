@@ -54,10 +54,10 @@ def fit_ornstein_zernike(
 
     flags = []
     has_background = background is None or background > 0
-    if not converged[0]:
-        flags.append("no_convergence")
-    elif has_background and error > _WORST_LOG_AMPLITUDE_ERROR:
+    if has_background and error > _WORST_LOG_AMPLITUDE_ERROR:
         flags.append("background_dominates")
+    elif not converged[0]:
+        flags.append("no_convergence")
     elif theta[0, 1] >= high:
         flags.append("unbounded")
     elif theta[0, 1] <= low:
@@ -94,6 +94,8 @@ def _maximise(
     damping = np.full(len(theta), 1e-3)
     deviance = _deviance(theta, k2, weights, S, background)
     done = np.zeros(len(theta), dtype=bool)
+    # Below 1e-10 of the spectrum an amplitude is zero: it must not run off to minus infinity in the logarithm.
+    faintest = np.log(1e-10 * np.abs(S).max(axis=1) + np.finfo(float).tiny)
     for _ in range(_MOST_STEPS):
         rows = np.flatnonzero(~done)
         if rows.size == 0:
@@ -103,10 +105,12 @@ def _maximise(
         score = np.einsum("rk,rpk->rp", w * (S[rows] - model), d)
         information = np.einsum("rk,rpk,rqk->rpq", w, d, d)
         diagonal = np.einsum("rpp->rp", information)
-        # The floor keeps a parameter that has lost all influence from making the matrix singular.
-        ridge = damping[rows, None] * diagonal + 1e-12 * diagonal.max(axis=1, keepdims=True)
+        # The floors keep parameters that have lost all influence (a signal that is not there) from making it singular.
+        largest = diagonal.max(axis=1, keepdims=True)
+        ridge = damping[rows, None] * diagonal + 1e-12 * largest + np.where(largest > 0, 0.0, 1.0)
         step = np.linalg.solve(information + ridge[:, :, None] * np.eye(diagonal.shape[1]), score[..., None])[..., 0]
         trial = theta[rows] + np.clip(step, -2.0, 2.0)
+        trial[:, 0] = np.maximum(trial[:, 0], faintest[rows])
         trial[:, 1] = np.clip(trial[:, 1], low, high)
         new = _deviance(trial, k2, weights, S[rows], background)
         moved = np.abs(trial - theta[rows])

@@ -86,7 +86,8 @@ def correlation_length(
     ndim, center, spacing
         As in `structure_factor`. ``center="sample"`` makes S(0) = 0 and is refused for ``second_moment``.
     k_max : float, optional
-        Fit only modes up to this wavenumber, in rad per unit length (``ornstein_zernike``).
+        Fit only modes up to this wavenumber, in rad per unit length (``ornstein_zernike``). Default: all modes, right
+        for data that follow the form throughout. Patterns follow it at low k only, where a limit of a few 1/xi is needed.
     include_zero : bool, optional
         Use k = 0 in the fit. Default: yes exactly when the ensemble mean was removed.
 
@@ -178,7 +179,7 @@ def estimate(
         if k_max is not None:
             use &= grid.orbit_k <= k_max * modes.spacing * (1 + 1e-9)
         if use.sum() < 3:
-            raise ValueError(f"k_max: only {use.sum()} distinct wavenumbers are left to fit; expected at least 3")
+            raise ValueError(f"k_max: {use.sum()} distinct wavenumbers to fit; expected at least 3")
         for m in range(fields):
             if not (S[:, m, use] > 0).any():
                 rows[:, m] = np.nan

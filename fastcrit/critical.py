@@ -21,9 +21,11 @@ SIGNATURES = ("softening", "xi_eq", "growth", "susceptibility")
 _SLOPE_LEVELS = 5
 # A length counts at a level when its standard error is below this fraction of it; a softening always does.
 _WORST_RELATIVE_ERROR = 0.2
-# An extremum of a monotone curve that noise alone made is taken for real once in this many tries. Four signatures are
-# looked at, so a study without a transition reports one in about one case of 250.
+# Noise on a monotone curve passes for an extremum once in this many tries. Four signatures are looked at, so a study
+# without a transition reports one in about one case of 250.
 _FALSE_ALARMS = 1e-3
+# Bootstrap curves compared pair of levels by pair of levels at a time: 100 x 64 x 64 doubles are 3 MB.
+_CURVES_AT_A_TIME = 100
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Signature:
     level, low, high : float
         Noise level of the extremum and the ends of its confidence interval; NaN when there is no transition.
     prominence, noise : float
-        Height of the extremum above its surroundings, and what noise makes of a curve without one.
+        How far the extremum stands out on both sides, in standard errors of the difference, and what noise makes of a
+        curve without one.
     reason : str
         Empty when there is a transition.
     """
@@ -97,8 +100,9 @@ def critical_point(
 
     Four signatures: the minimum of the softening :math:`|\lambda_k|` at the softest recorded shell (``softening``), the
     maximum of :math:`\xi_{eq}` (``xi_eq``), of :math:`d\xi/d(-\log s)` (``growth``, from ``xi_ornstein_zernike``) and of
-    the susceptibility (``susceptibility``). Each counts only as an interior extremum of the mean curve in log s that is
-    more prominent than what the bootstrap makes of the monotone curve nearest to it. No such extremum is an answer.
+    the susceptibility (``susceptibility``). Each counts only as an interior extremum of the mean curve in log s whose
+    prominence, in standard errors, exceeds what the bootstrap makes of the monotone curve nearest to the mean. No such
+    extremum is an answer. (In standard errors, because their size differs a hundredfold between the ends of a run.)
 
     Parameters
     ----------
@@ -233,13 +237,15 @@ def _locate(name: str, curve: _Curve | None, log_s: Floats, draws: Floats, confi
     x, mean = log_s[use], curve.values[use]
     replicates = curve.replicates[blocks][:, use]
     deviations = _bootstrap_deviations(mean, replicates, draws[:, blocks])
-    where, prominence = _extremum(x, mean)
+    scatter = _scatter_of_differences(deviations, mean)
+    where, prominence = (float(v[0]) for v in _extrema(x, mean[None], scatter))
     if np.isnan(where):
         return none("no interior extremum", 0.0)
-    noise = _noise_prominence(x, mean, deviations)
+    monotone = _nearest_monotone(mean, deviations)
+    noise = float(np.quantile(_extrema(x, monotone + deviations, scatter)[1], 1.0 - _FALSE_ALARMS))
     if not prominence > noise:
         return none("prominence within noise", prominence, noise)
-    locations = np.array([_extremum(x, mean + d)[0] for d in deviations])
+    locations, _ = _extrema(x, mean + deviations, scatter)
     tail = 50.0 * (1.0 - confidence)
     low, high = np.nanpercentile(locations, [tail, 100.0 - tail])
     return Signature(name, *np.exp([where, min(low, where), max(high, where)]).tolist(), prominence, noise)
@@ -254,29 +260,54 @@ def _bootstrap_deviations(mean: Floats, replicates: Floats, draws: Floats) -> Fl
     return (draws - draws.mean(axis=1, keepdims=True)) @ influence / B * np.sqrt(B / (B - 1))
 
 
-def _extremum(x: Floats, curve: Floats) -> tuple[float, float]:
-    """Place (parabola through three levels) and prominence of the most prominent interior maximum; NaN without one."""
-    peaks, properties = scipy.signal.find_peaks(curve, prominence=0.0)
-    if peaks.size == 0:
-        return float("nan"), 0.0
-    best = int(np.argmax(properties["prominences"]))
-    p = int(peaks[best])
-    a, b, c = x[p - 1 : p + 2]
-    fa, fb, fc = curve[p - 1 : p + 2]
-    left, right = (fb - fa) / (b - a), (fc - fb) / (c - b)
-    curvature = (right - left) / (c - a)
-    vertex = 0.5 * (a + b) - left / (2.0 * curvature) if curvature != 0 else b
-    bounds = sorted((a, c))
-    return float(np.clip(vertex, *bounds)), float(properties["prominences"][best])
+def _scatter_of_differences(deviations: Floats, mean: Floats) -> Floats:
+    """Standard deviation of the bootstrap's curve[i] - curve[j], (levels, levels); positive off the diagonal."""
+    covariance = np.atleast_2d(np.cov(deviations.T))
+    variance = np.diag(covariance)
+    square = variance[:, None] + variance[None, :] - 2.0 * covariance
+    # A curve without any noise (an exact gain, say) differs from a constant by rounding only.
+    rounding = 1e-12 * np.abs(mean).max() + np.finfo(float).tiny
+    return np.asarray(np.sqrt(np.maximum(square, rounding**2)))
 
 
-def _noise_prominence(x: Floats, mean: Floats, deviations: Floats) -> float:
-    """Prominence that noise gives a curve without an extremum: the bootstrap's about the nearest monotone curve."""
-    spread = np.maximum(deviations.std(axis=0), 1e-12 * (np.abs(mean).max() + np.finfo(float).tiny))
+def _extrema(x: Floats, curves: Floats, scatter: Floats) -> tuple[Floats, Floats]:
+    """Place and prominence of the most prominent interior maximum of every curve (rows); NaN and 0 where there is none.
+
+    Candidates are the peaks of `scipy.signal.find_peaks`. The prominence of a peak is the smaller, over its two sides,
+    of the largest drop to any level there, each drop in standard errors of that difference.
+    """
+    places = np.full(len(curves), np.nan)
+    heights = np.zeros(len(curves))
+    n = x.size
+    left = np.tri(n, k=-1, dtype=bool)
+    for begin in range(0, len(curves), _CURVES_AT_A_TIME):
+        part = curves[begin : begin + _CURVES_AT_A_TIME]
+        drop = (part[:, :, None] - part[:, None, :]) / scatter
+        to_left = np.where(left, drop, 0.0).max(axis=2)
+        to_right = np.where(left.T, drop, 0.0).max(axis=2)
+        prominence = np.minimum(to_left, to_right)
+        for row, curve in enumerate(part):
+            peaks, _ = scipy.signal.find_peaks(curve)
+            if peaks.size:
+                p = int(peaks[np.argmax(prominence[row, peaks])])
+                places[begin + row] = _vertex(x[p - 1 : p + 2], curve[p - 1 : p + 2])
+                heights[begin + row] = prominence[row, p]
+    return places, heights
+
+
+def _vertex(x: Floats, y: Floats) -> float:
+    """Maximum of the parabola through three points, the middle one the highest."""
+    left, right = np.diff(y) / np.diff(x)
+    curvature = (right - left) / (x[2] - x[0])
+    vertex = 0.5 * (x[0] + x[1]) - left / (2.0 * curvature) if curvature != 0 else x[1]
+    return float(np.clip(vertex, min(x[0], x[2]), max(x[0], x[2])))
+
+
+def _nearest_monotone(mean: Floats, deviations: Floats) -> Floats:
+    """The rising or falling curve that fits the mean best in standard errors."""
+    spread = np.maximum(deviations.std(axis=0), 1e-12 * np.abs(mean).max() + np.finfo(float).tiny)
     fits = [scipy.optimize.isotonic_regression(mean, weights=spread**-2, increasing=up).x for up in (True, False)]
-    flat = min(fits, key=lambda f: float((((mean - f) / spread) ** 2).sum()))
-    heights = [_extremum(x, flat + d)[1] for d in deviations]
-    return float(np.quantile(heights, 1.0 - _FALSE_ALARMS))
+    return np.asarray(min(fits, key=lambda f: float((((mean - f) / spread) ** 2).sum())))
 
 
 def _longest_run(good: NDArray[np.bool_]) -> NDArray[np.int64]:

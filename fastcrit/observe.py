@@ -24,7 +24,7 @@ FORMAT_VERSION = 1
 
 
 class Recorder:
-    """Statistics of states y at noise levels s, per level, jackknife block and channel.
+    r"""Statistics of states y at noise levels s, per level, jackknife block and channel.
 
     Kept per level and block: the power of every class of equivalent modes (from which shells, correlations and
     likelihood fits all follow), the lowest modes themselves, moments of the order parameter and of the gains; per level
@@ -49,7 +49,9 @@ class Recorder:
     data_std : float
         Standard deviation of the data, to which the softening is scaled.
     low_modes : int
-        Modes with all |n_i| up to this are kept one by one, so that leave-one-out errors remove the mean exactly there.
+        Modes with all \|n_i\| up to this are kept one by one, and leave-one-out errors remove the ensemble mean exactly
+        there. ``xi_ornstein_zernike`` is fitted to wavenumbers up to ``k_max`` = low_modes * 2 pi / (smallest side):
+        patterns follow the Ornstein-Zernike form at low k only. (`correlation_length` fits all modes unless told.)
     binarized : bool
         Also record the sign of the field (the length ``xi_binarized``); costs as much again.
     gain_shells : sequence of int
@@ -102,6 +104,7 @@ class Recorder:
         self.low_modes = int(low_modes)
         self.binarized = bool(binarized)
         self.grid = lattice(self.shape[-ndim:])
+        self.k_max = self.low_modes * 2.0 * np.pi / (min(self.grid.shape) * self.spacing)
         self.has_channels = len(self.shape) == ndim + 1
         self.channels = self.shape[0] if self.has_channels else 1
         self.gain_shells = tuple(int(k) for k in gain_shells)
