@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fastcrit import _core, errors, schedules
-from fastcrit.correlation import CorrelationLength, correlation_length
+from fastcrit.correlation import METHODS, CorrelationLength, correlation_length
 from fastcrit.critical import CriticalPoint, critical_point
 from fastcrit.errors import FileFormatError, NoTransitionError
 from fastcrit.modes import dispersion_length
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "METHODS",
     "CorrelationLength",
     "CriticalPoint",
     "FileFormatError",

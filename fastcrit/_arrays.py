@@ -27,7 +27,9 @@ def is_tensor(x: object) -> bool:
 
 def _tensor_to_numpy(x: Any, name: str) -> NDArray[Any]:
     if x.device.type != "cpu":
-        raise ValueError(f"{name}: expected a CPU tensor or a numpy array, got a tensor on {x.device}; call .cpu() first")
+        raise ValueError(
+            f"{name}: expected a CPU tensor or a numpy array, got a tensor on {x.device}; call .cpu() first"
+        )
     torch = sys.modules["torch"]
     x = x.detach()
     return np.asarray((x.to(torch.float32) if x.dtype == torch.bfloat16 else x).resolve_conj().resolve_neg().numpy())
@@ -37,8 +39,12 @@ def to_real(x: Any, name: str) -> Fields:
     """A float32 or float64 array with the values of ``x``, copied only where the dtype changes.
 
     float32 stays; float16, bfloat16, bool and integers of up to 16 bits become float32; everything else real becomes
-    float64. TypeError for complex numbers, strings and objects.
+    float64. TypeError for complex numbers, strings, objects and masked arrays.
     """
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name}: expected an array without a mask, since a transform needs every site; call .filled() first"
+        )
     array = _tensor_to_numpy(x, name) if is_tensor(x) else np.asarray(x)
     if array.dtype.kind == "c":
         raise TypeError(f"{name}: expected real values, got complex ({array.dtype}); pass .real and .imag separately")

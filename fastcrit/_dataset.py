@@ -52,7 +52,9 @@ def build_dataset(rec: Recorder, lengths: tuple[str, ...]) -> xr.Dataset:
         value, replicates = all_rows[:, 0], np.moveaxis(all_rows[:, 1:], 1, 0)
         attrs = {"long_name": _LONG_NAMES[name], "units": _UNITS.get("xi" if name.startswith("xi") else name, "1")}
         data[name] = (shape, value, attrs)
-        data[f"{name}_stderr"] = (shape, _errors(replicates, rec.state["count"]), {"long_name": f"jackknife error of {name}"})
+        # An estimator without an answer has no error either, although its replicates may agree.
+        errors = np.where(np.isnan(value), np.nan, _errors(replicates, rec.state["count"]))
+        data[f"{name}_stderr"] = (shape, errors, {"long_name": f"jackknife error of {name}"})
         if name not in ("S", "C"):
             data[f"{name}_jackknife"] = (["block", *shape], replicates, {"long_name": f"{name} without each block"})
     for name, words in flags.items():
@@ -60,8 +62,16 @@ def build_dataset(rec: Recorder, lengths: tuple[str, ...]) -> xr.Dataset:
         data[f"{name}_flags"] = (["level", *channel], table if rec.has_channels else table[:, 0])
     coords: dict[str, Any] = {
         "level": ("level", rec.levels, {"long_name": "noise level s = sigma/alpha", "units": "1"}),
-        "k": ("k", grid.shell_k[:keep] / rec.spacing, {"long_name": "wavenumber, mean over the shell", "units": "rad/length"}),
-        "r": ("r", grid.lag_r[: grid.lags_inside] * rec.spacing, {"long_name": "distance, mean over the shell", "units": "length"}),
+        "k": (
+            "k",
+            grid.shell_k[:keep] / rec.spacing,
+            {"long_name": "wavenumber, mean over the shell", "units": "rad/length"},
+        ),
+        "r": (
+            "r",
+            grid.lag_r[: grid.lags_inside] * rec.spacing,
+            {"long_name": "distance, mean over the shell", "units": "length"},
+        ),
         "block": ("block", np.arange(rec.blocks), {"long_name": "jackknife block"}),
         "counts": ("k", grid.shell_modes[:keep], {"long_name": "modes in the shell"}),
         "pairs": ("r", grid.lag_pairs[: grid.lags_inside], {"long_name": "lattice vectors in the shell"}),
@@ -220,7 +230,11 @@ def _gains(rec: Recorder) -> dict[str, Any]:
     k2 = rec.grid.shell_k2[list(rec.gain_shells)]
     length = ("level",)
     data: dict[str, Any] = {
-        "gain_on_trajectories": (["level", "shell"], gain, {"long_name": "mode gain <e_k, J e_k> averaged over states"}),
+        "gain_on_trajectories": (
+            ["level", "shell"],
+            gain,
+            {"long_name": "mode gain <e_k, J e_k> averaged over states"},
+        ),
         "gain_on_trajectories_stderr": (["level", "shell"], stderr),
         "gain_on_trajectories_jackknife": (["block", "level", "shell"], left),
         "softening": (["level", "shell"], (1 - gain) * scale, {"long_name": "-lambda_k = (1 - g_k)/sigma^2"}),

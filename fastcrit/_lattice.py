@@ -101,7 +101,9 @@ class Lattice:
     def to_full(self, orbit_values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Values per orbit (last axis) as half spectra in numpy's rfftn layout (..., N1 .. N_d/2+1)."""
         half = (self.shape[-1] // 2 + 1, *self.shape[:-1])
-        return np.moveaxis(orbit_values[..., self.orbit_of_mode].reshape(*orbit_values.shape[:-1], *half), -self.ndim, -1)
+        return np.moveaxis(
+            orbit_values[..., self.orbit_of_mode].reshape(*orbit_values.shape[:-1], *half), -self.ndim, -1
+        )
 
 
 @lru_cache(maxsize=32)

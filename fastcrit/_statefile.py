@@ -27,16 +27,14 @@ def write_state(path: Any, kind: str, version: int, config: dict[str, Any], arra
         "sha256": _digest(config, arrays),
     }
     content = save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, metadata=metadata)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
+    # A folder of its own, so that the file itself is made with the permissions every other file gets.
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+        temporary = Path(folder) / target.name
+        with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def read_state(path: Any, kind: str, version: int) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:

@@ -145,9 +145,7 @@ def _start(k2: Floats, weights: Floats, S: Floats, background: float | None, sid
     return best[1][None, : 2 if background is not None else 3]
 
 
-def _log_amplitude_error(
-    theta: Floats, k2: Floats, weights: Floats, background: float | None, samples: int
-) -> float:
+def _log_amplitude_error(theta: Floats, k2: Floats, weights: Floats, background: float | None, samples: int) -> float:
     """Standard error of log A from the Fisher information; infinite when the information is singular."""
     model, d = _model(theta, k2, background)
     information = 0.5 * samples * np.einsum("k,pk,qk->pq", weights / model[0] ** 2, d[0], d[0])

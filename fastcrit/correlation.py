@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field as dataclass_field
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from typing import Any
 
 import numpy as np
@@ -131,7 +132,9 @@ def correlation_length(
 
     if isinstance(field_or_S, StructureFactor):
         if field_or_S.modes is None or method == "binarized":
-            missing = "the fields themselves" if method == "binarized" else "a StructureFactor made by structure_factor()"
+            missing = (
+                "the fields themselves" if method == "binarized" else "a StructureFactor made by structure_factor()"
+            )
             raise ValueError(f"field_or_S: method={method!r} needs {missing}")
         modes = field_or_S.modes
         lead = np.shape(field_or_S.S)[:-1]
@@ -143,9 +146,10 @@ def correlation_length(
         lead = array.shape[1 : array.ndim - ndim]
         if method == "binarized":
             array = binarize(array)
-        build = _first_mode_averages if method == "second_moment" else mode_averages
-        built = build(array, grid, spacing, center, blocks)
-        modes = built[0] if isinstance(built, tuple) else built
+        if method == "second_moment":
+            modes = _first_mode_averages(array, grid, spacing, center, blocks)
+        else:
+            modes, _ = mode_averages(array, grid, spacing, center, blocks, "field_or_S")
     if int(modes.counts.sum()) < 2:
         raise ValueError("field_or_S: a correlation length of an ensemble needs at least 2 samples, got 1")
     if modes.center == "sample" and method == "second_moment":
@@ -186,7 +190,12 @@ def estimate(
                 flags.append(("no_convergence",))
                 continue
             fit = fit_ornstein_zernike(
-                grid.orbit_k2[use], grid.orbit_modes[use], S[:, m, use], background, int(modes.counts.sum()), min(grid.shape)
+                grid.orbit_k2[use],
+                grid.orbit_modes[use],
+                S[:, m, use],
+                background,
+                int(modes.counts.sum()),
+                min(grid.shape),
             )
             rows[:, m] = fit.xi
             flags.append(fit.flags)
@@ -341,7 +350,9 @@ def _exponential(r: Floats, C: Floats) -> float:
     best = int(np.argmin([misfit(g) for g in grid]))
     if best in (0, len(grid) - 1):
         return float("nan")
-    result = scipy.optimize.minimize_scalar(misfit, bounds=(grid[best - 1], grid[best + 1]), method="bounded", options={"xatol": 1e-10})
+    result = scipy.optimize.minimize_scalar(
+        misfit, bounds=(grid[best - 1], grid[best + 1]), method="bounded", options={"xatol": 1e-10}
+    )
     return float(np.exp(result.x))
 
 

@@ -9,7 +9,8 @@ import scipy  # submodules load on first use
 from numpy.typing import NDArray
 
 from fastcrit._arrays import check_choice, check_levels, check_positive
-from fastcrit._lattice import Lattice, lattice as lattice_tables
+from fastcrit._lattice import Lattice
+from fastcrit._lattice import lattice as lattice_tables
 from fastcrit.modes import dispersion_length
 
 if TYPE_CHECKING:

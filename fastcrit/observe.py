@@ -158,7 +158,10 @@ class Recorder:
         self._next[i] = first + len(array)
 
     def __call__(self, i: int, s: float, y: Any, D: Any) -> None:
-        """Observe a sampler: `update` with the states of level ``i``."""
+        """Observe a sampler: `update` with the states of level ``i``; ValueError unless ``s`` is that level."""
+        level = self.levels[self._check_level(i)]
+        if not np.isclose(level, s, rtol=1e-9, atol=0):
+            raise ValueError(f"levels: this recorder has {level:.6g} at index {i}, the sampler {float(s):.6g}")
         self.update(i, y)
 
     def update_gain(self, i: int, gain: Any, *, sample: int | None = None) -> None:
@@ -302,4 +305,6 @@ def _low_modes(shape: tuple[int, ...], low: int) -> list[tuple[int, ...]]:
     """Wavenumbers of the half spectrum with every |n_i| <= low, one entry for each mode."""
     axes = [sorted({n % side for n in range(-min(low, side // 2), min(low, side // 2) + 1)}) for side in shape[:-1]]
     axes.append(list(range(min(low, shape[-1] // 2) + 1)))
-    return [tuple(int(n) for n in point) for point in np.array(np.meshgrid(*axes, indexing="ij")).reshape(len(shape), -1).T]
+    return [
+        tuple(int(n) for n in point) for point in np.array(np.meshgrid(*axes, indexing="ij")).reshape(len(shape), -1).T
+    ]

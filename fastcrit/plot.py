@@ -1,0 +1,161 @@
+"""Figures of a study, each a function of its dataset: matplotlib figures, colours that colour-blind readers can tell."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["gains", "lengths", "save_figures", "states", "structure_factors"]
+
+# Okabe and Ito's palette: what is measured, what theory says, and further series.
+_MEASURED, _THEORY, _OTHERS = "#0072B2", "#D55E00", ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_SIGNATURE_STYLE = {"softening": "-", "xi_eq": "--", "growth": "-.", "susceptibility": ":"}
+
+
+def structure_factors(ds: xr.Dataset) -> Figure:
+    """S(k) at every level, coloured by the level; k = 0 is left out of the logarithmic axis."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LogNorm
+
+    ds = _one_channel(ds)
+    figure, axes = _figure()
+    s = ds["level"].values
+    norm = LogNorm(s[s > 0].min(), s.max())
+    colours = ScalarMappable(norm, "viridis")
+    for i in range(len(s)):
+        axes.loglog(ds["k"][1:], ds["S"][i, 1:], color=colours.to_rgba(np.maximum(s[i], norm.vmin)), linewidth=1)
+    axes.set(
+        xlabel="wavenumber k (rad per site)", ylabel="structure factor S(k)", title="From white noise to a pattern"
+    )
+    figure.colorbar(colours, ax=axes, label="noise level s")
+    return figure
+
+
+def lengths(ds: xr.Dataset) -> Figure:
+    """Correlation lengths over levels: of the states, and the equilibrium length with theory's."""
+    ds = _one_channel(ds)
+    figure, axes = _figure()
+    s = ds["level"].values
+    series = [("xi_ornstein_zernike", "states, Ornstein-Zernike", _OTHERS[0])]
+    if "xi_eq" in ds:
+        series.append(("xi_eq", "equilibrium, on trajectories", _MEASURED))
+    for name, label, colour in series:
+        value, error = ds[name].values, ds[f"{name}_stderr"].values
+        # A length that is not known to its own size would only fill the figure with its error bar.
+        known = np.isfinite(value) & (error < np.abs(value))
+        axes.errorbar(s[known], value[known], error[known], color=colour, label=label, linewidth=1, capsize=2)
+    top = axes.get_ylim()[1]
+    if "xi_eq_theory" in ds:
+        axes.plot(s, ds["xi_eq_theory"], color=_THEORY, label="equilibrium, theory at y = 0")
+        axes.set_ylim(0, top)  # theory diverges at the critical level
+    _mark_levels(axes, ds)
+    _level_axis(axes, s)
+    axes.set(ylabel="correlation length (sites)", title="Correlation lengths")
+    axes.legend(fontsize="small")
+    return figure
+
+
+def gains(ds: xr.Dataset) -> Figure:
+    """Mode gains on trajectories with theory's at the symmetric point; 1 is critical."""
+    figure, axes = _figure()
+    s = ds["level"].values
+    colours = (_MEASURED, *_OTHERS)
+    shells = ds["shell"].values
+    shown = [j for j in range(len(shells)) if j in (0, 3, 5)]
+    for colour, j in zip(colours, shown, strict=False):
+        k = float(ds["shell_k"][j])
+        gain, error = ds["gain_on_trajectories"].values[:, j], ds["gain_on_trajectories_stderr"].values[:, j]
+        axes.errorbar(s, gain, error, color=colour, label=f"on trajectories, k = {k:.2f}", linewidth=1, capsize=2)
+        if "gain_at_symmetric_point" in ds:
+            axes.plot(s, ds["gain_at_symmetric_point"][:, j], color=colour, linestyle="--", linewidth=1)
+    axes.axhline(1.0, color="0.5", linewidth=0.8)
+    axes.set_ylim(-0.1, 2.0)
+    if "gain_at_symmetric_point" in ds:
+        axes.plot([], [], color="0.3", linestyle="--", label="theory at y = 0")
+    _mark_levels(axes, ds)
+    _level_axis(axes, s)
+    axes.set(ylabel="mode gain g", title="Softening: a gain of 1 is critical")
+    axes.legend(fontsize="small")
+    return figure
+
+
+def states(ds: xr.Dataset) -> Figure:
+    """The first trajectory from noise to pattern: the state, each level on its own grey scale, above its denoised image."""
+    from matplotlib.figure import Figure
+
+    n = ds.sizes["strip_level"]
+    figure = Figure(figsize=(1.5 * n, 3.4), layout="constrained")
+    panels = figure.subplots(2, n, squeeze=False)
+    limit = float(np.abs(ds["denoised"].values).max())
+    for j in range(n):
+        panels[0, j].imshow(ds["states"][j, 0], cmap="gray")
+        panels[1, j].imshow(ds["denoised"][j, 0], cmap="gray", vmin=-limit, vmax=limit)
+        panels[0, j].set_title(f"s = {float(ds['strip_level'][j]):.3g}", fontsize="small")
+    for panel in panels.flat:
+        panel.set(xticks=[], yticks=[])
+    panels[0, 0].set_ylabel("state y")
+    panels[1, 0].set_ylabel("denoised D")
+    return figure
+
+
+def save_figures(ds: xr.Dataset, folder: str | os.PathLike[str]) -> list[Path]:
+    """Write every figure that ``ds`` has the data for to ``folder`` as PNG and SVG; returns the paths."""
+    import matplotlib
+
+    made: dict[str, Callable[[xr.Dataset], Figure]] = {"structure_factors": structure_factors, "lengths": lengths}
+    if "gain_on_trajectories" in ds:
+        made["gains"] = gains
+    if "states" in ds:
+        made["states"] = states
+    paths = []
+    # Without these the SVG would differ from run to run in its identifiers and its date.
+    with matplotlib.rc_context({"svg.hashsalt": "fastcrit"}):
+        for name, draw in made.items():
+            figure = draw(ds)
+            for suffix, options in ((".png", {"dpi": 150}), (".svg", {"metadata": {"Date": None}})):
+                path = Path(folder) / f"{name}{suffix}"
+                figure.savefig(path, **options)
+                paths.append(path)
+    return paths
+
+
+def _one_channel(ds: xr.Dataset) -> xr.Dataset:
+    return ds.mean("channel") if "channel" in ds.dims else ds
+
+
+def _figure() -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _level_axis(axes: Axes, s: Any) -> None:
+    """Noise falls as time runs, so it falls from left to right."""
+    axes.set_xscale("log")
+    axes.set_xlim(s.max(), s[s > 0].min())
+    axes.set_xlabel("noise level s (the reverse process runs to the right)")
+
+
+def _mark_levels(axes: Axes, ds: xr.Dataset) -> None:
+    """Vertical lines at theory's critical level and at the signatures that were found, with their intervals."""
+    if "theory_critical_level" in ds.attrs:
+        s = ds.attrs["theory_critical_level"]
+        axes.axvline(s, color=_THEORY, linewidth=1, label=f"theory: critical level {s:.2f}")
+    for name, found in json.loads(ds.attrs.get("critical_point", "{}")).items():
+        if not found["reason"]:
+            axes.axvspan(found["low"], found["high"], color="0.85", linewidth=0)
+            label = f"{name}: {found['level']:.2f}"
+            axes.axvline(found["level"], color="0.3", linewidth=1, linestyle=_SIGNATURE_STYLE[name], label=label)

@@ -8,7 +8,8 @@ v in every shell; the k = 0 shell of a constant c holds N c^2.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field as dataclass_field
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from typing import Any
 
 import numpy as np
@@ -238,8 +239,8 @@ def autocorrelation(
     field, ndim, center, spacing
         As in `structure_factor`.
     periodic : bool
-        True: all N pairs at every lag, around the boundary. False: zero padding, and each lag divided by the number of
-        pairs inside the field (unbiased).
+        True: all N pairs at every lag, around the boundary. False: only pairs inside the field, each with the same
+        weight (unbiased; by zero padding).
     normalize : bool
         Divide by C(0).
 
@@ -304,11 +305,11 @@ def autocorrelation(
 
 
 def mode_averages(
-    array: Fields, grid: Lattice, spacing: float, center: str, blocks: int
+    array: Fields, grid: Lattice, spacing: float, center: str, blocks: int, name: str = "field"
 ) -> tuple[ModeAverages, NDArray[np.float64]]:
     """Per-block mode averages of (samples, ..., lattice), and (fields, shells) sums of squared shell power."""
     n = len(array)
-    _check_center(center, n)
+    _check_center(center, n, name)
     if isinstance(blocks, bool) or not isinstance(blocks, (int, np.integer)) or blocks < 2:
         raise ValueError(f"blocks: expected an integer of at least 2, got {blocks!r}")
     used = min(int(blocks), n)
@@ -321,10 +322,10 @@ def mode_averages(
     selected = sorted(set(axes))
     order = [selected.index(i) for i in axes]
     for m in range(fields):
-        offset = ensemble_mean(stack[:, m]) if center == "ensemble" else None
+        offset = ensemble_mean(stack[:, m], name) if center == "ensemble" else None
         for begin, piece in pieces(stack[:, m]):
             sums, amplitudes = grid.core.power(_centered(piece, center, offset), "orbits", selected=selected)
-            check_finite(piece, sums, begin, (n,), "field")
+            check_finite(piece, sums, begin, (n,), name)
             squares[m] += ((grid.to_shells(sums.astype(np.float64)) / grid.shell_modes) ** 2).sum(axis=0)
             first_power = (amplitudes.astype(np.float64) ** 2).sum(axis=-1)[:, order] / grid.sites
             add_to_blocks(power[:, m], sums, begin)
@@ -347,9 +348,12 @@ def add_to_blocks(blocks: NDArray[Any], values: NDArray[Any], first: int) -> Non
         row += take
 
 
-def ensemble_mean(samples: Fields) -> Fields:
-    """Mean field over axis 0, accumulated in float64, in the dtype of the samples."""
-    return samples.mean(axis=0, dtype=np.float64).astype(samples.dtype)
+def ensemble_mean(samples: Fields, name: str = "field") -> Fields:
+    """Mean field over axis 0, accumulated in float64, in the dtype of the samples; NaN and Inf are named."""
+    mean = samples.mean(axis=0, dtype=np.float64)
+    if not np.isfinite(mean).all():  # once subtracted it would spoil every sample
+        check_finite(samples, samples, 0, (len(samples),), name)
+    return mean.astype(samples.dtype)
 
 
 def pieces(fields: Fields) -> Iterator[tuple[int, Fields]]:
@@ -359,13 +363,13 @@ def pieces(fields: Fields) -> Iterator[tuple[int, Fields]]:
         yield begin, np.ascontiguousarray(fields[begin : begin + step])
 
 
-def _check_center(center: str, samples: int) -> float:
+def _check_center(center: str, samples: int, name: str = "field") -> float:
     """The factor that makes a second moment unbiased once the mean has been taken out."""
     check_choice(center, ("ensemble", "sample", "none"), "center")
     if center != "ensemble":
         return 1.0
     if samples < 2:
-        raise ValueError(f"field: center='ensemble' needs at least 2 samples on axis 0, got {samples}")
+        raise ValueError(f"{name}: center='ensemble' needs at least 2 samples on axis 0, got {samples}")
     return samples / (samples - 1)
 
 

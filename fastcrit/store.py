@@ -1,0 +1,211 @@
+"""Results on disk: run folders that are never overwritten, datasets as Zarr that know whether they are whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from fastcrit.errors import FileFormatError
+
+__all__ = ["create_run", "load_array", "load_dataset", "save_dataset"]
+
+FORMAT = "fastcrit.dataset"
+FORMAT_VERSION = 1
+# Names of the attributes that hold the format; load_dataset takes them off again.
+_MARKS = ("fastcrit_format", "fastcrit_format_version", "fastcrit_sha256")
+# Formats of load_array by suffix.
+ARRAY_SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".safetensors", ".zarr", ".nc", ".h5")
+
+
+def create_run(path: str | os.PathLike[str]) -> Path:
+    """Make a new folder for a run.
+
+    Raises
+    ------
+    FileExistsError
+        Something of that name exists (an empty folder is accepted): finished results are never overwritten.
+    """
+    folder = Path(path)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise FileExistsError(f"out: {folder} exists already; choose another name, delete it, or resume it")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def save_dataset(ds: xr.Dataset, path: str | os.PathLike[str]) -> None:
+    """Write a dataset to a new Zarr folder with a format version and a checksum; it appears when it is complete.
+
+    Raises
+    ------
+    FileExistsError
+        ``path`` exists.
+    ModuleNotFoundError
+        Zarr is not installed (the extra ``fastcrit[store]``).
+
+    Examples
+    --------
+    >>> import tempfile, xarray as xr, fastcrit as fc
+    >>> path = tempfile.mkdtemp() + "/result.zarr"
+    >>> fc.store.save_dataset(xr.Dataset({"x": ("level", [1.0, 2.0])}), path)
+    >>> fc.store.load_dataset(path).x.values.tolist()
+    [1.0, 2.0]
+    """
+    target = Path(path)
+    if target.exists():
+        raise FileExistsError(f"{target}: exists already")
+    marked = ds.assign_attrs(dict(zip(_MARKS, (FORMAT, FORMAT_VERSION, _digest(ds)), strict=True)))
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        # Format 2: version 3 has no specification yet for fixed-length strings, which the flags are.
+        marked.to_zarr(temporary / "zarr", mode="w", zarr_format=2, consolidated=True)
+        os.rename(temporary / "zarr", target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load_dataset(path: str | os.PathLike[str]) -> xr.Dataset:
+    """Read a dataset written by `save_dataset`, whole, into memory.
+
+    Raises
+    ------
+    FileNotFoundError
+        No such folder.
+    FileFormatError
+        It is damaged, or fastcrit did not write it; the message names it.
+    """
+    target = Path(path)
+    if not target.exists():
+        raise FileNotFoundError(f"{target}: no such dataset")
+    try:
+        with xr.open_dataset(target, engine="zarr", chunks=None, consolidated=True) as file:
+            ds = file.load()
+    except Exception as error:  # whatever zarr and its codecs raise on a damaged store, the file is named
+        raise FileFormatError(f"{target}: damaged, or not a Zarr dataset ({error})") from error
+    if ds.attrs.get(_MARKS[0]) != FORMAT:
+        raise FileFormatError(f"{target}: not a fastcrit dataset (format {ds.attrs.get(_MARKS[0])!r})")
+    if ds.attrs[_MARKS[1]] != FORMAT_VERSION:
+        raise FileFormatError(f"{target}: version {ds.attrs[_MARKS[1]]}; this fastcrit reads version {FORMAT_VERSION}")
+    expected = ds.attrs[_MARKS[2]]
+    ds.attrs = {name: value for name, value in ds.attrs.items() if name not in _MARKS}
+    if _digest(ds) != expected:
+        raise FileFormatError(f"{target}: damaged: the checksum does not match the contents")
+    return ds
+
+
+def load_array(path: str | os.PathLike[str], name: str | None = None) -> Any:
+    """Read one array of fields from a file of any common format.
+
+    Parameters
+    ----------
+    path : .npy, .npz, .pt, .safetensors, .zarr, .nc or .h5
+        Pickled objects are refused in every format.
+    name : str, optional
+        Which array, where the file holds several.
+
+    Returns
+    -------
+    numpy array
+
+    Raises
+    ------
+    FileNotFoundError
+        No such file.
+    FileFormatError
+        Truncated, damaged or of an unknown kind; the message names the file.
+    ValueError
+        Several arrays and no ``name``, or a ``name`` that is not there.
+    """
+    target = Path(path)
+    if not target.exists():
+        raise FileNotFoundError(f"{target}: no such file")
+    reader = _READERS.get(target.suffix)
+    if reader is None:
+        raise FileFormatError(f"{target}: unknown kind of file; expected one of {', '.join(ARRAY_SUFFIXES)}")
+    try:
+        arrays = reader(target)
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # each format's library has errors of its own; all mean that the file cannot be read
+        raise FileFormatError(
+            f"{target}: damaged, truncated, or not a {target.suffix} file of arrays ({error})"
+        ) from error
+    if name is None:
+        if len(arrays) != 1:
+            raise ValueError(f"name: {target} holds {len(arrays)} arrays ({', '.join(arrays)}); say which")
+        return next(iter(arrays.values()))
+    if name not in arrays:
+        raise ValueError(f"name: {target} holds no {name!r}, only {', '.join(arrays)}")
+    return arrays[name]
+
+
+def _read_npy(path: Path) -> dict[str, Any]:
+    return {"array": np.load(path, allow_pickle=False)}
+
+
+def _read_npz(path: Path) -> dict[str, Any]:
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def _read_pt(path: Path) -> dict[str, Any]:
+    import torch
+
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    tensors = content if isinstance(content, dict) else {"tensor": content}
+    return {
+        name: (t.float() if t.dtype == torch.bfloat16 else t).numpy()
+        for name, t in tensors.items()
+        if isinstance(t, torch.Tensor)
+    }
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors.numpy import load_file
+
+    return dict(load_file(path))
+
+
+def _read_xarray(path: Path) -> dict[str, Any]:
+    engine = "zarr" if path.suffix == ".zarr" else None
+    with xr.open_dataset(path, engine=engine, chunks=None) as file:
+        return {str(name): variable.values for name, variable in file.data_vars.items()}
+
+
+_READERS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    ".npy": _read_npy,
+    ".npz": _read_npz,
+    ".pt": _read_pt,
+    ".pth": _read_pt,
+    ".safetensors": _read_safetensors,
+    ".zarr": _read_xarray,
+    ".nc": _read_xarray,
+    ".h5": _read_xarray,
+}
+
+
+def _digest(ds: xr.Dataset) -> str:
+    """sha256 over names, dims, types, values and attributes."""
+    digest = hashlib.sha256()
+    for name in sorted(map(str, ds.variables)):
+        variable = ds.variables[name]
+        values = np.ascontiguousarray(variable.values)
+        # The width of strings, and the byte order, are the store's business.
+        kind = values.dtype.kind + ("" if values.dtype.kind == "U" else str(values.dtype.itemsize))
+        digest.update(f"{name}{variable.dims}{kind}{values.shape}".encode())
+        digest.update(json.dumps(values.tolist()).encode() if values.dtype.kind == "U" else values.tobytes())
+        digest.update(_as_json(variable.attrs))
+    digest.update(_as_json(ds.attrs))
+    return digest.hexdigest()
+
+
+def _as_json(attrs: dict[str, Any]) -> bytes:
+    return json.dumps({str(k): v for k, v in attrs.items()}, sort_keys=True).encode()

@@ -147,7 +147,7 @@ class PatchTheory:
         return GinzburgLandau(r=1.0 - float(C.sum()) / s**2, c=c, u=-kappa / (6.0 * s**6))
 
     def log_growth(self, k: Any, start: float, end: float) -> Any:
-        """log of the amplitude ratio of mode ``k`` (..., 2) along the probability-flow ODE from ``start`` down to ``end``.
+        """Log of the amplitude ratio of mode ``k`` (..., 2) along the probability-flow ODE from ``start`` down to ``end``.
 
         Exact to first order in the amplitude: the integral of Re g_k - 1 over -log s (by Gauss-Legendre quadrature, whose
         nodes are enough for rounding when norms are equal; then it is -log(s0/s1) + Re C^ (s1^-2 - s0^-2)/2).
@@ -207,7 +207,9 @@ def lattice_shape(dictionary: Dictionary, lattice: int | tuple[int, int] | None)
     if dictionary.position_specific:
         height, width = dictionary.patterns.shape[1:]
         if lattice is not None and lattice not in ((height, width), height if height == width else None):
-            raise ValueError(f"lattice: a position-specific dictionary lives on its images' {height, width}, got {lattice!r}")
+            raise ValueError(
+                f"lattice: a position-specific dictionary lives on its images' {height, width}, got {lattice!r}"
+            )
         return height, width
     if lattice is None:
         raise ValueError("lattice: expected one side or (height, width)")
@@ -282,7 +284,9 @@ class Pitchfork:
         if a <= 1.0:
             return 0.0
         # m lies above the root of the cubic expansion's lower bound and below 1.
-        return float(scipy.optimize.brentq(lambda m: m - np.tanh(a * m), np.sqrt(3.0 * (a - 1.0) / a**3) * 0.5, 1.0, xtol=1e-15))
+        return float(
+            scipy.optimize.brentq(lambda m: m - np.tanh(a * m), np.sqrt(3.0 * (a - 1.0) / a**3) * 0.5, 1.0, xtol=1e-15)
+        )
 
 
 def pitchfork(n_sites: int) -> Pitchfork:

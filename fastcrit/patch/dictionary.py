@@ -162,7 +162,9 @@ class Dictionary:
         rng = np.random.default_rng(seed)
         if position_specific:
             if method == "kmeans":
-                raise ValueError("method: 'kmeans' is for equivariant dictionaries; a position-specific one keeps images")
+                raise ValueError(
+                    "method: 'kmeans' is for equivariant dictionaries; a position-specific one keeps images"
+                )
             chosen = _choose(len(array), count, "images", rng)
             return cls(array[chosen], size=size, position_specific=True)
         n, height, width = array.shape

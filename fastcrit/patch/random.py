@@ -74,7 +74,7 @@ def _exp(x):
 
 @register_jitable
 def _log32(u):
-    """log of a positive normal float32, within 2 ulp (polynomial of Cephes logf)."""
+    """Log of a positive normal float32, within 2 ulp (polynomial of Cephes logf)."""
     bits = _bits_of_float(u)
     e = np.float32((bits >> np.int32(23)) - np.int32(126))
     m = _float_of_bits(np.int32((bits & np.int32(0x007FFFFF)) | np.int32(0x3F000000)))  # [0.5, 1)
@@ -132,7 +132,8 @@ def _pair32(a, b):
     z = f * f
     sine = f + f * z * (np.float32(-1 / 6) + z * (np.float32(8.3333310e-3) + z * np.float32(-1.9515296e-4)))
     cosine = np.float32(1.0) + z * (
-        np.float32(-0.5) + z * (np.float32(4.166664568e-2) + z * (np.float32(-1.388731625e-3) + z * np.float32(2.4433157e-5)))
+        np.float32(-0.5)
+        + z * (np.float32(4.166664568e-2) + z * (np.float32(-1.388731625e-3) + z * np.float32(2.4433157e-5)))
     )
     swap = (quarter & np.uint32(1)) != 0
     x = sine if swap else cosine

@@ -114,7 +114,9 @@ def sample(
     ((4, 16, 16), True)
     """
     if levels is None:
-        raise ValueError("levels: expected decreasing noise levels, for example fc.schedules.log_levels(64, high=50, low=0.05)")
+        raise ValueError(
+            "levels: expected decreasing noise levels, for example fc.schedules.log_levels(64, high=50, low=0.05)"
+        )
     s = check_levels(levels, allow_zero_end=True)
     shape = _check_model(dictionary, lattice, boundary)
     check_choice(solver, tuple(_SOLVERS), "solver")
@@ -127,7 +129,9 @@ def sample(
 
     if initial is None:
         states = np.empty((n_samples, *shape), dtype=model.dtype)
-        _share(n_samples, lambda a, b: kernels.start(states, a, b, np.uint64(seed), first_sample, model.dtype.type(s[0])))
+        _share(
+            n_samples, lambda a, b: kernels.start(states, a, b, np.uint64(seed), first_sample, model.dtype.type(s[0]))
+        )
     else:
         states = _check_states(initial, shape, "initial").astype(model.dtype, copy=True, order="C")
         if len(states) != n_samples:
@@ -344,7 +348,9 @@ def _check_model(dictionary: Dictionary, lattice: int | tuple[int, int] | None, 
     check_choice(boundary, ("periodic", "zero"), "boundary")
     shape = lattice_shape(dictionary, lattice)
     if boundary == "periodic" and dictionary.size > min(shape):
-        raise ValueError(f"size: patches of side {dictionary.size} wrap onto themselves on the periodic lattice {shape}")
+        raise ValueError(
+            f"size: patches of side {dictionary.size} wrap onto themselves on the periodic lattice {shape}"
+        )
     return shape
 
 

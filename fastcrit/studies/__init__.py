@@ -1,0 +1,7 @@
+"""Whole runs: a configuration in, an `xarray.Dataset` and a folder with figures out."""
+
+from __future__ import annotations
+
+from fastcrit.studies.patch import PatchStudy
+
+__all__ = ["PatchStudy"]

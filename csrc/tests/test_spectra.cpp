@@ -1,0 +1,214 @@
+// Every kernel, in both precisions and every instruction set that this processor has, against direct sums in double.
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <stdexcept>
+#include <string>
+
+#include "check.hpp"
+#include "fastcrit/spectra.hpp"
+
+using fastcrit::Bins;
+using fastcrit::Spectrometer;
+using oracle::Shape;
+
+namespace {
+
+/// Memory that ends where the data ends, so that a sanitizer sees a read past the last field.
+template <class T>
+std::unique_ptr<T[]> exact_copy(const std::vector<T>& values) {
+    std::unique_ptr<T[]> copy(new T[values.size()]);
+    std::memcpy(copy.get(), values.data(), values.size() * sizeof(T));
+    return copy;
+}
+
+// An FFT of n values errs by about eps sqrt(log n); a radix without a codelet is a direct sum of up to n terms, whose
+// error grows as eps sqrt(n). In float64, where the oracle's own rounding counts as well: 1e-12 of the mean power.
+template <class T>
+double tolerance() {
+    return sizeof(T) == sizeof(float) ? 2e-5 : 1e-12;
+}
+
+template <class T>
+void power_and_modes(const Shape& shape, std::int64_t count, unsigned seed) {
+    const Spectrometer spectrometer(shape);
+    const fastcrit::Lattice& lattice = spectrometer.lattice();
+    const auto sites = static_cast<std::size_t>(lattice.sites());
+    const std::vector<T> values = oracle::normal<T>(sites * static_cast<std::size_t>(count), seed);
+    const std::vector<T> offset = oracle::normal<T>(sites, seed + 1);
+    const auto fields = exact_copy(values);
+    const std::int64_t half_modes = std::int64_t{lattice.half()} * lattice.plane();
+    std::vector<std::int32_t> selected;
+    for (std::int32_t m = 0; m < half_modes; m += 1 + static_cast<std::int32_t>(half_modes / 7)) selected.push_back(m);
+
+    const auto orbits = static_cast<std::size_t>(spectrometer.bins(Bins::orbits));
+    const auto shells = static_cast<std::size_t>(spectrometer.bins(Bins::shells));
+    std::vector<T> by_orbit(orbits * static_cast<std::size_t>(count));
+    std::vector<T> by_shell(shells * static_cast<std::size_t>(count));
+    std::vector<T> modes(2 * selected.size() * static_cast<std::size_t>(count));
+    spectrometer.power<T>(fields.get(), count, offset.data(), Bins::orbits, by_orbit.data(), selected, modes.data());
+    spectrometer.power<T>(fields.get(), count, offset.data(), Bins::shells, by_shell.data());
+
+    for (std::size_t f = 0; f < static_cast<std::size_t>(count); ++f) {
+        std::vector<T> centred(sites);
+        double square = 0.0;
+        for (std::size_t i = 0; i < sites; ++i) {
+            centred[i] = values[f * sites + i] - offset[i];
+            square += static_cast<double>(centred[i]) * static_cast<double>(centred[i]);
+        }
+        const auto exact = oracle::dft(lattice, centred.data());
+        std::vector<double> orbit_power(orbits, 0.0);
+        std::vector<double> shell_power(shells, 0.0);
+        for (std::int64_t m = 0; m < half_modes; ++m) {
+            const auto i = static_cast<std::size_t>(m);
+            const double p = lattice.weight(static_cast<std::int32_t>(m / lattice.plane())) * std::norm(exact[i]) /
+                             static_cast<double>(sites);
+            orbit_power[static_cast<std::size_t>(lattice.orbit_of_mode()[i])] += p;
+            shell_power[static_cast<std::size_t>(lattice.shell_of_mode()[i])] += p;
+        }
+        const double mean_power = square / static_cast<double>(sites);  // by Parseval
+        for (std::size_t b = 0; b < orbits; ++b) {
+            const double modes_in_bin = static_cast<double>(lattice.orbits()[b].multiplicity);
+            CHECK(std::abs(by_orbit[f * orbits + b] - orbit_power[b]) <= tolerance<T>() * mean_power * modes_in_bin);
+        }
+        double total = 0.0;
+        for (std::size_t b = 0; b < shells; ++b) {
+            total += by_shell[f * shells + b];
+            CHECK(std::abs(by_shell[f * shells + b] - shell_power[b]) <= tolerance<T>() * square);
+        }
+        CHECK(std::abs(total - square) <= tolerance<T>() * square);
+        for (std::size_t j = 0; j < selected.size(); ++j) {
+            const T* mode = modes.data() + 2 * (f * selected.size() + j);
+            const auto error = std::complex<double>(mode[0], mode[1]) - exact[static_cast<std::size_t>(selected[j])];
+            CHECK(std::abs(error) <= tolerance<T>() * std::sqrt(square * static_cast<double>(sites)));
+        }
+    }
+
+    std::vector<double> sums(static_cast<std::size_t>(count) * (2 + 2 * shape.size()));
+    spectrometer.modes<T>(fields.get(), count, sums.data());
+    for (std::size_t f = 0; f < static_cast<std::size_t>(count); ++f) {
+        const T* field = values.data() + f * sites;
+        const auto exact = oracle::dft(lattice, field);
+        double sum = 0.0;
+        double square = 0.0;
+        for (std::size_t i = 0; i < sites; ++i) sum += field[i], square += static_cast<double>(field[i]) * field[i];
+        const double* row = sums.data() + f * (2 + 2 * shape.size());
+        const double scale = std::sqrt(square * static_cast<double>(sites));
+        CHECK(std::abs(row[0] - sum) <= tolerance<T>() * scale);
+        CHECK(std::abs(row[1] - square) <= tolerance<T>() * square);
+        for (std::size_t axis = 0; axis < shape.size(); ++axis) {
+            const auto [n0, n1, n2] = lattice.sides();
+            const std::size_t which = axis + 3 - shape.size();
+            const std::size_t mode = which == 2 ? (n2 > 1 ? static_cast<std::size_t>(lattice.plane()) : 0)
+                                     : which == 1 ? static_cast<std::size_t>(n1 > 1)
+                                                  : (n0 > 1 ? static_cast<std::size_t>(n1) : 0);
+            const std::complex<double> got(row[2 + 2 * axis], row[3 + 2 * axis]);
+            CHECK(std::abs(got - exact[mode]) <= tolerance<T>() * scale);
+        }
+    }
+}
+
+template <class T>
+void correlation(const Shape& shape, unsigned seed) {
+    const Spectrometer spectrometer(shape);
+    const fastcrit::Lattice& lattice = spectrometer.lattice();
+    const auto [n0, n1, n2] = lattice.sides();
+    const auto sites = static_cast<std::size_t>(lattice.sites());
+    const std::vector<T> field = oracle::normal<T>(sites, seed);
+    std::vector<T> sums(lattice.lag_shells().size());
+    spectrometer.autocorrelation<T>(field.data(), 1, nullptr, sums.data());
+    std::vector<double> exact(sums.size(), 0.0);
+    double variance = 0.0;
+    for (std::size_t i = 0; i < sites; ++i) variance += static_cast<double>(field[i]) * field[i] / static_cast<double>(sites);
+    const auto at = [&, m1 = n1, m2 = n2](std::int32_t z, std::int32_t y, std::int32_t x) {
+        return static_cast<double>(field[static_cast<std::size_t>((std::int64_t{z} * m1 + y) * m2 + x)]);
+    };
+    std::size_t lag = 0;
+    for (std::int32_t x = 0; x < lattice.half(); ++x)
+        for (std::int32_t z = 0; z < n0; ++z)
+            for (std::int32_t y = 0; y < n1; ++y, ++lag) {
+                double c = 0.0;
+                for (std::int32_t k = 0; k < n0; ++k)
+                    for (std::int32_t j = 0; j < n1; ++j)
+                        for (std::int32_t i = 0; i < n2; ++i)
+                            c += at(k, j, i) * at((k + z) % n0, (j + y) % n1, (i + x) % n2);
+                exact[static_cast<std::size_t>(lattice.lag_shell_of_site()[lag])] +=
+                    lattice.weight(x) * c / static_cast<double>(sites);
+            }
+    for (std::size_t b = 0; b < sums.size(); ++b) {
+        CHECK(std::abs(sums[b] - exact[b]) <=
+              tolerance<T>() * variance * static_cast<double>(lattice.lag_shells()[b].multiplicity));
+    }
+}
+
+template <class T>
+void batch_and_threads_change_no_bit(const Shape& shape) {
+    const Spectrometer spectrometer(shape);
+    const auto sites = static_cast<std::size_t>(spectrometer.lattice().sites());
+    constexpr std::int64_t count = 67;
+    const std::vector<T> values = oracle::normal<T>(sites * count, 5);
+    const auto bins = static_cast<std::size_t>(spectrometer.bins(Bins::shells));
+    std::vector<T> reference(bins * count);
+    fastcrit::set_num_threads(1);
+    spectrometer.power<T>(values.data(), count, nullptr, Bins::shells, reference.data());
+    for (int threads : {2, 3, 8}) {
+        fastcrit::set_num_threads(threads);
+        std::vector<T> again(bins * count);
+        spectrometer.power<T>(values.data(), count, nullptr, Bins::shells, again.data());
+        CHECK(std::memcmp(again.data(), reference.data(), again.size() * sizeof(T)) == 0);
+    }
+    for (std::int64_t f = 0; f < count; f += 11) {
+        std::vector<T> alone(bins);
+        spectrometer.power<T>(values.data() + static_cast<std::size_t>(f) * sites, 1, nullptr, Bins::shells, alone.data());
+        CHECK(std::memcmp(alone.data(), reference.data() + static_cast<std::size_t>(f) * bins, bins * sizeof(T)) == 0);
+    }
+}
+
+void nan_stays_in_its_field() {
+    const Spectrometer spectrometer({8, 8});
+    std::vector<float> values = oracle::normal<float>(64 * 40, 3);
+    values[64 * 17 + 5] = std::numeric_limits<float>::quiet_NaN();
+    std::vector<float> sums(static_cast<std::size_t>(spectrometer.bins(Bins::shells)) * 40);
+    spectrometer.power<float>(values.data(), 40, nullptr, Bins::shells, sums.data());
+    const std::size_t bins = sums.size() / 40;
+    for (std::size_t f = 0; f < 40; ++f) CHECK(std::isfinite(sums[f * bins]) == (f != 17));
+}
+
+void misuse_is_refused() {
+    const Spectrometer spectrometer({4, 4});
+    std::vector<float> field(16), sums(16), modes(8);
+    CHECK_THROWS(spectrometer.power<float>(field.data(), 1, nullptr, Bins::shells, sums.data(), {12}, modes.data()),
+                 std::invalid_argument);
+    CHECK_THROWS(spectrometer.power<float>(field.data(), 1, nullptr, Bins::shells, sums.data(), {3, 3}, modes.data()),
+                 std::invalid_argument);
+    CHECK_THROWS(fastcrit::use_instruction_set("quantum"), std::invalid_argument);
+    CHECK_THROWS(fastcrit::set_num_threads(0), std::invalid_argument);
+}
+
+template <class T>
+void all_shapes() {
+    const Shape shapes[] = {{1},     {2},     {3},      {16},     {35},      {97},       {128},     {1, 1},    {1, 8},
+                            {8, 1},  {2, 2},  {5, 7},   {13, 11}, {16, 16},  {12, 30},   {28, 28},  {31, 32},  {9, 2},
+                            {49, 4}, {2, 3, 4}, {5, 5, 5}, {4, 1, 6}, {7, 2, 9}, {8, 8, 8}, {1, 1, 10}};
+    unsigned seed = 1;
+    for (const Shape& shape : shapes) {
+        for (std::int64_t count : {1, 5, 19}) power_and_modes<T>(shape, count, seed++);
+        correlation<T>(shape, seed++);
+    }
+    batch_and_threads_change_no_bit<T>({12, 10});
+    batch_and_threads_change_no_bit<T>({6, 5, 4});
+}
+
+}  // namespace
+
+int main() {
+    for (const char* name : fastcrit::available_instruction_sets()) {
+        fastcrit::use_instruction_set(name);
+        CHECK(std::string(fastcrit::instruction_set()) == name);
+        all_shapes<float>();
+        all_shapes<double>();
+        std::printf("spectra: all checks hold with %s\n", name);
+    }
+    nan_stays_in_its_field();
+    misuse_is_refused();
+}

@@ -1,0 +1,275 @@
+"""The patch laboratory: a patch model sampled with the recorder attached, its critical level beside theory's."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+import fastcrit
+from fastcrit import data, schedules, store
+from fastcrit._arrays import check_choice
+from fastcrit.critical import critical_point
+from fastcrit.errors import FileFormatError, NoTransitionError
+from fastcrit.observe import Recorder
+from fastcrit.patch.dictionary import Dictionary
+from fastcrit.theory import PatchTheory
+
+Floats = NDArray[np.float64]
+
+DICTIONARIES = ("binary", "fashion-mnist")
+# States shown in the strip: this many samples, at this many levels.
+_STRIP_SAMPLES, _STRIP_LEVELS = 3, 8
+_SHELLS = range(6)
+
+
+@dataclass(frozen=True)
+class PatchStudy:
+    """Configuration of a patch study; everything in the result follows from it.
+
+    Parameters
+    ----------
+    dictionary : "binary" or "fashion-mnist"
+        The +-1 pair with random binary patterns, or patches of the 2000 Fashion-MNIST images that ship with fastcrit
+        (pixels in [-1, 1] less the mean of all patterns, so that y = 0 is the homogeneous state of no information).
+        Random patterns whose centre pixels do not balance prefer one sign: the lattice then ends uniform, without
+        domains. Those of seed 0 balance.
+    patterns : int, optional
+        Random binary patterns beside the pair (default 8), or image patches (default 512).
+    size, lattice : int
+        Sides of a patch and of the periodic lattice.
+    samples : int
+    levels : int
+        Recorded noise levels, even in log s from ``high`` to ``low``.
+    substeps : int
+        Solver steps between two recorded levels.
+    solver : "sde", "euler" or "heun"
+    seed : int
+        Of the trajectories and of the dictionary's random choice.
+    blocks : int
+        Jackknife blocks.
+
+    Examples
+    --------
+    >>> from fastcrit.studies import PatchStudy
+    >>> study = PatchStudy(patterns=0, lattice=16, samples=16, levels=12)
+    >>> ds = study.run()
+    >>> round(ds.attrs["theory_critical_level"], 6)
+    5.0
+    """
+
+    dictionary: str = "binary"
+    patterns: int | None = None
+    size: int = 5
+    lattice: int = 80
+    samples: int = 64
+    levels: int = 48
+    high: float = 50.0
+    low: float = 0.05
+    substeps: int = 4
+    solver: str = "sde"
+    seed: int = 0
+    blocks: int = 32
+
+    def __post_init__(self) -> None:
+        check_choice(self.dictionary, DICTIONARIES, "dictionary")
+        for name, lowest in (("samples", 2), ("levels", 2), ("substeps", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+                raise ValueError(f"{name}: expected an integer of at least {lowest}, got {value!r}")
+
+    @property
+    def grid(self) -> Floats:
+        """All noise levels of the solver; every ``substeps``-th is recorded."""
+        return schedules.log_levels((self.levels - 1) * self.substeps + 1, high=self.high, low=self.low)
+
+    @cached_property
+    def model(self) -> Dictionary:
+        """The dictionary that is sampled."""
+        if self.dictionary == "binary":
+            return Dictionary.binary(self.size, 8 if self.patterns is None else self.patterns, seed=self.seed)
+        count = 512 if self.patterns is None else self.patterns
+        cut = Dictionary.from_images(data.fashion_mnist().pixels(), self.size, count, seed=self.seed)
+        return Dictionary(cut.patterns - cut.patterns.mean(), cut.prior)
+
+    def run(
+        self, out: str | os.PathLike[str] | None = None, *, resume: bool = False, progress: bool = False
+    ) -> xr.Dataset:
+        """Sample, measure, compare with theory; with ``out``, write RUN/dataset.zarr, figures and summary.txt.
+
+        Samples are run in chunks. After each, the recorder is saved in RUN, from where ``resume=True`` goes on; the
+        result has the same bits as that of a run that was never stopped.
+
+        Raises
+        ------
+        FileExistsError
+            ``out`` exists and ``resume`` is False, or holds a finished run.
+        FileNotFoundError, ValueError
+            ``resume`` without a run to resume, or one with another configuration (the message says what differs).
+        FileFormatError
+            The saved state is damaged.
+        """
+        folder = None if out is None else self._folder(Path(out), resume)
+        saved = None if folder is None else folder / "recorder.safetensors"
+        recorder = self._recorder()
+        if saved is not None and saved.exists():
+            loaded = Recorder.load(saved)
+            if loaded.config() != recorder.config():
+                raise FileFormatError(f"{saved}: the recorder of another run")
+            recorder = loaded
+        self._sample(recorder, saved, progress)
+        ds = self._dataset(recorder)
+        if folder is not None:
+            from fastcrit import plot
+
+            plot.save_figures(ds, folder)
+            (folder / "summary.txt").write_text(summary(ds) + "\n")
+            store.save_dataset(ds, folder / "dataset.zarr")
+            (folder / "recorder.safetensors").unlink()
+        return ds
+
+    def _recorder(self) -> Recorder:
+        return Recorder(
+            self.grid[:: self.substeps],
+            shape=(self.lattice, self.lattice),
+            blocks=self.blocks,
+            data_std=self.model.variance**0.5,
+            gain_shells=[k for k in _SHELLS if k <= self.lattice // 2],
+        )
+
+    def _folder(self, folder: Path, resume: bool) -> Path:
+        config = folder / "config.json"
+        mine = {"study": "patch", **asdict(self)}
+        if not resume:
+            store.create_run(folder)
+            config.write_text(json.dumps(mine, indent=2) + "\n")
+            return folder
+        if (folder / "dataset.zarr").exists():
+            raise FileExistsError(f"out: {folder} holds a finished run")
+        if not config.exists():
+            raise FileNotFoundError(f"out: no run to resume in {folder}")
+        try:
+            theirs = json.loads(config.read_text())
+        except ValueError as error:
+            raise FileFormatError(f"{config}: damaged ({error})") from error
+        different = [f"{k} = {theirs.get(k)!r} there, {v!r} here" for k, v in mine.items() if theirs.get(k) != v]
+        if different:
+            raise ValueError(f"out: {folder} was begun with another configuration: {'; '.join(different)}")
+        return folder
+
+    def _sample(self, recorder: Recorder, saved: Path | None, progress: bool) -> None:
+        from fastcrit.patch import sample  # brings numba
+
+        # A chunk is a whole number of rounds through the blocks' samples, and small enough that little is lost.
+        chunk = 32
+        done = int(recorder.state["count"][-1].sum())
+        for first in range(done, self.samples, chunk):
+            n = min(chunk, self.samples - first)
+            if progress:
+                print(f"samples {first + 1} to {first + n} of {self.samples}", flush=True)
+            sample(
+                self.model, self.lattice, n, self.grid, self.solver, self.seed, recorder,
+                first_sample=first, progress=progress,
+            )  # fmt: skip
+            if saved is not None:
+                recorder.save(saved)
+
+    def _dataset(self, recorder: Recorder) -> xr.Dataset:
+        ds = recorder.dataset()
+        theory = PatchTheory(self.model, self.lattice)
+        level, shell = ds["level"].values, recorder.gain_shells
+        k = np.stack([ds["shell_k"].values, np.zeros(len(shell))], axis=1)  # along an axis
+        ds["gain_at_symmetric_point"] = (
+            ("level", "shell"),
+            np.array([theory.gain(k, float(s)).real for s in level]),
+            {"long_name": "theory: Re g_k at y = 0, k along an axis"},
+        )
+        ds["xi_eq_theory"] = (
+            "level",
+            np.array([theory.xi_eq(float(s)) for s in level]),
+            {"long_name": "theory: equilibrium correlation length at y = 0", "units": "length"},
+        )
+        ds = ds.merge(self._strip())
+        ds.attrs |= {"fastcrit": fastcrit.__version__, "config": json.dumps({"study": "patch", **asdict(self)})}
+        ds.attrs |= _predictions(theory)
+        if ds.sizes["level"] >= 5:
+            found = critical_point(ds, seed=self.seed).signatures
+            ds.attrs["critical_point"] = json.dumps({name: _finite(asdict(s)) for name, s in found.items()})
+        return ds
+
+    def _strip(self) -> xr.Dataset:
+        """Sample the first few trajectories again and keep them at a few levels: they depend on the seed alone."""
+        from fastcrit.patch import sample
+
+        kept = np.unique(np.linspace(0, self.levels - 1, min(_STRIP_LEVELS, self.levels)).round().astype(int))
+        steps = kept * self.substeps
+        frames: dict[int, Floats] = {}
+
+        def keep(i: int, s: float, y: Any, D: Any) -> None:
+            if i in steps:
+                frames[i] = np.stack([y, D])
+
+        n = min(_STRIP_SAMPLES, self.samples)
+        sample(self.model, self.lattice, n, self.grid, self.solver, self.seed, observers=[keep])
+        states = np.stack([frames[i] for i in steps])
+        dims = ("strip_level", "sample", "y", "x")
+        return xr.Dataset(
+            {
+                "states": (dims, states[:, 0], {"long_name": "state y"}),
+                "denoised": (dims, states[:, 1], {"long_name": "denoised state D(y; s)"}),
+            },
+            {"strip_level": ("strip_level", self.grid[steps], {"long_name": "noise level s of the strip"})},
+        )
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: what has no value becomes null."""
+    return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in values.items()}
+
+
+def _predictions(theory: PatchTheory) -> dict[str, Any]:
+    try:
+        level = theory.critical_level()
+    except NoTransitionError as error:
+        return {"theory_no_transition": str(error)}
+    return {
+        "theory_critical_level": level,
+        "theory_critical_time": float(schedules.OrnsteinUhlenbeck().t(level)),
+        "theory_critical_mode": list(theory.critical_mode()),
+    }
+
+
+def summary(ds: xr.Dataset) -> str:
+    """The table of a finished study: predicted against measured critical levels."""
+    config = json.loads(ds.attrs["config"])
+    time = schedules.OrnsteinUhlenbeck().t
+    lines = [
+        f"{config['dictionary']} patches, {config['size']}x{config['size']}, on a periodic {config['lattice']}x"
+        f"{config['lattice']} lattice; {int(ds['n_samples'].max())} samples, {config['solver']}, seed {config['seed']}",
+        "",
+        f"{'':24}{'noise level s':>14}   {'95 % interval':<18}{'time log(1+s^2)':>16}",
+    ]
+    if "theory_critical_level" in ds.attrs:
+        s = ds.attrs["theory_critical_level"]
+        k = ds.attrs["theory_critical_mode"]
+        where = "k = 0" if not any(k) else f"k = ({k[0]:.3f}, {k[1]:.3f})"
+        lines.append(f"{'theory (symmetric point)':24}{s:14.4f}   {where:<18}{float(time(s)):16.4f}")
+    else:
+        lines.append(f"{'theory (symmetric point)':24}no transition: {ds.attrs['theory_no_transition']}")
+    for name, found in json.loads(ds.attrs.get("critical_point", "{}")).items():
+        if found["reason"]:
+            lines.append(f"{name:24}no transition: {found['reason']}")
+        else:
+            interval = f"[{found['low']:.3f}, {found['high']:.3f}]"
+            lines.append(f"{name:24}{found['level']:14.4f}   {interval:<18}{float(time(found['level'])):16.4f}")
+    if config["dictionary"] == "binary":
+        n = config["size"]
+        lines += ["", f"(The pair of uniform patterns alone: s = {n}, time log {1 + n * n} = {np.log1p(n * n):.4f}.)"]
+    return "\n".join(lines)
