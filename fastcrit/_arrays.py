@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Fields = NDArray[np.float32] | NDArray[np.float64]
+Fields = NDArray[np.floating[Any]]  # float32 or float64: see to_real
 
 # Types that float32 represents exactly; other integers go to float64.
 _SINGLE = (np.bool_, np.int8, np.uint8, np.int16, np.uint16, np.float16, np.float32)
@@ -50,7 +50,7 @@ def to_real(x: Any, name: str) -> Fields:
         raise TypeError(f"{name}: expected real values, got complex ({array.dtype}); pass .real and .imag separately")
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{name}: expected real numbers, got dtype {array.dtype}")
-    wanted = np.float32 if array.dtype.type in _SINGLE else np.float64
+    wanted: type[np.floating[Any]] = np.float32 if array.dtype.type in _SINGLE else np.float64
     return array.astype(wanted, copy=False)
 
 
@@ -74,7 +74,8 @@ def check_grid(array: Fields, ndim: int, lead: int, name: str, what: str) -> Non
 
 def check_positive(value: float, name: str) -> float:
     """``value`` as a float; ValueError unless it is a positive finite number."""
-    if isinstance(value, (str, bytes)) or not np.isscalar(value) or not np.isfinite(value) or value <= 0:
+    scalar: bool = np.isscalar(value)  # inside the condition it would narrow the type to numpy's union of scalars
+    if isinstance(value, (str, bytes)) or not scalar or not np.isfinite(value) or value <= 0:
         raise ValueError(f"{name}: expected a positive number, got {value!r}")
     return float(value)
 

@@ -1,9 +1,11 @@
 # Stub of the compiled core (python/module.cpp). Arrays are C-contiguous and of exactly these dtypes.
 from collections.abc import Sequence
-from typing import overload
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+_Real = TypeVar("_Real", bound=np.floating[Any])  # float32 or float64
 
 class Spectrometer:
     """Lattice tables and kernels for fields of one shape; see csrc/include/fastcrit/spectra.hpp."""
@@ -35,31 +37,15 @@ class Spectrometer:
     def lag_multiplicity(self) -> NDArray[np.int64]: ...
     @property
     def lag_shells_inside(self) -> int: ...
-    @overload
     def power(
         self,
-        fields: NDArray[np.float32],
+        fields: NDArray[_Real],
         bins: str,
-        offset: NDArray[np.float32] | None = None,
+        offset: NDArray[_Real] | None = None,
         selected: Sequence[int] = ...,
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
-    @overload
-    def power(
-        self,
-        fields: NDArray[np.float64],
-        bins: str,
-        offset: NDArray[np.float64] | None = None,
-        selected: Sequence[int] = ...,
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
-    @overload
-    def autocorrelation(
-        self, fields: NDArray[np.float32], offset: NDArray[np.float32] | None = None
-    ) -> NDArray[np.float32]: ...
-    @overload
-    def autocorrelation(
-        self, fields: NDArray[np.float64], offset: NDArray[np.float64] | None = None
-    ) -> NDArray[np.float64]: ...
-    def modes(self, fields: NDArray[np.float32] | NDArray[np.float64]) -> NDArray[np.float64]: ...
+    ) -> tuple[NDArray[_Real], NDArray[_Real]]: ...
+    def autocorrelation(self, fields: NDArray[_Real], offset: NDArray[_Real] | None = None) -> NDArray[_Real]: ...
+    def modes(self, fields: NDArray[np.floating[Any]]) -> NDArray[np.float64]: ...
 
 def instruction_set() -> str: ...
 def available_instruction_sets() -> list[str]: ...

@@ -50,15 +50,16 @@ def build_dataset(rec: Recorder, lengths: tuple[str, ...]) -> xr.Dataset:
             all_rows = all_rows[:, :, 0]
         shape = dims.get(name, ["level", *channel])
         value, replicates = all_rows[:, 0], np.moveaxis(all_rows[:, 1:], 1, 0)
-        attrs = {"long_name": _LONG_NAMES[name], "units": _UNITS.get("xi" if name.startswith("xi") else name, "1")}
+        units = _UNITS.get("xi" if name.startswith("xi") else name, "1")
+        attrs: dict[str, Any] = {"long_name": _LONG_NAMES[name], "units": units}
         data[name] = (shape, value, attrs)
         # An estimator without an answer has no error either, although its replicates may agree.
         errors = np.where(np.isnan(value), np.nan, _errors(replicates, rec.state["count"]))
         data[f"{name}_stderr"] = (shape, errors, {"long_name": f"jackknife error of {name}"})
         if name not in ("S", "C"):
             data[f"{name}_jackknife"] = (["block", *shape], replicates, {"long_name": f"{name} without each block"})
-    for name, words in flags.items():
-        table = np.array(words)
+    for name, rows_of_words in flags.items():
+        table = np.array(rows_of_words)
         data[f"{name}_flags"] = (["level", *channel], table if rec.has_channels else table[:, 0])
     coords: dict[str, Any] = {
         "level": ("level", rec.levels, {"long_name": "noise level s = sigma/alpha", "units": "1"}),
@@ -179,7 +180,8 @@ def _centred(rec: Recorder, i: int, used: NDArray[np.bool_], signs: bool = False
         mu = half[:, index]
         deviation = amplitude[..., 0] + 1j * amplitude[..., 1] - counts[:, None, None] * mu
         cross = -2.0 * np.real(np.conj(deviation) * mu) * weight[index] / grid.sites
-        np.add.at(power, (slice(None), slice(None), grid.orbit_of_mode[index]), cross)
+        where: Any = (slice(None), slice(None), grid.orbit_of_mode[index])  # Any: numpy's stub of at() knows no slices
+        np.add.at(power, where, cross)
         axes = [rec.low.index(n) for n in grid.axis_wavenumbers]
         first = (
             first
@@ -223,7 +225,8 @@ def _gains(rec: Recorder) -> dict[str, Any]:
         left = (total[:, None] - sums) / (n[:, None] - counts)[..., None]
     left = np.moveaxis(np.where(counts[..., None] > 0, left, np.nan), 1, 0)  # (block, level, shell)
     stderr = _errors(left, counts)
-    # Softening: minus the eigenvalue of the score's Jacobian in the variance-preserving coordinate of unit-variance data.
+    # Softening: minus the eigenvalue of the score's Jacobian in the variance-preserving coordinate of unit-variance
+    # data.
     with np.errstate(divide="ignore"):
         scale = (rec.levels**2 + rec.data_std**2) / rec.levels**2
     scale = np.where(rec.levels > 0, scale, np.nan)[:, None]

@@ -38,7 +38,7 @@ def write_state(path: Any, kind: str, version: int, config: dict[str, Any], arra
 
 
 def read_state(path: Any, kind: str, version: int) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Configuration and arrays of a file written by `write_state`; FileFormatError, naming the file, if it is not one."""
+    """Configuration and arrays of a `write_state` file; FileFormatError, naming the file, if it is not one."""
     target = Path(path)
     if not target.exists():
         raise FileNotFoundError(f"{target}: no such file")

@@ -89,7 +89,7 @@ def _deviance(theta: Floats, k2: Floats, weights: Floats, S: Floats, background:
 def _maximise(
     theta: Floats, k2: Floats, weights: Floats, S: Floats, background: float | None, low: float, high: float
 ) -> tuple[Floats, NDArray[np.bool_]]:
-    """Fisher scoring with Levenberg damping, row by row in step; returns parameters and which rows converged."""
+    """Newton's method with Levenberg damping, row by row in step; returns parameters and which rows converged."""
     theta = theta.copy()
     damping = np.full(len(theta), 1e-3)
     deviance = _deviance(theta, k2, weights, S, background)
@@ -100,10 +100,13 @@ def _maximise(
         rows = np.flatnonzero(~done)
         if rows.size == 0:
             break
-        model, d = _model(theta[rows], k2, background)
-        w = weights / model**2
-        score = np.einsum("rk,rpk->rp", w * (S[rows] - model), d)
-        information = np.einsum("rk,rpk,rqk->rpq", w, d, d)
+        score, information = _score_and_information(theta[rows], k2, weights, S[rows], background)
+        # A parameter that its bound stops stays there; the others must not step as if it moved.
+        stopped = np.zeros(score.shape, dtype=bool)
+        stopped[:, 0] = (theta[rows, 0] <= faintest[rows]) & (score[:, 0] < 0)
+        stopped[:, 1] = ((theta[rows, 1] <= low) & (score[:, 1] < 0)) | ((theta[rows, 1] >= high) & (score[:, 1] > 0))
+        score[stopped] = 0.0
+        information[stopped[:, :, None] | stopped[:, None, :]] = 0.0
         diagonal = np.einsum("rpp->rp", information)
         # The floors keep parameters that have lost all influence (a signal that is not there) from making it singular.
         largest = diagonal.max(axis=1, keepdims=True)
@@ -115,7 +118,7 @@ def _maximise(
         new = _deviance(trial, k2, weights, S[rows], background)
         moved = np.abs(trial - theta[rows])
         # Equal up to rounding of a sum of K terms counts as no worse: the last steps are below what it resolves.
-        better = new <= deviance[rows] + 1e-14 * np.abs(deviance[rows])
+        better = new <= deviance[rows] + 1e-13 * np.abs(deviance[rows])
         theta[rows[better]] = trial[better]
         deviance[rows[better]] = new[better]
         damping[rows] = np.where(better, damping[rows] / 5, np.minimum(damping[rows] * 10, 1e12))
@@ -123,6 +126,33 @@ def _maximise(
         small = (moved < _CONVERGED).all(axis=1)
         done[rows[small & (better | (damping[rows] >= 1e12))]] = True
     return theta, done
+
+
+def _score_and_information(
+    theta: Floats, k2: Floats, weights: Floats, S: Floats, background: float | None
+) -> tuple[Floats, Floats]:
+    """Gradient of the log-likelihood (rows, p) and its negative second derivatives (rows, p, p).
+
+    Where those are not positive definite, far from the maximum, their expectation (Fisher's information) stands in for
+    them. That alone would do, but where the model fits badly its steps overshoot and hundreds of them are needed.
+    """
+    model, d = _model(theta, k2, background)
+    w = weights / model**2
+    residual = w * (S - model)
+    fisher = np.einsum("rk,rpk,rqk->rpq", w, d, d)
+    observed = np.einsum("rk,rpk,rqk->rpq", w + 2.0 * residual / model, d, d)
+    # Second derivatives of the model: by (log A)^2 d_A, by log A log q d_q, by (log q)^2 -d_q (1 - 2 h), by (log B)^2
+    # d_B.
+    h = 1.0 / (1.0 + np.exp(theta[:, 1:2]) * k2)
+    observed[:, 0, 0] -= (residual * d[:, 0]).sum(axis=1)
+    cross = (residual * d[:, 1]).sum(axis=1)
+    observed[:, 0, 1] -= cross
+    observed[:, 1, 0] -= cross
+    observed[:, 1, 1] += (residual * d[:, 1] * (1.0 - 2.0 * h)).sum(axis=1)
+    if background is None:
+        observed[:, 2, 2] -= (residual * d[:, 2]).sum(axis=1)
+    definite = np.linalg.eigvalsh(observed)[:, 0] > 0
+    return np.einsum("rk,rpk->rp", residual, d), np.where(definite[:, None, None], observed, fisher)
 
 
 def _start(k2: Floats, weights: Floats, S: Floats, background: float | None, side: int) -> Floats:

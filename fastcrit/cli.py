@@ -19,14 +19,14 @@ study = typer.Typer(no_args_is_help=True, help="Whole runs that leave a folder w
 app.add_typer(study, name="study")
 
 
-class DictionaryName(str, Enum):
+class DictionaryName(str, Enum):  # noqa: UP042 (StrEnum would change str() of a member)
     """Dictionaries of the patch study."""
 
     binary = "binary"
     fashion_mnist = "fashion-mnist"
 
 
-class SolverName(str, Enum):
+class SolverName(str, Enum):  # noqa: UP042 (StrEnum would change str() of a member)
     """Solvers of the patch sampler."""
 
     sde = "sde"

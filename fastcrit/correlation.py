@@ -88,7 +88,8 @@ def correlation_length(
         As in `structure_factor`. ``center="sample"`` makes S(0) = 0 and is refused for ``second_moment``.
     k_max : float, optional
         Fit only modes up to this wavenumber, in rad per unit length (``ornstein_zernike``). Default: all modes, right
-        for data that follow the form throughout. Patterns follow it at low k only, where a limit of a few 1/xi is needed.
+        for data that follow the form throughout. Patterns follow it at low k only, where a limit of a few 1/xi is
+        needed.
     include_zero : bool, optional
         Use k = 0 in the fit. Default: yes exactly when the ensemble mean was removed.
 
@@ -120,9 +121,10 @@ def correlation_length(
     free = isinstance(background, str)
     if free and (background != "free" or method != "ornstein_zernike"):
         raise ValueError(
-            f"background: expected a number, or 'free' with method='ornstein_zernike', got {background!r} with {method!r}"
+            f"background: expected a number, or 'free' with method='ornstein_zernike', got {background!r} with "
+            f"{method!r}"
         )
-    if not free and not (np.isfinite(background) and background >= 0):
+    if not isinstance(background, str) and not (np.isfinite(background) and background >= 0):
         raise ValueError(f"background: expected a finite number >= 0, got {background!r}")
     if errors is not None:
         check_choice(errors, ("jackknife",), "errors")
@@ -145,6 +147,7 @@ def correlation_length(
         grid = lattice(array.shape[-ndim:])
         lead = array.shape[1 : array.ndim - ndim]
         if method == "binarized":
+            check_finite(array, array, 0, (len(array),), "field_or_S")
             array = binarize(array)
         if method == "second_moment":
             modes = _first_mode_averages(array, grid, spacing, center, blocks)
@@ -250,8 +253,8 @@ def jackknife_error(replicates: Floats) -> Floats:
 
 
 def binarize(array: Fields) -> NDArray[np.float32]:
-    """The sign of every site as +1 (also for 0) or -1; NaN stays NaN, so that it is reported."""
-    return np.where(np.isnan(array), np.float32(np.nan), np.where(array >= 0, np.float32(1), np.float32(-1)))
+    """The sign of every site of finite fields as +1 (also for 0) or -1."""
+    return np.where(array >= 0, np.float32(1), np.float32(-1))
 
 
 def radial_correlation(grid: Lattice, S: Floats, background: float = 0.0) -> Floats:

@@ -98,10 +98,11 @@ def critical_point(
     r"""Find the critical noise level in a recorder's dataset.
 
     Four signatures: the minimum of the softening :math:`|\lambda_k|` at the softest recorded shell (``softening``), the
-    maximum of :math:`\xi_{eq}` (``xi_eq``), of :math:`d\xi/d(-\log s)` (``growth``, from ``xi_ornstein_zernike``) and of
-    the susceptibility (``susceptibility``). Each counts only as an interior extremum of the mean curve in log s whose
-    prominence, in standard errors, exceeds what the bootstrap makes of the monotone curve nearest to the mean. No such
-    extremum is an answer. (In standard errors, because their size differs a hundredfold between the ends of a run.)
+    maximum of :math:`\xi_{eq}` (``xi_eq``), of :math:`d\xi/d(-\log s)` (``growth``, from ``xi_ornstein_zernike``) and
+    of the susceptibility (``susceptibility``). Each counts only as an interior extremum of the mean curve in log s
+    whose prominence, in standard errors, exceeds what the bootstrap makes of the monotone curve nearest to the mean.
+    No such extremum is an answer. (In standard errors, because their size differs a hundredfold between the ends of a
+    run.)
 
     Parameters
     ----------
@@ -154,7 +155,8 @@ def critical_point(
         ds = ds.mean("channel", skipna=False)
     rng = np.random.default_rng(seed)
     blocks = ds.sizes["block"]
-    draws = rng.multinomial(blocks, np.full(blocks, 1.0 / blocks), size=n_bootstrap) - 1.0
+    counts = rng.multinomial(blocks, np.full(blocks, 1.0 / blocks), size=n_bootstrap)
+    draws = np.asarray(counts - 1.0, dtype=np.float64)
 
     found = {}
     for name in names:
@@ -247,7 +249,8 @@ def _locate(name: str, curve: _Curve | None, log_s: Floats, draws: Floats, confi
     locations, _ = _extrema(x, mean + deviations, scatter)
     tail = 50.0 * (1.0 - confidence)
     low, high = np.nanpercentile(locations, [tail, 100.0 - tail])
-    return Signature(name, *np.exp([where, min(low, where), max(high, where)]).tolist(), prominence, noise)
+    level, begin, end = np.exp([where, min(low, where), max(high, where)]).tolist()
+    return Signature(name, level, begin, end, prominence, noise)
 
 
 def _bootstrap_deviations(mean: Floats, replicates: Floats, draws: Floats) -> Floats:
@@ -256,7 +259,7 @@ def _bootstrap_deviations(mean: Floats, replicates: Floats, draws: Floats) -> Fl
     influence = (B - 1) * (mean - replicates)
     influence = influence - influence.mean(axis=0)
     # sqrt(B/(B-1)): a bootstrap of B blocks underestimates the variance by (B-1)/B.
-    return (draws - draws.mean(axis=1, keepdims=True)) @ influence / B * np.sqrt(B / (B - 1))
+    return np.asarray((draws - draws.mean(axis=1, keepdims=True)) @ influence / B * np.sqrt(B / (B - 1)))
 
 
 def _scatter_of_differences(deviations: Floats, mean: Floats) -> Floats:

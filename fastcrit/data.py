@@ -147,7 +147,7 @@ def _download(name: str) -> Path:
 
 
 def _read_idx(path: Path, sha256: str) -> NDArray[np.uint8]:
-    """An array of bytes in IDX format: 0, 0, type 8, number of axes, the sides as big-endian 32-bit integers, the data."""
+    """A byte array in IDX format: 0, 0, type 8, number of axes, the sides as big-endian 32-bit integers, the data."""
     try:
         content = gzip.decompress(path.read_bytes())
     except (OSError, EOFError, zlib.error) as error:

@@ -1,4 +1,4 @@
-"""The Gaussian model: data with a known spectrum, for which denoiser, trajectories and gains are exact. The null case."""
+"""The Gaussian model, the null case: data with a known spectrum, whose denoiser, trajectories and gains are exact."""
 
 from __future__ import annotations
 
@@ -69,7 +69,9 @@ class GaussianTheory:
         return lattice_tables(self.spectrum.shape)
 
     def sample_data(self, n: int, seed: int = 0, dtype: Any = np.float64) -> Any:
-        """``n`` exact fields (n, N1 .. Nd)."""
+        """``n`` exact fields (n, N1 .. Nd); ValueError for n below 1."""
+        if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
+            raise ValueError(f"n: expected an integer of at least 1, got {n!r}")
         return self._filter(_normal(seed, (n, *self.spectrum.shape)), np.sqrt(self._half)).astype(dtype)
 
     def denoise(self, y: Any, s: float) -> Any:
@@ -93,7 +95,8 @@ class GaussianTheory:
         """Mean gain of every shell below the Nyquist wavenumber."""
         grid = self.lattice
         gain = np.moveaxis(self._half / (self._half + s**2), -1, 0).ravel()
-        sums = np.bincount(grid.orbit_of_mode, grid.half_weights * gain, minlength=len(grid.orbit_k))
+        weights = grid.half_weights * gain
+        sums = np.asarray(np.bincount(grid.orbit_of_mode, weights, minlength=len(grid.orbit_k)), dtype=np.float64)
         return grid.to_shells(sums)[: grid.shells_below_nyquist] / grid.shell_modes[: grid.shells_below_nyquist]
 
     def xi_eq(self, s: float) -> float:

@@ -112,7 +112,8 @@ class Recorder:
             not 0 <= k < self.grid.shells_below_nyquist for k in self.gain_shells
         ):
             raise ValueError(
-                f"gain_shells: expected ascending shells below {self.grid.shells_below_nyquist}, got {list(gain_shells)}"
+                f"gain_shells: expected ascending shells below {self.grid.shells_below_nyquist}, "
+                f"got {list(gain_shells)}"
             )
         self.low = sorted(_low_modes(self.grid.shape, self.low_modes), key=self.grid.mode_index)
         self._selected = [self.grid.mode_index(n) for n in self.low]
@@ -165,7 +166,7 @@ class Recorder:
         self.update(i, y)
 
     def update_gain(self, i: int, gain: Any, *, sample: int | None = None) -> None:
-        """Add mode gains (batch, len(gain_shells)) of the states at ``levels[i]``: the real part, averaged over a shell.
+        """Add mode gains (batch, len(gain_shells)) of states at ``levels[i]``: the real part, averaged over a shell.
 
         Raises
         ------
@@ -186,6 +187,8 @@ class Recorder:
 
     def merge(self, other: Recorder) -> None:
         """Add what ``other`` recorded; ValueError, naming what differs, unless both were made alike."""
+        if not isinstance(other, Recorder):
+            raise TypeError(f"merge: expected a Recorder, got {type(other).__name__}")
         mine, theirs = self.config(), other.config()
         for key, value in mine.items():
             if theirs[key] != value:

@@ -1,4 +1,4 @@
-"""Figures of a study, each a function of its dataset: matplotlib figures, colours that colour-blind readers can tell."""
+"""Figures of a study, each a function of its dataset: matplotlib, in colours that colour-blind readers can tell."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ def structure_factors(ds: xr.Dataset) -> Figure:
     ds = _one_channel(ds)
     figure, axes = _figure()
     s = ds["level"].values
-    norm = LogNorm(s[s > 0].min(), s.max())
+    lowest = s[s > 0].min()
+    norm = LogNorm(lowest, s.max())
     colours = ScalarMappable(norm, "viridis")
     for i in range(len(s)):
-        axes.loglog(ds["k"][1:], ds["S"][i, 1:], color=colours.to_rgba(np.maximum(s[i], norm.vmin)), linewidth=1)
+        axes.loglog(ds["k"][1:], ds["S"][i, 1:], color=colours.to_rgba(np.maximum(s[i], lowest)), linewidth=1)
     axes.set(
         xlabel="wavenumber k (rad per site)", ylabel="structure factor S(k)", title="From white noise to a pattern"
     )
@@ -46,10 +47,13 @@ def lengths(ds: xr.Dataset) -> Figure:
     ds = _one_channel(ds)
     figure, axes = _figure()
     s = ds["level"].values
-    series = [("xi_ornstein_zernike", "states, Ornstein-Zernike", _OTHERS[0])]
-    if "xi_eq" in ds:
-        series.append(("xi_eq", "equilibrium, on trajectories", _MEASURED))
+    series = [
+        ("xi_eq", "equilibrium, on trajectories", _MEASURED),
+        ("xi_ornstein_zernike", "states, Ornstein-Zernike", _OTHERS[0]),
+    ]
     for name, label, colour in series:
+        if name not in ds:
+            continue
         value, error = ds[name].values, ds[f"{name}_stderr"].values
         # A length that is not known to its own size would only fill the figure with its error bar.
         known = np.isfinite(value) & (error < np.abs(value))
@@ -90,7 +94,7 @@ def gains(ds: xr.Dataset) -> Figure:
 
 
 def states(ds: xr.Dataset) -> Figure:
-    """The first trajectory from noise to pattern: the state, each level on its own grey scale, above its denoised image."""
+    """First trajectory from noise to pattern: the state, each level on its own grey scale, above its denoised image."""
     from matplotlib.figure import Figure
 
     n = ds.sizes["strip_level"]

@@ -350,7 +350,7 @@ def add_to_blocks(blocks: NDArray[Any], values: NDArray[Any], first: int) -> Non
 
 def ensemble_mean(samples: Fields, name: str = "field") -> Fields:
     """Mean field over axis 0, accumulated in float64, in the dtype of the samples; NaN and Inf are named."""
-    mean = samples.mean(axis=0, dtype=np.float64)
+    mean: NDArray[np.float64] = samples.mean(axis=0, dtype=np.float64)
     if not np.isfinite(mean).all():  # once subtracted it would spoil every sample
         check_finite(samples, samples, 0, (len(samples),), name)
     return mean.astype(samples.dtype)
@@ -376,7 +376,7 @@ def _check_center(center: str, samples: int, name: str = "field") -> float:
 def _centered(piece: Fields, center: str, mean: Fields | None) -> Fields:
     if center == "sample":
         axes = tuple(range(1, piece.ndim))
-        return piece - piece.mean(axis=axes, keepdims=True, dtype=np.float64).astype(piece.dtype)
+        return np.asarray(piece - piece.mean(axis=axes, keepdims=True, dtype=np.float64).astype(piece.dtype))
     return piece if mean is None else piece - mean
 
 
@@ -392,7 +392,7 @@ def _taper(window: str | tuple[Any, ...], shape: tuple[int, ...], dtype: np.dtyp
         # sym=False: the periodic form, as for any spectrum.
         values = scipy.signal.get_window(window, side, fftbins=True)
         taper = taper * values.reshape([-1 if i == axis else 1 for i in range(len(shape))])
-    return (taper / np.sqrt(np.mean(taper**2))).astype(dtype)
+    return np.asarray((taper / np.sqrt(np.mean(taper**2))).astype(dtype))
 
 
 def _prepare(fields: Fields, detrend: str | None, taper: Fields | None) -> Fields:

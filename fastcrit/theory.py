@@ -37,9 +37,10 @@ class GinzburgLandau:
 class PatchTheory:
     r"""Linear response of the patch model about the symmetric point y = 0.
 
-    With weights :math:`\bar w_\mu \propto \pi_\mu e^{-\|\xi^\mu\|^2/2s^2}` and :math:`C_j = \mathrm{Cov}_{\bar w}(\xi_c,
-    \xi_j)`, plane waves are eigenvectors with gain :math:`g_k = \hat C(k)/s^2`, :math:`\hat C(k) = \sum_j C_j
-    e^{ik(j-c)}`. The critical level solves :math:`s^2 = \max_k \mathrm{Re}\,\hat C(k; s)`. Source: arXiv:2603.20092.
+    With weights :math:`\bar w_\mu \propto \pi_\mu e^{-\|\xi^\mu\|^2/2s^2}` and
+    :math:`C_j = \mathrm{Cov}_{\bar w}(\xi_c, \xi_j)`, plane waves are eigenvectors with gain
+    :math:`g_k = \hat C(k)/s^2`, :math:`\hat C(k) = \sum_j C_j e^{ik(j-c)}`. The critical level solves
+    :math:`s^2 = \max_k \mathrm{Re}\,\hat C(k; s)`. Source: arXiv:2603.20092.
 
     Parameters
     ----------
@@ -94,7 +95,7 @@ class PatchTheory:
         return np.exp(1j * (k @ self._offsets.T)) @ self.covariance(s).ravel()
 
     def gain(self, k: Any, s: float) -> Any:
-        """g_k = C^(k)/s^2 at the symmetric point, complex: growth is the real part, drift of the phase the imaginary."""
+        """g_k = C^(k)/s^2 at the symmetric point, complex: growth is the real part, phase drift the imaginary."""
         return self.kernel_spectrum(k, s) / check_positive(s, "s") ** 2
 
     def critical_level(self) -> float:
@@ -134,7 +135,7 @@ class PatchTheory:
         return float(np.sqrt(gl.c / gl.r)) if gl.r > 0 and gl.c >= 0 else float("nan")
 
     def ginzburg_landau(self, s: float) -> GinzburgLandau:
-        """Coefficients of the field theory at level ``s``: r = 1 - g_0, c from the curvature of g_k, u from cumulants."""
+        """Field-theory coefficients at level ``s``: r = 1 - g_0, c from the curvature of g_k, u from cumulants."""
         C = self.covariance(s).ravel()
         s = float(s)
         # Isotropic mean over the two axes of -1/2 d^2 C^/dk^2.
@@ -147,10 +148,10 @@ class PatchTheory:
         return GinzburgLandau(r=1.0 - float(C.sum()) / s**2, c=c, u=-kappa / (6.0 * s**6))
 
     def log_growth(self, k: Any, start: float, end: float) -> Any:
-        """Log of the amplitude ratio of mode ``k`` (..., 2) along the probability-flow ODE from ``start`` down to ``end``.
+        """Log amplitude ratio of mode ``k`` (..., 2) along the probability-flow ODE from ``start`` down to ``end``.
 
-        Exact to first order in the amplitude: the integral of Re g_k - 1 over -log s (by Gauss-Legendre quadrature, whose
-        nodes are enough for rounding when norms are equal; then it is -log(s0/s1) + Re C^ (s1^-2 - s0^-2)/2).
+        Exact to first order in the amplitude: the integral of Re g_k - 1 over -log s (by Gauss-Legendre quadrature,
+        whose nodes are enough for rounding when norms are equal; then it is -log(s0/s1) + Re C^ (s1^-2 - s0^-2)/2).
         """
         check_levels([start, end])
         nodes, weights = np.polynomial.legendre.leggauss(64)
@@ -199,7 +200,7 @@ class PatchTheory:
         patterns = self.dictionary.patterns
         spread = float((patterns.max(axis=0) - patterns.min(axis=0)).max())
         pixels = min(self.dictionary.size**2, int(np.prod(self.lattice)))
-        return 0.5 * spread * np.sqrt(pixels) * (1.0 + 1e-9)
+        return 0.5 * spread * float(np.sqrt(pixels)) * (1.0 + 1e-9)
 
 
 def lattice_shape(dictionary: Dictionary, lattice: int | tuple[int, int] | None) -> tuple[int, int]:
@@ -223,7 +224,7 @@ def lattice_shape(dictionary: Dictionary, lattice: int | tuple[int, int] | None)
 
 def _largest_eigenvalue_by_site(dictionary: Dictionary, s: float) -> float:
     images = dictionary.patterns
-    count, height, width = images.shape
+    _, height, width = images.shape
     half = dictionary.size // 2
     rows = _window_matrix(height, half)
     columns = _window_matrix(width, half)
@@ -253,7 +254,7 @@ def _largest_eigenvalue_by_site(dictionary: Dictionary, s: float) -> float:
 
 def _window_matrix(side: int, half: int) -> Floats:
     i = np.arange(side)
-    return (np.abs(i[:, None] - i[None, :]) <= half).astype(np.float64)
+    return np.asarray(np.abs(i[:, None] - i[None, :]) <= half, dtype=np.float64)
 
 
 @dataclass(frozen=True)

@@ -193,7 +193,7 @@ def _choose(total: int, count: int | None, what: str, rng: np.random.Generator) 
     if count is None:
         return np.arange(total)
     if not 1 <= count <= total:
-        raise ValueError(f"count: expected 1 to {total} (all {what}), got {count}")
+        raise ValueError(f"count: expected 1 to {total} (all {what}; None keeps them all), got {count}")
     return np.sort(rng.choice(total, size=count, replace=False))
 
 

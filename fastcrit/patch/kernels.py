@@ -11,8 +11,8 @@ from numba import njit
 
 from fastcrit.patch.random import exp, fill_normal
 
-# Patterns whose logits are held at a time, 32 KiB of float32 for a run. Larger dictionaries are folded in chunk by chunk
-# with a running maximum.
+# Patterns whose logits are held at a time, 32 KiB of float32 for a run. Larger dictionaries are folded in chunk by
+# chunk with a running maximum.
 _CHUNK = 16
 # Pixels worked on at a time: long enough to hide the start of each loop, and short enough that the logits of a pattern
 # stay in the first-level cache while the taps are added up.
@@ -28,7 +28,7 @@ _FLAGS = {"contract"}
 
 @njit(nogil=True, cache=True)
 def pad(y, half, periodic, out):
-    """Copy y (H, W) into out at (half, half), with wrapped or zero margins of `half`; what lies beyond is not touched."""
+    """Copy y (H, W) into out at (half, half), with wrapped or zero margins of `half`; what lies beyond is untouched."""
     height, width = y.shape
     for r in range(height + 2 * half):
         i = r - half

@@ -8,6 +8,7 @@ infers every type, and refuses overloads whose annotations differ from the signa
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
@@ -24,11 +25,13 @@ _32 = np.uint64(32)
 # Counters worked on at a time: words and normals together stay in half of a 32 KiB first-level cache.
 _BLOCK = 400
 
+_intrinsic: Any = intrinsic  # Any: its type in numba leaves out that the caller does not pass the typing context
+
 # Contraction into fused multiply-adds only: reassociation would undo the two-part reduction in exp.
 _FLAGS = {"contract"}
 
 
-@intrinsic
+@_intrinsic
 def _float_of_bits(typingctx, bits):
     def codegen(context, builder, signature, args):
         return builder.bitcast(args[0], ir.FloatType())
@@ -36,7 +39,7 @@ def _float_of_bits(typingctx, bits):
     return types.float32(types.int32), codegen
 
 
-@intrinsic
+@_intrinsic
 def _bits_of_float(typingctx, value):
     def codegen(context, builder, signature, args):
         return builder.bitcast(args[0], ir.IntType(32))
@@ -45,7 +48,7 @@ def _bits_of_float(typingctx, value):
 
 
 def exp(x):
-    """e**x for x <= 0 in compiled code, in the precision of x: float32 within 2 ulp and zero below -87, or libm's float64."""
+    """e**x for x <= 0 in compiled code, in the precision of x: float32 to 2 ulp (0 below -87), or libm's float64."""
     return math.exp(x)
 
 
@@ -99,7 +102,8 @@ def _log32(u):
 def philox(words, first, c1, c2, c3, k0, k1):
     """Random words (4, n) for the counters (first + i, c1, c2, c3), i < n, and the key (k0, k1).
 
-    Round after round over the whole array: with the rounds inside, the compiler leaves the loop scalar (2.5 times slower).
+    Round after round over the whole array: with the rounds inside, the compiler leaves the loop scalar (2.5 times
+    slower).
     """
     n = words.shape[1]
     for i in range(n):

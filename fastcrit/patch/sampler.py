@@ -280,7 +280,7 @@ class _Model:
                 rows, columns = _classes_that_reach(a, n), _classes_that_reach(b, n)
                 weights = by_class[:, rows][:, :, columns].sum(axis=(1, 2))
                 kernel[:, a, b] = weights @ self.dictionary.patterns[:, a, b]
-        return kernel / (states[0].size * s**2)
+        return np.asarray(kernel / (states[0].size * s**2))
 
     def _tables(self, s: float) -> tuple[Any, Any, Any]:
         """Taps xi/s^2, bias log pi - |xi|^2/2s^2 (shifted to a maximum of 0), and 1/s^2, at one level."""
@@ -365,7 +365,7 @@ def _check_states(y: Any, shape: tuple[int, int] | None, name: str) -> Any:
 
 
 def _check_dtype(dtype: Any) -> np.dtype[Any]:
-    checked = np.dtype(dtype)
+    checked: np.dtype[Any] = np.dtype(dtype)
     if checked not in (np.float32, np.float64):
         raise ValueError(f"dtype: expected float32 or float64, got {checked}")
     return checked

@@ -1,0 +1,134 @@
+"""The detector on curves whose answer is known: interior extrema found, edges and noise refused, intervals that cover."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import fastcrit as fc
+
+LEVELS = fc.schedules.log_levels(40, high=50.0, low=0.05)
+
+
+def dataset(curves, scatter, seed, blocks=32):
+    """A dataset with given mean curves over LEVELS; blocks scatter about them with independent smooth noise."""
+    rng = np.random.default_rng(seed)
+    data, n = {}, len(LEVELS)
+    for name, curve in curves.items():
+        noise = scatter * np.sqrt(blocks) * (rng.standard_normal((blocks, n)) + rng.standard_normal((blocks, 1))) / np.sqrt(2)
+        each = curve + noise
+        mean = each.mean(0)
+        left = (each.sum(0) - each) / (blocks - 1)
+        dims = ("level", "shell") if name == "softening" else ("level",)
+        add = (lambda a: a[..., None]) if name == "softening" else (lambda a: a)
+        data[name] = (dims, add(mean))
+        data[f"{name}_stderr"] = (dims, add(np.full(n, scatter)))
+        data[f"{name}_jackknife"] = (("block", *dims), add(left))
+    return xr.Dataset(data, {"level": LEVELS, "block": np.arange(blocks)})
+
+
+def bump(center, width=0.8, height=1.0):
+    return height * np.exp(-(np.log(LEVELS / center) ** 2) / (2 * width**2))
+
+
+class TestFinding:
+    @pytest.mark.parametrize("center", [0.5, 3.0, 10.0])
+    def test_an_interior_extremum_is_found_between_the_levels(self, center):
+        curves = {
+            "softening": 1 - 0.7 * bump(center),
+            "xi_eq": 1 + bump(center),
+            "chi": 5 + bump(center),
+            "xi_ornstein_zernike": 2 + np.tanh(np.log(center / LEVELS)),  # steepest at the center
+        }
+        cp = fc.critical_point(dataset(curves, 0.01, seed=1))
+        assert set(cp.found) == set(cp.signatures) == {"softening", "xi_eq", "growth", "susceptibility"}
+        for s in cp.found.values():
+            assert s.low <= s.level <= s.high
+            assert s.level == pytest.approx(center, rel=0.1)
+        assert 1 <= cp.spread < 1.2
+
+    def test_the_interval_covers_the_truth(self):
+        hits = 0
+        for seed in range(100):
+            s = fc.critical_point(dataset({"xi_eq": 1 + bump(2.0)}, 0.05, seed), n_bootstrap=400)["xi_eq"]
+            hits += s.found and s.low <= 2.0 <= s.high
+        # 95 of 100, with a binomial scatter of 2.2 and a grid as coarse as the interval.
+        assert hits >= 88
+
+    def test_the_same_seed_gives_the_same_answer(self):
+        ds = dataset({"xi_eq": 1 + bump(2.0)}, 0.05, 3)
+        assert str(fc.critical_point(ds, seed=5)) == str(fc.critical_point(ds, seed=5))
+
+    def test_one_signature_alone(self):
+        ds = dataset({"xi_eq": 1 + bump(2.0), "chi": 1 / LEVELS}, 0.01, 3)
+        cp = fc.critical_point(ds, signature="xi_eq")
+        assert list(cp.signatures) == ["xi_eq"]
+        with pytest.raises(fc.NoTransitionError, match="susceptibility: no transition"):
+            fc.critical_point(ds, signature="susceptibility")
+        with pytest.raises(fc.NoTransitionError, match=r"softening: no transition \(not recorded\)"):
+            fc.critical_point(ds, signature="softening")
+
+    def test_channels_are_averaged(self):
+        one = dataset({"chi": 5 + bump(3.0)}, 0.01, 1)
+        both = xr.concat([one, one + 0.0], dim="channel")
+        assert fc.critical_point(both)["susceptibility"].level == pytest.approx(
+            fc.critical_point(one)["susceptibility"].level
+        )
+
+
+class TestRefusing:
+    @pytest.mark.parametrize("curve", [np.log(LEVELS), -np.log(LEVELS), np.ones(40), LEVELS**-0.5])
+    @pytest.mark.parametrize("scatter", [1e-6, 0.1])
+    def test_monotonic_and_flat_curves_have_no_transition(self, curve, scatter):
+        found = sum("susceptibility" in fc.critical_point(dataset({"chi": curve}, scatter, seed)).found for seed in range(10))
+        assert found == 0
+
+    def test_false_alarms_are_as_rare_as_stated(self):
+        # One in 1000 a signature, and sharper noise than the model of the detector may double it: 300 tries, at most 3.
+        alarms = 0
+        for seed in range(300):
+            ds = dataset({"chi": 0.3 * np.log(LEVELS)}, 0.2, seed)
+            alarms += "susceptibility" in fc.critical_point(ds, n_bootstrap=1000).found
+        assert alarms <= 3
+
+    def test_an_extremum_at_the_edge_is_none(self):
+        for center in (80.0, 0.02):
+            cp = fc.critical_point(dataset({"chi": bump(center)}, 1e-3, 1))
+            assert cp["susceptibility"].reason in ("no interior extremum", "prominence within noise")
+
+    def test_a_spurious_rise_at_the_end_does_not_hide_the_interior_peak(self):
+        curve = 1 + bump(3.0) + 20 * bump(0.04, width=0.4)
+        assert fc.critical_point(dataset({"xi_eq": curve}, 0.01, 1))["xi_eq"].level == pytest.approx(3.0, rel=0.1)
+
+    def test_levels_where_the_length_is_unknown_are_left_out(self):
+        ds = dataset({"xi_eq": 1 + bump(3.0)}, 0.01, 1)
+        ds["xi_eq"][:5] = np.nan
+        ds["xi_eq_stderr"][-5:] = 10.0
+        assert fc.critical_point(ds)["xi_eq"].level == pytest.approx(3.0, rel=0.1)
+        ds["xi_eq"][:] = np.nan
+        assert "measured at 0 neighbouring levels" in fc.critical_point(ds)["xi_eq"].reason
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"signature": "energy"}, "signature: expected one of 'softening', .* got 'energy'"),
+            ({"confidence": 95}, "confidence: expected a number between 0 and 1, got 95"),
+            ({"n_bootstrap": 3}, "n_bootstrap: expected at least 100, got 3"),
+        ],
+    )
+    def test_options(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            fc.critical_point(dataset({"chi": np.ones(40)}, 0.1, 1), **options)
+
+    def test_datasets(self):
+        with pytest.raises(ValueError, match="ds: expected the dataset of a Recorder"):
+            fc.critical_point(xr.Dataset())
+        with pytest.raises(ValueError, match="ds: expected at least 5 positive levels, got 3"):
+            fc.critical_point(dataset({"chi": np.ones(40)}, 0.1, 1).isel(level=slice(3)))
+        few = fc.critical_point(dataset({"chi": bump(3.0)}, 0.01, 1, blocks=4))
+        assert "4 blocks" in few["susceptibility"].reason
+        with pytest.raises(ValueError, match="signature: expected one of"):
+            few["energy"]
