@@ -269,7 +269,7 @@ def _scatter_of_differences(deviations: Floats, mean: Floats) -> Floats:
     square = variance[:, None] + variance[None, :] - 2.0 * covariance
     # A curve without any noise (an exact gain, say) differs from a constant by rounding only.
     rounding = 1e-12 * np.abs(mean).max() + np.finfo(float).tiny
-    return np.asarray(np.sqrt(np.maximum(square, rounding**2)))
+    return np.asarray(np.maximum(np.sqrt(np.maximum(square, 0.0)), rounding))
 
 
 def _extrema(x: Floats, curves: Floats, scatter: Floats) -> tuple[Floats, Floats]:

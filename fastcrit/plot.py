@@ -65,7 +65,8 @@ def lengths(ds: xr.Dataset) -> Figure:
     _mark_levels(axes, ds)
     _level_axis(axes, s)
     axes.set(ylabel="correlation length (sites)", title="Correlation lengths")
-    axes.legend(fontsize="small")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize="small")
     return figure
 
 

@@ -152,7 +152,8 @@ def _read_npy(path: Path) -> dict[str, Any]:
 
 
 def _read_npz(path: Path) -> dict[str, Any]:
-    with np.load(path, allow_pickle=False) as file:
+    # Opened here, because numpy leaves a file that it cannot read open.
+    with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
 
 

@@ -105,7 +105,8 @@ py::array_t<T> autocorrelation(const Spectrometer& self, const Array<T>& fields,
 template <class T>
 py::array_t<double> modes(const Spectrometer& self, const Array<T>& fields) {
     const std::int64_t count = count_fields(fields, self.lattice());
-    py::array_t<double> result({static_cast<py::ssize_t>(count), static_cast<py::ssize_t>(2 + 2 * self.lattice().ndim())});
+    py::array_t<double> result(
+        {static_cast<py::ssize_t>(count), static_cast<py::ssize_t>(2 + 2 * self.lattice().ndim())});
     const T* const in = fields.data();
     double* const out = result.mutable_data();
     {
@@ -131,7 +132,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
 
     py::class_<Spectrometer> spectrometer(m, "Spectrometer");
     spectrometer.def(py::init<const std::vector<std::int64_t>&>(), "shape"_a)
-        .def_property_readonly("shape", [](const Spectrometer& s) { return py::tuple(py::cast(shape_of(s.lattice()))); })
+        .def_property_readonly("shape",
+                               [](const Spectrometer& s) { return py::tuple(py::cast(shape_of(s.lattice()))); })
         .def_property_readonly("shell_width", [](const Spectrometer& s) { return s.lattice().shell_width(); })
         .def_property_readonly("shells", [](const Spectrometer& s) { return s.lattice().shells(); })
         .def_property_readonly("shells_below_nyquist",
@@ -140,40 +142,42 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
                                [](const Spectrometer& s) {
                                    return column<double>(s.lattice().orbits(), [](const auto& o) { return o.k; });
                                })
-        .def_property_readonly(
-            "orbit_k2_lattice",
-            [](const Spectrometer& s) {
-                return column<double>(s.lattice().orbits(), [](const auto& o) { return o.k2_lattice; });
-            })
-        .def_property_readonly(
-            "orbit_multiplicity",
-            [](const Spectrometer& s) {
-                return column<std::int64_t>(s.lattice().orbits(), [](const auto& o) { return o.multiplicity; });
-            })
+        .def_property_readonly("orbit_k2_lattice",
+                               [](const Spectrometer& s) {
+                                   return column<double>(s.lattice().orbits(),
+                                                         [](const auto& o) { return o.k2_lattice; });
+                               })
+        .def_property_readonly("orbit_multiplicity",
+                               [](const Spectrometer& s) {
+                                   return column<std::int64_t>(s.lattice().orbits(),
+                                                               [](const auto& o) { return o.multiplicity; });
+                               })
         .def_property_readonly("orbit_shell",
                                [](const Spectrometer& s) {
-                                   return column<std::int64_t>(s.lattice().orbits(), [](const auto& o) { return o.shell; });
+                                   return column<std::int64_t>(s.lattice().orbits(),
+                                                               [](const auto& o) { return o.shell; });
                                })
-        .def_property_readonly(
-            "orbit_of_mode",
-            [](const Spectrometer& s) {
-                return column<std::int64_t>(s.lattice().orbit_of_mode(), [](std::int32_t id) { return id; });
-            })
-        .def_property_readonly(
-            "lag_shell_of_site",
-            [](const Spectrometer& s) {
-                return column<std::int64_t>(s.lattice().lag_shell_of_site(), [](std::int32_t id) { return id; });
-            })
+        .def_property_readonly("orbit_of_mode",
+                               [](const Spectrometer& s) {
+                                   return column<std::int64_t>(s.lattice().orbit_of_mode(),
+                                                               [](std::int32_t id) { return id; });
+                               })
+        .def_property_readonly("lag_shell_of_site",
+                               [](const Spectrometer& s) {
+                                   return column<std::int64_t>(s.lattice().lag_shell_of_site(),
+                                                               [](std::int32_t id) { return id; });
+                               })
         .def_property_readonly("lag_r",
                                [](const Spectrometer& s) {
                                    return column<double>(s.lattice().lag_shells(), [](const auto& l) { return l.r; });
                                })
-        .def_property_readonly(
-            "lag_multiplicity",
-            [](const Spectrometer& s) {
-                return column<std::int64_t>(s.lattice().lag_shells(), [](const auto& l) { return l.multiplicity; });
-            })
-        .def_property_readonly("lag_shells_inside", [](const Spectrometer& s) { return s.lattice().lag_shells_inside(); });
+        .def_property_readonly("lag_multiplicity",
+                               [](const Spectrometer& s) {
+                                   return column<std::int64_t>(s.lattice().lag_shells(),
+                                                               [](const auto& l) { return l.multiplicity; });
+                               })
+        .def_property_readonly("lag_shells_inside",
+                               [](const Spectrometer& s) { return s.lattice().lag_shells_inside(); });
     add_precision<float>(spectrometer);
     add_precision<double>(spectrometer);
 

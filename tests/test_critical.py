@@ -1,4 +1,4 @@
-"""The detector on curves whose answer is known: interior extrema found, edges and noise refused, intervals that cover."""
+"""The detector on curves with a known answer: interior extrema found, edges and noise refused, intervals cover."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ def dataset(curves, scatter, seed, blocks=32):
     rng = np.random.default_rng(seed)
     data, n = {}, len(LEVELS)
     for name, curve in curves.items():
-        noise = scatter * np.sqrt(blocks) * (rng.standard_normal((blocks, n)) + rng.standard_normal((blocks, 1))) / np.sqrt(2)
+        noise = (
+            scatter
+            * np.sqrt(blocks)
+            * (rng.standard_normal((blocks, n)) + rng.standard_normal((blocks, 1)))
+            / np.sqrt(2)
+        )
         each = curve + noise
         mean = each.mean(0)
         left = (each.sum(0) - each) / (blocks - 1)
@@ -81,7 +86,9 @@ class TestRefusing:
     @pytest.mark.parametrize("curve", [np.log(LEVELS), -np.log(LEVELS), np.ones(40), LEVELS**-0.5])
     @pytest.mark.parametrize("scatter", [1e-6, 0.1])
     def test_monotonic_and_flat_curves_have_no_transition(self, curve, scatter):
-        found = sum("susceptibility" in fc.critical_point(dataset({"chi": curve}, scatter, seed)).found for seed in range(10))
+        found = sum(
+            "susceptibility" in fc.critical_point(dataset({"chi": curve}, scatter, seed)).found for seed in range(10)
+        )
         assert found == 0
 
     def test_false_alarms_are_as_rare_as_stated(self):

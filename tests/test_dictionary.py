@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-import fastcrit as fc
 from fastcrit.patch import Dictionary
 
 
@@ -72,11 +71,19 @@ class TestBadInput:
             (lambda: Dictionary(np.ones((2, 3, 5))), ValueError, "patterns: expected square patterns"),
             (lambda: Dictionary(np.ones((3, 3))), ValueError, r"patterns: expected shape \(P, n, n\)"),
             (lambda: Dictionary(np.ones((0, 3, 3))), ValueError, r"patterns: expected shape \(P, n, n\) with P >= 1"),
-            (lambda: Dictionary(np.full((2, 3, 3), np.nan)), ValueError, "patterns: NaN or infinite value in pattern 0"),
+            (
+                lambda: Dictionary(np.full((2, 3, 3), np.nan)),
+                ValueError,
+                "patterns: NaN or infinite value in pattern 0",
+            ),
             (lambda: Dictionary(np.ones((2, 3, 3), complex)), TypeError, "patterns: expected real values, got complex"),
             (lambda: Dictionary([[["a"]]]), TypeError, "patterns: expected real numbers"),
             (lambda: Dictionary(np.ones((2, 3, 3)), prior=[1.0]), ValueError, "prior: expected 2 positive weights"),
-            (lambda: Dictionary(np.ones((2, 3, 3)), prior=[1.0, 0.0]), ValueError, "prior: expected 2 positive weights"),
+            (
+                lambda: Dictionary(np.ones((2, 3, 3)), prior=[1.0, 0.0]),
+                ValueError,
+                "prior: expected 2 positive weights",
+            ),
             (lambda: Dictionary(np.ones((2, 3, 3)), size=5), ValueError, "size: patterns have side 3, got size=5"),
             (lambda: Dictionary(np.ones((2, 6, 6)), position_specific=True), ValueError, "size: a position-specific"),
             (
@@ -84,7 +91,11 @@ class TestBadInput:
                 ValueError,
                 "size: 13 exceeds 11",
             ),
-            (lambda: Dictionary.from_images(np.ones((2, 4, 4)), size=5), ValueError, "size: patches of side 5 are larger"),
+            (
+                lambda: Dictionary.from_images(np.ones((2, 4, 4)), size=5),
+                ValueError,
+                "size: patches of side 5 are larger",
+            ),
             (lambda: Dictionary.from_images(np.ones((4, 4)), size=3), ValueError, "images: expected shape"),
             (
                 lambda: Dictionary.from_images(np.ones((1, 4, 4)), size=3, count=5),

@@ -241,13 +241,13 @@ class TestFiles:
 
         path = tmp_path / "x"
         path.write_text("hello")
-        with pytest.raises(fc.FileFormatError, match="x: damaged, or not a fastcrit.recorder"):
+        with pytest.raises(fc.FileFormatError, match=r"x: damaged, or not a fastcrit.recorder"):
             fc.Recorder.load(path)
         write_state(path, "weights", 1, {}, {"a": np.zeros(3)})
         with pytest.raises(fc.FileFormatError, match=r"x: not a fastcrit.recorder file \(format 'weights'\)"):
             fc.Recorder.load(path)
         write_state(path, "fastcrit.recorder", 99, {}, {"a": np.zeros(3)})
-        with pytest.raises(fc.FileFormatError, match="x: fastcrit.recorder version 99; this fastcrit reads version 1"):
+        with pytest.raises(fc.FileFormatError, match=r"x: fastcrit.recorder version 99; this fastcrit reads version 1"):
             fc.Recorder.load(path)
         with pytest.raises(FileNotFoundError, match="nothing: no such file"):
             fc.Recorder.load(tmp_path / "nothing")
@@ -293,7 +293,7 @@ class TestBadInput:
             rec.update_gain(0, np.zeros((5, 2)))
         with pytest.raises(ValueError, match="gain: NaN in the field at index 3"):
             rec.update_gain(0, np.where(np.arange(5) == 3, np.nan, 0.0)[:, None])
-        with pytest.raises(ValueError, match="levels: this recorder has 1 at index 1, the sampler 0.5"):
+        with pytest.raises(ValueError, match=r"levels: this recorder has 1 at index 1, the sampler 0.5"):
             rec(1, 0.5, np.zeros((5, 8, 8)), None)
         with pytest.raises(ValueError, match="made without gain_shells"):
             fc.Recorder([1.0], shape=(8, 8)).update_gain(0, np.zeros((5, 1)))

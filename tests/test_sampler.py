@@ -305,7 +305,9 @@ class TestBadInput:
 
     def test_recorders_that_do_not_fit(self, rng):
         d = Dictionary.binary()
-        with pytest.raises(ValueError, match=r"recorder: made for states of shape \(9, 9\), sampling states of shape \(8, 8\)"):
+        with pytest.raises(
+            ValueError, match=r"recorder: made for states of shape \(9, 9\), sampling states of shape \(8, 8\)"
+        ):
             sample(d, 8, 2, [2.0, 1.0], recorder=fc.Recorder([2.0], shape=(9, 9)))
         with pytest.raises(ValueError, match=r"recorder: its level 1\.5 is not among the sampling levels"):
             sample(d, 8, 2, [2.0, 1.0], recorder=fc.Recorder([1.5], shape=(8, 8)))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fastcrit as fc
 import numpy as np
 import pytest
 import torch
 from scipy import fft as scipy_fft
 from scipy import signal
 
+import fastcrit as fc
 from tests.oracles import spectra as oracle
 
 # An FFT's rounding error grows as eps sqrt(log n), a direct sum's (prime sides) as eps sqrt(n); n < 100 here.
@@ -221,7 +221,7 @@ class TestStructureFactor:
 
     @pytest.mark.parametrize("n", [0, 1])
     def test_too_few_samples(self, n):
-        with pytest.raises(ValueError, match="field: (empty array|center='ensemble' needs at least 2 samples)"):
+        with pytest.raises(ValueError, match=r"field: (empty array|center='ensemble' needs at least 2 samples)"):
             fc.structure_factor(np.zeros((n, 4, 4)))
 
     def test_bad_input_is_named(self):

@@ -39,7 +39,9 @@ class TestUniformPair:
     def test_kernel_spectrum_is_the_dirichlet_kernel(self, rng):
         th = fc.theory.PatchTheory(fc.patch.Dictionary.binary(size=5, random=0), lattice=80)
         k = rng.uniform(0.05, 3.0, (20, 2))
-        np.testing.assert_allclose(th.kernel_spectrum(k, 2.0), np.prod(np.sin(2.5 * k) / np.sin(k / 2), axis=1), atol=1e-12)
+        np.testing.assert_allclose(
+            th.kernel_spectrum(k, 2.0), np.prod(np.sin(2.5 * k) / np.sin(k / 2), axis=1), atol=1e-12
+        )
 
     @pytest.mark.parametrize("s", [5.5, 8.0, 30.0])
     def test_ginzburg_landau_and_xi_eq_closed_forms(self, s):
@@ -97,7 +99,9 @@ class TestLinearResponse:
             th.critical_level()
 
     def test_a_stripe_dictionary_has_a_finite_wavelength(self):
-        stripes = np.stack([np.cos(2 * np.pi * (np.arange(-3, 4) / 4 + phase))[None] * np.ones((7, 1)) for phase in (0, 0.5)])
+        stripes = np.stack(
+            [np.cos(2 * np.pi * (np.arange(-3, 4) / 4 + phase))[None] * np.ones((7, 1)) for phase in (0, 0.5)]
+        )
         th = fc.theory.PatchTheory(fc.patch.Dictionary(stripes), lattice=40)
         k = th.critical_mode()
         # Wavelength 4 along the second axis, up to the window's finite width.
@@ -128,9 +132,7 @@ class TestLinearResponse:
         x, y = np.meshgrid(np.arange(L), np.arange(L), indexing="ij")
         e = np.exp(1j * (k[0] * x + k[1] * y))
         start = 1e-4 * np.real(e)[None]
-        end = fc.patch.sample(
-            d, L, 1, np.geomspace(s0, s1, 400), solver="heun", initial=start, dtype=np.float64
-        )
+        end = fc.patch.sample(d, L, 1, np.geomspace(s0, s1, 400), solver="heun", initial=start, dtype=np.float64)
         ratio = np.abs((end[0] * np.conj(e)).sum()) / np.abs((start[0] * np.conj(e)).sum())
         C = th.kernel_spectrum(k, 1.0).real  # equal norms: the same at every level
         predicted = -np.log(s0 / s1) + C * (s1**-2 - s0**-2) / 2
@@ -212,7 +214,7 @@ class TestSpeciation:
         assert fc.theory.speciation_level(wide) == pytest.approx(np.sqrt(np.linalg.eigvalsh(C)[-1]), rel=1e-10)
 
     def test_bad_input(self):
-        with pytest.raises(ValueError, match="data: expected .* at least 2 samples"):
+        with pytest.raises(ValueError, match=r"data: expected .* at least 2 samples"):
             fc.theory.speciation_level(np.zeros((1, 4)))
         with pytest.raises(ValueError, match="data: NaN or infinite value in sample 2"):
             fc.theory.speciation_level(np.array([[0.0], [1.0], [np.nan]]))

@@ -21,7 +21,10 @@ std::int32_t folded(std::int32_t index, std::int32_t side) { return std::min(ind
 }  // namespace
 
 Lattice::Lattice(const std::vector<std::int64_t>& shape)
-    : ndim_(static_cast<int>(shape.size())), sides_{1, 1, 1}, sites_(1), shell_width_(0.0) {
+    : ndim_(static_cast<int>(shape.size())),
+      sides_{1, 1, 1},
+      sites_(1),
+      shell_width_(0.0) {
     if (shape.empty() || shape.size() > 3) {
         throw std::invalid_argument("lattice: expected 1 to 3 dimensions, got " + std::to_string(shape.size()));
     }

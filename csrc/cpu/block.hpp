@@ -22,7 +22,8 @@ struct FieldRows {
     std::int64_t sites;
 
     FieldRows(const T* fields, std::int64_t first, std::int64_t count, std::int64_t n_sites, const T* subtract)
-        : offset(subtract), sites(n_sites) {
+        : offset(subtract),
+          sites(n_sites) {
         for (int l = 0; l < kLanes<T>; ++l) {
             const std::int64_t field = first + l < count ? first + l : count - 1;
             lane[l] = fields + field * n_sites;

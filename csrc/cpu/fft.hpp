@@ -122,9 +122,7 @@ inline Complex<T>* fft(const FftTables<T>& plan, Complex<T>* a, Complex<T>* b, s
             case 3: pass<T, 3>(a, b, m, s, tw); break;
             case 4: pass<T, 4>(a, b, m, s, tw); break;
             case 5: pass<T, 5>(a, b, m, s, tw); break;
-            default:
-                pass_any<T>(a, b, r, m, s, tw, roots);
-                roots += 2 * r;
+            default: pass_any<T>(a, b, r, m, s, tw, roots); roots += 2 * r;
         }
         tw += 2 * (r - 1) * m;
         length = m;

@@ -9,10 +9,10 @@ namespace {
 /// exp(-2 pi i num / den), each part within an ulp of double: the angle is reduced exactly, to at most pi/4.
 void root_of_unity(std::int64_t num, std::int64_t den, double& re, double& im) {
     num %= den;
-    const std::int64_t octant = (8 * num) / den;                       // 0 .. 7
-    const std::int64_t quarter = (octant + 1) / 2;                     // nearest multiple of a right angle
-    const long double angle = 2.0L * std::acos(-1.0L) * static_cast<long double>(4 * num - quarter * den) /
-                              static_cast<long double>(4 * den);
+    const std::int64_t octant = (8 * num) / den;    // 0 .. 7
+    const std::int64_t quarter = (octant + 1) / 2;  // nearest multiple of a right angle
+    const long double angle =
+        2.0L * std::acos(-1.0L) * static_cast<long double>(4 * num - quarter * den) / static_cast<long double>(4 * den);
     const double c = static_cast<double>(std::cos(angle));
     const double s = static_cast<double>(std::sin(angle));
     switch (quarter % 4) {
@@ -48,7 +48,8 @@ void append_root(std::vector<T>& to, std::int64_t num, std::int64_t den) {
 }  // namespace
 
 template <class T>
-Plan<T>::Fft::Fft(std::int32_t length) : n(length), radices(factorise(length)) {
+Plan<T>::Fft::Fft(std::int32_t length) : n(length),
+                                         radices(factorise(length)) {
     for (const std::int32_t radix : radices) {
         const std::int32_t m = length / radix;
         for (std::int32_t p = 0; p < m; ++p) {

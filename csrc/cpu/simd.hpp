@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #ifndef FASTCRIT_ISA
 #error "FASTCRIT_ISA names the namespace of the instruction set being compiled"
@@ -77,13 +78,20 @@ inline void store(T* p, Vec<T> v) {
     std::memcpy(p, &v, sizeof v);
 }
 
+template <class T, bool High, int... I>
+inline Vec<T> interleave(Vec<T> a, Vec<T> b, std::integer_sequence<int, I...>) {
+    constexpr int w = kLanes<T>;
+#if __has_builtin(__builtin_shufflevector)
+    return __builtin_shufflevector(a, b, (I / 2 + (High ? w / 2 : 0) + (I % 2 ? w : 0))...);
+#else  // GCC before 12
+    return __builtin_shuffle(a, b, typename VectorOf<T>::index{(I / 2 + (High ? w / 2 : 0) + (I % 2 ? w : 0))...});
+#endif
+}
+
 /// a0 b0 a1 b1 ... from the lower (High = false) or upper halves of a and b.
 template <class T, bool High>
 inline Vec<T> interleave(Vec<T> a, Vec<T> b) {
-    constexpr int w = kLanes<T>;
-    typename VectorOf<T>::index pick{};
-    for (int i = 0; i < w; ++i) pick[i] = (i / 2) + (High ? w / 2 : 0) + (i % 2 ? w : 0);
-    return __builtin_shuffle(a, b, pick);
+    return interleave<T, High>(a, b, std::make_integer_sequence<int, kLanes<T>>{});
 }
 
 /// Transpose of a W x W block: row r of the result holds element r of every input row. log2(W) perfect shuffles.

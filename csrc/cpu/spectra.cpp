@@ -12,10 +12,10 @@
 
 namespace fastcrit {
 
-#define FASTCRIT_DECLARE(isa)                           \
-    namespace isa {                                     \
-    extern const cpu::Kernels<float> kFloatKernels;     \
-    extern const cpu::Kernels<double> kDoubleKernels;   \
+#define FASTCRIT_DECLARE(isa)                         \
+    namespace isa {                                   \
+    extern const cpu::Kernels<float> kFloatKernels;   \
+    extern const cpu::Kernels<double> kDoubleKernels; \
     }
 FASTCRIT_DECLARE(baseline)
 #ifdef FASTCRIT_X86
@@ -183,11 +183,13 @@ void Spectrometer::modes(const T* fields, std::int64_t count, double* out) const
     });
 }
 
-#define FASTCRIT_INSTANTIATE(T)                                                                              \
-    template void Spectrometer::power<T>(const T*, std::int64_t, const T*, Bins, T*,                         \
-                                         const std::vector<std::int32_t>&, T*) const;                        \
-    template void Spectrometer::autocorrelation<T>(const T*, std::int64_t, const T*, T*) const;              \
+// NOLINTBEGIN(bugprone-macro-parentheses): a type in a signature takes no parentheses.
+#define FASTCRIT_INSTANTIATE(T)                                                                                        \
+    template void Spectrometer::power<T>(const T*, std::int64_t, const T*, Bins, T*, const std::vector<std::int32_t>&, \
+                                         T*) const;                                                                    \
+    template void Spectrometer::autocorrelation<T>(const T*, std::int64_t, const T*, T*) const;                        \
     template void Spectrometer::modes<T>(const T*, std::int64_t, double*) const;
+// NOLINTEND(bugprone-macro-parentheses)
 FASTCRIT_INSTANTIATE(float)
 FASTCRIT_INSTANTIATE(double)
 #undef FASTCRIT_INSTANTIATE

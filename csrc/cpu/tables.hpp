@@ -24,26 +24,27 @@ struct PlanTables {
     std::int32_t half;        ///< n2/2 + 1
     /// Distance between consecutive planes of a block, in complex lanes.
     std::int32_t plane_stride;
-    std::int32_t work;        ///< complex lanes of work space beside the block: a row pair twice, or one plane
-    bool split_row;           ///< a single row of even length: transformed as its even and odd halves
+    std::int32_t work;  ///< complex lanes of work space beside the block: a row pair twice, or one plane
+    bool split_row;     ///< a single row of even length: transformed as its even and odd halves
     FftTables<T> along_z, along_y, along_x;
-    const T* split_twiddles;           ///< re, im of exp(-2 pi i k / n2), k = 0 .. n2/2, when split_row
-    const std::int32_t* mirror;        ///< index in a plane of the mode with (z, y) negated
-    const double* fundamental[3];      ///< re, im of exp(-2 pi i j / side), j = 0 .. side-1
+    const T* split_twiddles;       ///< re, im of exp(-2 pi i k / n2), k = 0 .. n2/2, when split_row
+    const std::int32_t* mirror;    ///< index in a plane of the mode with (z, y) negated
+    const double* fundamental[3];  ///< re, im of exp(-2 pi i j / side), j = 0 .. side-1
 };
 
-/// Power of every mode, summed within bins, field by field. Fields are contiguous and `count` of them follow each other.
+/// Power of every mode, summed within bins, field by field. Fields are contiguous and `count` of them follow each
+/// other.
 template <class T>
 struct PowerRequest {
     const T* fields;
     std::int64_t count;
-    const T* offset;                   ///< one field, subtracted from each; or null
-    const std::int32_t* bin_of_mode;   ///< [kx][z][y]
+    const T* offset;                  ///< one field, subtracted from each; or null
+    const std::int32_t* bin_of_mode;  ///< [kx][z][y]
     std::int32_t bins;
-    T* sums;                           ///< (count, bins): sum over the full lattice of |phi^|^2 / N in the bin
-    const std::int32_t* selected;      ///< indices into [kx][z][y], ascending
+    T* sums;                       ///< (count, bins): sum over the full lattice of |phi^|^2 / N in the bin
+    const std::int32_t* selected;  ///< indices into [kx][z][y], ascending
     std::int32_t n_selected;
-    T* modes;                          ///< (count, n_selected, 2): phi^ of the selected modes
+    T* modes;  ///< (count, n_selected, 2): phi^ of the selected modes
 };
 
 /// Sums that need no transform: (count, 2 + 2 ndim) doubles: sum, sum of squares, then phi^ at the first wavevector of

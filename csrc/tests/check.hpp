@@ -11,12 +11,12 @@
 
 #include "fastcrit/lattice.hpp"
 
-#define CHECK(condition)                                                            \
-    do {                                                                            \
-        if (!(condition)) {                                                         \
-            std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);    \
-            std::exit(1);                                                           \
-        }                                                                           \
+#define CHECK(condition)                                                         \
+    do {                                                                         \
+        if (!(condition)) {                                                      \
+            std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
+            std::exit(1);                                                        \
+        }                                                                        \
     } while (false)
 
 /// The condition throws an exception of this type.
@@ -28,7 +28,7 @@
         } catch (const exception&) {        \
             thrown = true;                  \
         }                                   \
-        CHECK(thrown && #expression);       \
+        CHECK(thrown&& #expression);        \
     } while (false)
 
 namespace oracle {
@@ -70,7 +70,8 @@ std::vector<std::complex<double>> dft(const fastcrit::Lattice& lattice, const T*
     for (std::int64_t k = 0; k < lattice.half(); ++k)
         for (std::int64_t kz = 0; kz < n0; ++kz)
             for (std::int64_t ky = 0; ky < n1; ++ky)
-                for (std::int64_t z = 0; z < n0; ++z) at(out, k, kz, ky, n0) += at(along_y, k, z, ky, n0) * wave(kz * z, n0);
+                for (std::int64_t z = 0; z < n0; ++z)
+                    at(out, k, kz, ky, n0) += at(along_y, k, z, ky, n0) * wave(kz * z, n0);
     return out;
 }
 

@@ -92,8 +92,9 @@ void bad_shapes_are_refused() {
 }  // namespace
 
 int main() {
-    for (const Shape& shape : {Shape{1}, Shape{2}, Shape{7}, Shape{64}, Shape{1, 1}, Shape{4, 6}, Shape{5, 5}, Shape{8, 4},
-                               Shape{7, 12}, Shape{16, 16}, Shape{3, 4, 5}, Shape{4, 4, 4}, Shape{2, 1, 6}, Shape{6, 3, 6}}) {
+    for (const Shape& shape :
+         {Shape{1}, Shape{2}, Shape{7}, Shape{64}, Shape{1, 1}, Shape{4, 6}, Shape{5, 5}, Shape{8, 4}, Shape{7, 12},
+          Shape{16, 16}, Shape{3, 4, 5}, Shape{4, 4, 4}, Shape{2, 1, 6}, Shape{6, 3, 6}}) {
         shells_hold_every_mode_once(shape);
     }
     orbits_share_k_and_lattice_momentum();

@@ -99,7 +99,7 @@ void power_and_modes(const Shape& shape, std::int64_t count, unsigned seed) {
         for (std::size_t axis = 0; axis < shape.size(); ++axis) {
             const auto [n0, n1, n2] = lattice.sides();
             const std::size_t which = axis + 3 - shape.size();
-            const std::size_t mode = which == 2 ? (n2 > 1 ? static_cast<std::size_t>(lattice.plane()) : 0)
+            const std::size_t mode = which == 2   ? (n2 > 1 ? static_cast<std::size_t>(lattice.plane()) : 0)
                                      : which == 1 ? static_cast<std::size_t>(n1 > 1)
                                                   : (n0 > 1 ? static_cast<std::size_t>(n1) : 0);
             const std::complex<double> got(row[2 + 2 * axis], row[3 + 2 * axis]);
@@ -119,7 +119,8 @@ void correlation(const Shape& shape, unsigned seed) {
     spectrometer.autocorrelation<T>(field.data(), 1, nullptr, sums.data());
     std::vector<double> exact(sums.size(), 0.0);
     double variance = 0.0;
-    for (std::size_t i = 0; i < sites; ++i) variance += static_cast<double>(field[i]) * field[i] / static_cast<double>(sites);
+    for (std::size_t i = 0; i < sites; ++i)
+        variance += static_cast<double>(field[i]) * field[i] / static_cast<double>(sites);
     const auto at = [&, m1 = n1, m2 = n2](std::int32_t z, std::int32_t y, std::int32_t x) {
         return static_cast<double>(field[static_cast<std::size_t>((std::int64_t{z} * m1 + y) * m2 + x)]);
     };
@@ -159,7 +160,8 @@ void batch_and_threads_change_no_bit(const Shape& shape) {
     }
     for (std::int64_t f = 0; f < count; f += 11) {
         std::vector<T> alone(bins);
-        spectrometer.power<T>(values.data() + static_cast<std::size_t>(f) * sites, 1, nullptr, Bins::shells, alone.data());
+        spectrometer.power<T>(values.data() + static_cast<std::size_t>(f) * sites, 1, nullptr, Bins::shells,
+                              alone.data());
         CHECK(std::memcmp(alone.data(), reference.data() + static_cast<std::size_t>(f) * bins, bins * sizeof(T)) == 0);
     }
 }
@@ -187,8 +189,8 @@ void misuse_is_refused() {
 
 template <class T>
 void all_shapes() {
-    const Shape shapes[] = {{1},     {2},     {3},      {16},     {35},      {97},       {128},     {1, 1},    {1, 8},
-                            {8, 1},  {2, 2},  {5, 7},   {13, 11}, {16, 16},  {12, 30},   {28, 28},  {31, 32},  {9, 2},
+    const Shape shapes[] = {{1},     {2},       {3},       {16},      {35},      {97},      {128},     {1, 1},   {1, 8},
+                            {8, 1},  {2, 2},    {5, 7},    {13, 11},  {16, 16},  {12, 30},  {28, 28},  {31, 32}, {9, 2},
                             {49, 4}, {2, 3, 4}, {5, 5, 5}, {4, 1, 6}, {7, 2, 9}, {8, 8, 8}, {1, 1, 10}};
     unsigned seed = 1;
     for (const Shape& shape : shapes) {

@@ -10,6 +10,7 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
+
 from fastcrit.data import fashion_mnist
 
 PER_CLASS = 200

@@ -116,16 +116,18 @@ class PatchStudy:
         FileFormatError
             The saved state is damaged.
         """
+        # Everything that can be refused is made before the folder.
+        theory = PatchTheory(self.model, self.lattice)
+        recorder = self._recorder()
         folder = None if out is None else self._folder(Path(out), resume)
         saved = None if folder is None else folder / "recorder.safetensors"
-        recorder = self._recorder()
         if saved is not None and saved.exists():
             loaded = Recorder.load(saved)
             if loaded.config() != recorder.config():
                 raise FileFormatError(f"{saved}: the recorder of another run")
             recorder = loaded
         self._sample(recorder, saved, progress)
-        ds = self._dataset(recorder)
+        ds = self._dataset(recorder, theory)
         if folder is not None:
             from fastcrit import plot
 
@@ -140,7 +142,7 @@ class PatchStudy:
             self.grid[:: self.substeps],
             shape=(self.lattice, self.lattice),
             blocks=self.blocks,
-            data_std=self.model.variance**0.5,
+            data_std=self.model.variance**0.5 or 1.0,  # one pattern has no scale of its own
             gain_shells=[k for k in _SHELLS if k <= self.lattice // 2],
         )
 
@@ -181,9 +183,8 @@ class PatchStudy:
             if saved is not None:
                 recorder.save(saved)
 
-    def _dataset(self, recorder: Recorder) -> xr.Dataset:
+    def _dataset(self, recorder: Recorder, theory: PatchTheory) -> xr.Dataset:
         ds = recorder.dataset()
-        theory = PatchTheory(self.model, self.lattice)
         level, shell = ds["level"].values, recorder.gain_shells
         k = np.stack([ds["shell_k"].values, np.zeros(len(shell))], axis=1)  # along an axis
         ds["gain_at_symmetric_point"] = (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 
@@ -49,7 +51,7 @@ def sample(patterns, prior, shape, n_samples, levels, solver, rng, initial=None,
     """Reverse process by the definitions of the three solvers, with numpy's random numbers."""
     D = denoiser or (lambda y, s: denoise(patterns, prior, y, s))
     y = levels[0] * rng.standard_normal((n_samples, *shape)) if initial is None else np.array(initial, dtype=np.float64)
-    for s, t in zip(levels[:-1], levels[1:], strict=True):
+    for s, t in pairwise(levels):
         if solver == "sde":
             d = D(y, s)
             noise = rng.standard_normal(y.shape)

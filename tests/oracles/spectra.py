@@ -1,4 +1,4 @@
-"""Slow float64 definitions: direct Fourier sums and shells by looping over wavevectors. No FFT, nothing from fastcrit."""
+"""Slow float64 definitions: direct Fourier sums, shells by looping over wavevectors. No FFT, nothing from fastcrit."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ public:
     /// 1 for the kx that are their own mirror image (0, and nx/2 when nx is even), otherwise 2.
     int weight(std::int32_t kx) const { return kx == 0 || 2 * kx == sides_[2] ? 1 : 2; }
 
-    const std::vector<Orbit>& orbits() const { return orbits_; }                     ///< ascending |k|
+    const std::vector<Orbit>& orbits() const { return orbits_; }  ///< ascending |k|
     const std::vector<std::int32_t>& orbit_of_mode() const { return orbit_of_mode_; }
     const std::vector<std::int32_t>& shell_of_mode() const { return shell_of_mode_; }
     std::int32_t shells() const { return shells_; }  ///< with corners: highest shell + 1

@@ -1,0 +1,73 @@
+# make study   install into .venv and run the main job: both dictionaries, figures and tables in runs/
+# make test    everything that has to hold: lint, types, the compiled core, the package
+# make bench   speed against named peers
+# Every target sets up what it needs by itself. PYTHON=python3.12 chooses the interpreter.
+
+PYTHON ?= python3
+BIN := .venv/bin
+CORE := $(wildcard CMakeLists.txt csrc/CMakeLists.txt csrc/*/*.?pp csrc/include/*/*.hpp python/*)
+CXX_FILES := $(wildcard csrc/*/*.?pp csrc/include/*/*.hpp python/*.cpp)
+TIDY_FILES := $(wildcard csrc/common/*.cpp csrc/cpu/*.cpp)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: study test lint test-core test-python bench clean
+
+# Finished runs are kept; one that was stopped goes on where it was.
+RUNS := runs/pair runs/binary runs/fashion-mnist
+study: $(RUNS:=/dataset.zarr)
+	@for run in $(RUNS); do echo; cat $$run/summary.txt; done; echo; echo "figures: $(RUNS:=/*.png)"
+
+runs/pair/dataset.zarr: STUDY := --dictionary binary --patterns 0
+runs/binary/dataset.zarr: STUDY := --dictionary binary
+runs/fashion-mnist/dataset.zarr: STUDY := --dictionary fashion-mnist
+runs/%/dataset.zarr: | .venv/study
+	$(BIN)/fastcrit study patch $(STUDY) --out $(@D) $(if $(wildcard $(@D)/config.json),--resume)
+
+test: lint test-core test-python
+
+lint: .venv/dev build/core/build.ninja
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+	$(BIN)/clang-tidy -p build/core --quiet $(TIDY_FILES)
+	$(BIN)/mypy
+
+# The compiled core alone, plain and under each sanitizer.
+test-core: build/core/build.ninja build/core-address/build.ninja build/core-thread/build.ninja
+	for build in core core-address core-thread; do \
+	  $(BIN)/cmake --build build/$$build && $(BIN)/ctest --test-dir build/$$build --output-on-failure || exit 1; \
+	done
+
+test-python: .venv/dev
+	$(BIN)/python -m pytest
+
+bench: .venv/dev
+	$(BIN)/python -m pytest benches --benchmark-enable --benchmark-only --benchmark-disable-gc -s
+
+clean:
+	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache
+
+.venv/pyvenv.cfg:
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+
+# The package is installed editable; its core is built again when a source changes.
+.venv/study: .venv/pyvenv.cfg pyproject.toml constraints.txt $(CORE)
+	$(PIP) --editable '.[study]'
+	touch $@
+
+.venv/dev: .venv/pyvenv.cfg pyproject.toml constraints.txt $(CORE)
+	$(PIP) --editable '.[dev]'
+	touch $@ .venv/study
+
+CORE_OPTIONS := -G Ninja -DFASTCRIT_PYTHON=OFF -DFASTCRIT_TESTS=ON -DFASTCRIT_WERROR=ON
+SANITIZED := -DCMAKE_BUILD_TYPE=RelWithDebInfo
+
+build/core/build.ninja: .venv/dev
+	$(BIN)/cmake -S . -B build/core $(CORE_OPTIONS) -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
+build/core-address/build.ninja: .venv/dev
+	$(BIN)/cmake -S . -B build/core-address $(CORE_OPTIONS) $(SANITIZED) -DFASTCRIT_SANITIZE=address,undefined \
+	  -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
+build/core-thread/build.ninja: .venv/dev
+	$(BIN)/cmake -S . -B build/core-thread $(CORE_OPTIONS) $(SANITIZED) -DFASTCRIT_SANITIZE=thread \
+	  -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja

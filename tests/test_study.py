@@ -1,0 +1,240 @@
+"""The patch study as users run it: table, figures, repeatability, resuming after a kill, refusals, command line."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import xarray as xr
+from PIL import Image
+
+import fastcrit as fc
+from fastcrit import plot, store
+from fastcrit.studies.patch import PatchStudy, summary
+
+SMALL = {"lattice": 24, "samples": 40, "levels": 16, "substeps": 2}
+
+
+def run_cli(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "fastcrit", *map(str, arguments)], capture_output=True, text=True, check=False, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("study") / "run"
+    ds = PatchStudy(patterns=0, **SMALL).run(out)
+    return out, ds
+
+
+class TestStudy:
+    def test_leaves_dataset_figures_and_table(self, finished):
+        out, ds = finished
+        names = {p.name for p in out.iterdir()}
+        figures = {f"{n}.{s}" for n in ("structure_factors", "lengths", "gains", "states") for s in ("png", "svg")}
+        assert names == {"config.json", "dataset.zarr", "summary.txt"} | figures
+        xr.testing.assert_identical(store.load_dataset(out / "dataset.zarr"), ds)
+        assert (out / "summary.txt").read_text().rstrip("\n") == summary(ds)
+        for name in figures:
+            if name.endswith("png"):
+                with Image.open(out / name) as image:
+                    assert min(image.size) > 300
+                    assert np.asarray(image.convert("L")).std() > 5  # not blank
+
+    def test_the_table_has_theory_beside_the_signatures(self, finished):
+        _, ds = finished
+        text = summary(ds)
+        assert "theory (symmetric point)        5.0000" in text
+        assert "3.2581" in text
+        for name in ("softening", "xi_eq", "growth", "susceptibility"):
+            assert name in text
+
+    def test_signatures_that_exist_are_interior_with_intervals(self, finished):
+        _, ds = finished
+        found = {k: v for k, v in json.loads(ds.attrs["critical_point"]).items() if not v["reason"]}
+        assert "softening" in found
+        for s in found.values():
+            assert float(ds.level.min()) < s["low"] <= s["level"] <= s["high"] < float(ds.level.max())
+
+    def test_theory_columns_are_theorys(self, finished):
+        _, ds = finished
+        s = ds.level.values
+        np.testing.assert_allclose(ds.gain_at_symmetric_point[:, 0], 25 / s**2)
+        above = s > 5.0
+        closed = np.sqrt(25 * 24 / (24 * s**2) / (1 - 25 / s**2), where=above, out=np.full_like(s, np.nan))
+        np.testing.assert_allclose(ds.xi_eq_theory, closed)
+
+    def test_gains_on_trajectories_respect_the_gaussian_bound_at_high_noise(self, finished):
+        _, ds = finished
+        # At s far above the data the posterior is the prior: the gain is that at the symmetric point.
+        np.testing.assert_allclose(ds.gain_on_trajectories[0, 0], ds.gain_at_symmetric_point[0, 0], rtol=0.02)
+        assert (ds.gain_on_trajectories < 1).all()
+
+    def test_the_same_seed_gives_the_same_table_and_dataset(self, finished):
+        _, ds = finished
+        again = PatchStudy(patterns=0, **SMALL).run()
+        xr.testing.assert_identical(again, ds)
+        other = PatchStudy(patterns=0, seed=1, **SMALL).run()
+        assert (other.S != ds.S).any()
+
+    def test_fashion_mnist_patches(self, tmp_path):
+        ds = PatchStudy("fashion-mnist", patterns=40, **SMALL).run(tmp_path / "run")
+        assert ds.attrs["theory_critical_level"] > 0
+        assert "fashion-mnist patches" in summary(ds)
+
+    def test_a_dictionary_without_transition_says_so(self):
+        ds = PatchStudy("fashion-mnist", patterns=1, **SMALL).run()
+        assert "no transition: the dictionary predicts one and the same value" in summary(ds)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"dictionary": "mnist"}, "dictionary: expected one of 'binary', 'fashion-mnist', got 'mnist'"),
+            ({"samples": 1}, "samples: expected an integer of at least 2, got 1"),
+            ({"levels": 1}, "levels: expected an integer of at least 2, got 1"),
+            ({"substeps": 0}, "substeps: expected an integer of at least 1, got 0"),
+        ],
+    )
+    def test_bad_configurations(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            PatchStudy(**options)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"lattice": 3}, "lattice: patterns of side 5 are larger"),
+            ({"size": 4}, "size: expected an odd patch side"),
+            ({"high": 0.01}, "high, low: expected high > low > 0"),
+        ],
+    )
+    def test_bad_runs_leave_no_folder(self, options, message, tmp_path):
+        with pytest.raises(ValueError, match=message):
+            PatchStudy(**{**SMALL, **options}).run(tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
+class TestResuming:
+    def test_a_killed_run_resumes_to_the_same_bits(self, tmp_path):
+        options = ["--patterns", 2, "--lattice", 24, "--levels", 12, "--samples", 4000, "--substeps", 2]
+        whole, killed = tmp_path / "whole", tmp_path / "killed"
+        assert run_cli("study", "patch", "--out", whole, *options).returncode == 0
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fastcrit", "study", "patch", "--out", str(killed), *map(str, options)],
+            stdout=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 60
+        while not (killed / "recorder.safetensors").exists() and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (killed / "dataset.zarr").exists()
+        refused = run_cli("study", "patch", "--out", killed, *options, "--resume", "--seed", 5)
+        assert refused.returncode == 2
+        assert "begun with another configuration: seed = 0 there, 5 here" in refused.stderr
+        assert run_cli("study", "patch", "--out", killed, *options, "--resume").returncode == 0
+        xr.testing.assert_identical(
+            store.load_dataset(killed / "dataset.zarr"), store.load_dataset(whole / "dataset.zarr")
+        )
+
+    def test_a_damaged_state_is_refused_by_name(self, tmp_path):
+        study = PatchStudy(patterns=0, **SMALL)
+        store.create_run(tmp_path / "run")
+        study._folder(tmp_path / "run", resume=False)
+        (tmp_path / "run" / "recorder.safetensors").write_bytes(b"x" * 100)
+        with pytest.raises(fc.FileFormatError, match=r"recorder\.safetensors: damaged"):
+            study.run(tmp_path / "run", resume=True)
+        (tmp_path / "run" / "config.json").write_text("{")
+        with pytest.raises(fc.FileFormatError, match=r"config\.json: damaged"):
+            study.run(tmp_path / "run", resume=True)
+
+    def test_nothing_to_resume_and_nothing_to_overwrite(self, finished, tmp_path):
+        out, _ = finished
+        study = PatchStudy(patterns=0, **SMALL)
+        with pytest.raises(FileExistsError, match=r"out: .* exists already"):
+            study.run(out)
+        with pytest.raises(FileExistsError, match=r"out: .* holds a finished run"):
+            study.run(out, resume=True)
+        with pytest.raises(FileNotFoundError, match="out: no run to resume in"):
+            study.run(tmp_path / "nothing", resume=True)
+
+
+class TestCommandLine:
+    def test_study_prints_the_table(self, tmp_path):
+        done = run_cli("study", "patch", "--out", tmp_path / "r", "--patterns", 0, "--lattice", 16, "--samples", 32,
+                       "--levels", 12)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "theory (symmetric point)        5.0000" in done.stdout
+        again = run_cli("study", "patch", "--out", tmp_path / "r")
+        assert again.returncode == 2
+        assert again.stderr.startswith("error: out:")
+        assert "Traceback" not in again.stderr
+
+    def test_analyze_a_study_and_fields(self, finished, tmp_path, rng):
+        out, ds = finished
+        done = run_cli("analyze", out / "dataset.zarr")
+        assert done.returncode == 0, done.stderr
+        assert str(fc.critical_point(ds)) == done.stdout.rstrip("\n")
+        np.save(tmp_path / "fields.npy", rng.standard_normal((30, 2, 12, 12)))
+        done = run_cli("analyze", tmp_path / "fields.npy")
+        assert done.returncode == 0, done.stderr
+        assert "30 samples on 12 x 12 sites" in done.stdout
+        for method in fc.METHODS:
+            assert method in done.stdout
+
+    @pytest.mark.parametrize(
+        ("make", "message"),
+        [
+            (lambda p: None, "fields.npy: no such file"),
+            (lambda p: p.write_bytes(b"\x93NUMPY"), "fields.npy: damaged, truncated"),
+            (lambda p: np.save(p, np.ones((1, 8, 8))), "at least 2 samples"),
+            (lambda p: np.save(p, np.full((3, 8, 8), np.nan)), "NaN in the field at index 0"),
+            (lambda p: np.save(p, np.ones((3, 8, 8), complex)), "expected real values, got complex"),
+        ],
+    )
+    def test_analyze_refuses_in_one_line(self, make, message, tmp_path):
+        make(tmp_path / "fields.npy")
+        done = run_cli("analyze", tmp_path / "fields.npy")
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert done.stderr.count("\n") == 1
+
+    def test_a_damaged_study_is_refused(self, finished, tmp_path):
+        import shutil
+
+        out, _ = finished
+        shutil.copytree(out / "dataset.zarr", tmp_path / "d.zarr")
+        chunk = next(p for p in (tmp_path / "d.zarr" / "S").iterdir() if not p.name.startswith("."))
+        chunk.write_bytes(chunk.read_bytes()[:20])
+        done = run_cli("analyze", tmp_path / "d.zarr")
+        assert done.returncode == 2
+        assert "d.zarr: damaged" in done.stderr
+
+    def test_version(self):
+        assert run_cli("--version").stdout.startswith(f"fastcrit {fc.__version__} (core: ")
+
+
+class TestFigures:
+    def test_of_a_recorder_without_gains_and_with_channels(self, rng, tmp_path):
+        rec = fc.Recorder(fc.schedules.log_levels(6, high=5, low=0.5), shape=(2, 12, 12))
+        for i in range(6):
+            rec.update(i, rng.standard_normal((10, 2, 12, 12)))
+        paths = plot.save_figures(rec.dataset(lengths=("efold",)), tmp_path)
+        assert {p.name for p in paths} == {
+            "structure_factors.png",
+            "structure_factors.svg",
+            "lengths.png",
+            "lengths.svg",
+        }
+
+    def test_svg_is_the_same_every_time(self, finished, tmp_path):
+        out, ds = finished
+        plot.save_figures(ds, tmp_path)
+        for name in ("lengths.svg", "gains.svg"):
+            assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
