@@ -270,7 +270,12 @@ def summary(ds: xr.Dataset) -> str:
         else:
             interval = f"[{found['low']:.3f}, {found['high']:.3f}]"
             lines.append(f"{name:24}{found['level']:14.4f}   {interval:<18}{float(time(found['level'])):16.4f}")
+    lines += [
+        "",
+        "Theory: where the homogeneous state y = 0 becomes unstable (its gain is 1). The signatures are measured on",
+        "noisy trajectories, whose gain stays below 1: they mark where states commit, which is later, at lower s.",
+    ]
     if config["dictionary"] == "binary":
         n = config["size"]
-        lines += ["", f"(The pair of uniform patterns alone: s = {n}, time log {1 + n * n} = {np.log1p(n * n):.4f}.)"]
+        lines += [f"(The pair of uniform patterns alone: s = {n}, time log {1 + n * n} = {np.log1p(n * n):.4f}.)"]
     return "\n".join(lines)
