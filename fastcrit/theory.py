@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fastcrit._arrays import check_levels, check_positive, to_real
 from fastcrit.errors import NoTransitionError
 from fastcrit.gaussian import GaussianTheory
-from fastcrit.patch.dictionary import Dictionary
+from fastcrit.patch.dictionary import Dictionary, lattice_shape
 from fastcrit.schedules import Schedule
 
 __all__ = ["GaussianTheory", "GinzburgLandau", "PatchTheory", "Pitchfork", "pitchfork", "speciation_level"]
@@ -201,25 +201,6 @@ class PatchTheory:
         spread = float((patterns.max(axis=0) - patterns.min(axis=0)).max())
         pixels = min(self.dictionary.size**2, int(np.prod(self.lattice)))
         return 0.5 * spread * float(np.sqrt(pixels)) * (1.0 + 1e-9)
-
-
-def lattice_shape(dictionary: Dictionary, lattice: int | tuple[int, int] | None) -> tuple[int, int]:
-    """Sides of the lattice, checked against the dictionary."""
-    if dictionary.position_specific:
-        height, width = dictionary.patterns.shape[1:]
-        if lattice is not None and lattice not in ((height, width), height if height == width else None):
-            raise ValueError(
-                f"lattice: a position-specific dictionary lives on its images' {height, width}, got {lattice!r}"
-            )
-        return height, width
-    if lattice is None:
-        raise ValueError("lattice: expected one side or (height, width)")
-    sides = (lattice, lattice) if isinstance(lattice, (int, np.integer)) else tuple(lattice)
-    if len(sides) != 2 or not all(isinstance(x, (int, np.integer)) and x >= 1 for x in sides):
-        raise ValueError(f"lattice: expected one side or (height, width), got {lattice!r}")
-    if min(sides) < dictionary.size:
-        raise ValueError(f"lattice: patterns of side {dictionary.size} are larger than the lattice {sides}")
-    return int(sides[0]), int(sides[1])
 
 
 def _largest_eigenvalue_by_site(dictionary: Dictionary, s: float) -> float:

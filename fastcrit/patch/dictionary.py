@@ -189,6 +189,25 @@ class Dictionary:
         return cls(clusters.cluster_centers_[sizes > 0].reshape(-1, size, size), prior=sizes[sizes > 0])
 
 
+def lattice_shape(dictionary: Dictionary, lattice: int | tuple[int, int] | None) -> tuple[int, int]:
+    """Sides of the lattice, checked against the dictionary."""
+    if dictionary.position_specific:
+        height, width = dictionary.patterns.shape[1:]
+        if lattice is not None and lattice not in ((height, width), height if height == width else None):
+            raise ValueError(
+                f"lattice: a position-specific dictionary lives on its images' {height, width}, got {lattice!r}"
+            )
+        return height, width
+    if lattice is None:
+        raise ValueError("lattice: expected one side or (height, width)")
+    sides = (lattice, lattice) if isinstance(lattice, (int, np.integer)) else tuple(lattice)
+    if len(sides) != 2 or not all(isinstance(x, (int, np.integer)) and x >= 1 for x in sides):
+        raise ValueError(f"lattice: expected one side or (height, width), got {lattice!r}")
+    if min(sides) < dictionary.size:
+        raise ValueError(f"lattice: patterns of side {dictionary.size} are larger than the lattice {sides}")
+    return int(sides[0]), int(sides[1])
+
+
 def _choose(total: int, count: int | None, what: str, rng: np.random.Generator) -> NDArray[np.int64]:
     if count is None:
         return np.arange(total)

@@ -15,8 +15,7 @@ from fastcrit import _core
 from fastcrit._arrays import check_choice, check_levels, check_positive, same_kind, to_real
 from fastcrit._lattice import lattice as lattice_tables
 from fastcrit.patch import kernels
-from fastcrit.patch.dictionary import Dictionary
-from fastcrit.theory import lattice_shape
+from fastcrit.patch.dictionary import Dictionary, lattice_shape
 
 if TYPE_CHECKING:
     from fastcrit.observe import Recorder
