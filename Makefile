@@ -21,7 +21,7 @@ runs/pair/dataset.zarr: STUDY := --dictionary binary --patterns 0
 runs/binary/dataset.zarr: STUDY := --dictionary binary
 runs/fashion-mnist/dataset.zarr: STUDY := --dictionary fashion-mnist
 runs/%/dataset.zarr: | .venv/study
-	$(BIN)/fastcrit study patch $(STUDY) --out $(@D) $(if $(wildcard $(@D)/config.json),--resume)
+	$(BIN)/fastcrit study patch $(STUDY) --out $(@D) $(if $(wildcard $(@D)/config.json),--resume) > /dev/null
 
 test: lint test-core test-python
 

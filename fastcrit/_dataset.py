@@ -12,7 +12,7 @@ from fastcrit._arrays import check_choice
 from fastcrit._lattice import Lattice
 from fastcrit.correlation import FINITE_SIZE, METHODS, estimate, jackknife_error, radial_correlation
 from fastcrit.modes import dispersion_length
-from fastcrit.spectra import ModeAverages
+from fastcrit.spectra import ModeAverages, fewest_for_errors
 
 if TYPE_CHECKING:
     from fastcrit.observe import Recorder
@@ -53,9 +53,10 @@ def build_dataset(rec: Recorder, lengths: tuple[str, ...]) -> xr.Dataset:
         units = _UNITS.get("xi" if name.startswith("xi") else name, "1")
         attrs: dict[str, Any] = {"long_name": _LONG_NAMES[name], "units": units}
         data[name] = (shape, value, attrs)
-        # An estimator without an answer has no error either, although its replicates may agree.
-        errors = np.where(np.isnan(value), np.nan, _errors(replicates, rec.state["count"]))
-        data[f"{name}_stderr"] = (shape, errors, {"long_name": f"jackknife error of {name}"})
+        # A length without an answer, or at the bound 0, has no error either, although its replicates may agree.
+        without = np.isnan(value) | ((value == 0) & name.startswith("xi_"))
+        errors = np.where(without, np.nan, _errors(replicates, rec.state["count"]))
+        data[f"{name}_stderr"] = (shape, errors, {**attrs, "long_name": f"jackknife error of {name}"})
         if name not in ("S", "C"):
             data[f"{name}_jackknife"] = (["block", *shape], replicates, {"long_name": f"{name} without each block"})
     for name, rows_of_words in flags.items():
@@ -124,6 +125,7 @@ def _one_level(
         out = np.full((full, *rows.shape[1:]), np.nan)
         if n:
             out[0] = rows[0]
+        if n >= fewest_for_errors("ensemble"):
             out[1:][used] = rows[1:]
         return out
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,9 @@ class Lattice:
     lag_r: NDArray[np.float64]
     lag_pairs: NDArray[np.int64]  # lattice vectors in each shell of lags
     lags_inside: int
+
+    def __reduce__(self) -> Any:
+        return lattice, (self.shape,)
 
     @property
     def ndim(self) -> int:

@@ -20,6 +20,8 @@ from fastcrit.errors import FileFormatError
 def write_state(path: Any, kind: str, version: int, config: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
     """Write ``arrays`` and ``config`` to ``path``: a temporary file beside it, moved into place when it is complete."""
     target = Path(path)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{target}: the folder {target.parent} does not exist")
     metadata = {
         "format": kind,
         "version": str(version),

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
+import xarray as xr
 
 import fastcrit
-from fastcrit import store
-from fastcrit.errors import FileFormatError, NoTransitionError
+from fastcrit import observe, store
+from fastcrit.errors import FileFormatError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help=fastcrit.__doc__, pretty_exceptions_enable=False)
-study = typer.Typer(no_args_is_help=True, help="Whole runs that leave a folder with the dataset and the figures.")
+HELP = {"help_option_names": ["-h", "--help"]}
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="How diffusion models turn noise into patterns: spectra, lengths, gains, critical noise levels.",
+    context_settings=HELP,
+    pretty_exceptions_enable=False,
+)
+study = typer.Typer(
+    no_args_is_help=True, context_settings=HELP, help="Whole runs that leave a folder with the dataset and the figures."
+)
 app.add_typer(study, name="study")
 
 
@@ -60,7 +71,8 @@ def _study_patch(
     solver: Annotated[
         SolverName, typer.Option(help="Reverse SDE, or the ODE by Euler or Heun steps.")
     ] = SolverName.sde,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the trajectories.")] = 0,
+    dictionary_seed: Annotated[int, typer.Option(help="Of the random patterns: another one is another model.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
 ) -> None:
     """Sample a patch model and compare its critical noise level with theory."""
@@ -68,16 +80,21 @@ def _study_patch(
 
     config = PatchStudy(
         dictionary=dictionary.value, patterns=patterns, size=size, lattice=lattice, samples=samples, levels=levels,
-        high=high, low=low, substeps=substeps, solver=solver.value, seed=seed,
+        high=high, low=low, substeps=substeps, solver=solver.value, seed=seed, dictionary_seed=dictionary_seed,
     )  # fmt: skip
-    ds = config.run(out, resume=resume, progress=True)
+    try:
+        ds = config.run(out, resume=resume, progress=True)
+    except KeyboardInterrupt:
+        print(f"\nstopped: the same command with --resume goes on in {out}", file=sys.stderr)
+        raise typer.Exit(130) from None
     print(f"\n{summary(ds)}\n\ndataset, figures and this table: {out}")
 
 
 @app.command("analyze")
 def _analyze(
     file: Annotated[
-        Path, typer.Argument(help="Fields (.npy .npz .pt .safetensors .zarr .nc), or the dataset of a study.")
+        Path,
+        typer.Argument(help="Fields (.npy .npz .pt .safetensors .zarr .nc), a saved recorder, or a study's folder."),
     ],
     name: Annotated[str | None, typer.Option(help="Which array, where the file holds several.")] = None,
     ndim: Annotated[int, typer.Option(help="Number of lattice axes.")] = 2,
@@ -87,40 +104,47 @@ def _analyze(
 
     Axis 0 of the array is the ensemble, the last axes are the lattice; axes between them are averaged over.
     """
-    if file.suffix == ".zarr" and _is_study(file):
-        print(fastcrit.critical_point(store.load_dataset(file)))
+    if recorded := _recorded(file):
+        print(fastcrit.critical_point(recorded()))
         return
     fields = store.load_array(file, name)
     S = fastcrit.structure_factor(fields, ndim=ndim, spacing=spacing)
     shape = " x ".join(map(str, np.shape(fields)[np.ndim(fields) - ndim :]))
-    print(f"{file}: {S.n_samples} samples on {shape} sites")
+    channels = len(np.reshape(S.S, (-1, len(S.k))))
+    averaged = f", {channels} channels averaged" if channels > 1 else ""
+    print(f"{file}: {S.n_samples} samples on {shape} sites{averaged}")
     print(f"\n{'k (rad/length)':>14} {'S':>14} {'stderr':>12} {'modes':>7}")
     mean = np.reshape(S.S, (-1, len(S.k))).mean(axis=0)
     # Channels of one sample are not independent: their errors are averaged, not reduced.
     error = np.reshape(S.stderr, (-1, len(S.k))).mean(axis=0)
     for row in zip(S.k, mean, error, S.counts, strict=True):
         print("{:14.6f} {:14.6g} {:12.3g} {:7d}".format(*row))
-    print()
+    print("\ncorrelation lengths, in units of the distance between sites times the spacing:")
     for method in fastcrit.METHODS:
         xi = fastcrit.correlation_length(fields, method=method, ndim=ndim, spacing=spacing)
         print(f"{method:<20}{np.mean(xi.value):10.4f} +- {np.mean(xi.stderr):.4f}  {' '.join(xi.flags)}")
 
 
-def _is_study(path: Path) -> bool:
-    """Whether a Zarr folder says that fastcrit wrote it; a damaged one may, and is then refused by load_dataset."""
+def _recorded(path: Path) -> Callable[[], xr.Dataset] | None:
+    """How to load what a recorder made, or None for a file of fields. Damage is found on loading."""
+    if (path / "dataset.zarr").exists():
+        path = path / "dataset.zarr"
     marks = path / ".zattrs"
-    return marks.is_file() and store.FORMAT in marks.read_text(errors="replace")
+    if marks.is_file() and store.FORMAT in marks.read_text(errors="replace"):
+        return lambda: store.load_dataset(path)
+    if path.is_file():
+        with path.open("rb") as file:
+            if observe.FORMAT.encode() in file.read(4096):  # in the header of a safetensors file
+                return lambda: fastcrit.Recorder.load(path).dataset()
+    return None
 
 
 def main() -> None:
     """Run the command line; mistakes in the input end in one line on standard error and exit status 2."""
     try:
         app()
-    except (FileFormatError, NoTransitionError, ValueError, TypeError, OSError, OverflowError) as error:
+    except (ModuleNotFoundError, FileFormatError, ValueError, TypeError, OSError, OverflowError) as error:
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except ModuleNotFoundError as error:
-        print(f"error: {error}; install the extra that brings it, for example fastcrit[study]", file=sys.stderr)
         raise SystemExit(2) from None
 
 

@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from fastcrit._arrays import Fields, check_choice, check_finite, check_grid, check_positive, to_real
 from fastcrit._lattice import Lattice, lattice
 from fastcrit._whittle import fit_ornstein_zernike
-from fastcrit.spectra import DEFAULT_BLOCKS, ModeAverages, StructureFactor, add_to_blocks, mode_averages, pieces
+from fastcrit.spectra import (
+    DEFAULT_BLOCKS,
+    ModeAverages,
+    StructureFactor,
+    add_to_blocks,
+    fewest_for_errors,
+    mode_averages,
+    pieces,
+)
 
 Floats = NDArray[np.float64]
 
@@ -29,8 +37,9 @@ class CorrelationLength:
 
     ``flags`` names what to know before quoting the value: ``finite_size`` (xi/L > 1/4), ``background_dominates``,
     ``unbounded``, ``no_convergence``, ``uncorrelated`` (the fit wants xi = 0), ``negative_second_moment``,
-    ``no_crossing`` (C never falls to 1/e), ``unstable_error`` (a leave-one-out estimate failed). For arrays it holds
-    the flags of any element.
+    ``no_crossing`` (C never falls to 1/e, or to a form that can be fitted), ``below_resolution`` (shorter than the
+    first shell of lags, so interpolated from C(0) alone), ``unstable_error`` (a leave-one-out estimate failed, or there
+    are fewer than 3 samples). For arrays it holds the flags of any element.
     """
 
     value: Any
@@ -159,6 +168,8 @@ def correlation_length(
         raise ValueError("center: 'sample' removes S(0), which method='second_moment' needs")
 
     rows, flags = estimate(modes, method, B, k_max=k_max, include_zero=include_zero)
+    if modes.counts.sum() < fewest_for_errors(modes.center):
+        rows[1:] = np.nan
     return summarise(rows * modes.spacing, flags, method, modes.lattice, modes.spacing, lead, errors)
 
 
@@ -207,7 +218,10 @@ def estimate(
     one = _FROM_CORRELATION["efold" if method == "binarized" else method]
     for m in range(fields):
         rows[:, m] = [one(grid.lag_r[: grid.lags_inside], c) for c in C[:, m]]
-        flags.append(() if np.isfinite(rows[0, m]) else ("no_crossing",))
+        if not np.isfinite(rows[0, m]):
+            flags.append(("no_crossing",))
+        else:
+            flags.append(("below_resolution",) if rows[0, m] < grid.lag_r[1] else ())
     return rows, flags
 
 
@@ -224,10 +238,11 @@ def summarise(
     value, replicates = rows[0], rows[1:]
     relative = value / (min(grid.shape) * spacing)
     stderr = jackknife_error(replicates) if errors else np.full_like(value, np.nan)
+    stderr[value == 0] = np.nan  # a bound: the fit wants no length at all, and has no scatter
     found = {flag for per_field in flags for flag in per_field}
     if (relative > FINITE_SIZE).any():
         found.add("finite_size")
-    if errors and (np.isfinite(value) & ~np.isfinite(stderr)).any():
+    if errors and ((value > 0) & ~np.isfinite(stderr)).any():
         found.add("unstable_error")
 
     def shaped(x: Floats) -> Any:

@@ -15,6 +15,8 @@ from fastcrit.errors import NoTransitionError
 Floats = NDArray[np.float64]
 
 SIGNATURES = ("softening", "xi_eq", "growth", "susceptibility")
+# The reason when the dataset lacks a signature's curve: missing data, which are no answer about a transition.
+NOT_RECORDED = "not recorded"
 
 # Levels over which the slope of xi is taken: a straight line through five levels in log s.
 _SLOPE_LEVELS = 5
@@ -55,8 +57,15 @@ class Signature:
         """Whether there is a transition."""
         return not self.reason
 
+    @property
+    def verdict(self) -> str:
+        """The level with its interval, "no transition" with the reason, or that the data to tell are missing."""
+        if self.found:
+            return f"{self.level:8.3f}  [{self.low:.3f}, {self.high:.3f}]"
+        return self.reason if self.reason == NOT_RECORDED else f"no transition ({self.reason})"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class CriticalPoint:
     """What `critical_point` found, one `Signature` each under ``signatures`` and by ``cp["name"]``."""
 
@@ -78,13 +87,9 @@ class CriticalPoint:
         return max(levels) / min(levels) if len(levels) > 1 else float("nan")
 
     def __str__(self) -> str:
-        lines = []
-        for s in self.signatures.values():
-            if s.found:
-                lines.append(f"{s.name:<15}{s.level:8.3f}  [{s.low:.3f}, {s.high:.3f}]")
-            else:
-                lines.append(f"{s.name:<15}no transition ({s.reason})")
-        return "\n".join(lines)
+        return "\n".join(f"{s.name:<15}{s.verdict}" for s in self.signatures.values())
+
+    __repr__ = __str__
 
 
 def critical_point(
@@ -107,7 +112,8 @@ def critical_point(
     Parameters
     ----------
     ds : xarray.Dataset
-        From `Recorder.dataset`. Channels are averaged. Signatures whose curves were not recorded are listed as such.
+        From `Recorder.dataset`. Channels are averaged. Signatures whose curves were not recorded are listed as such:
+        ``softening`` and ``xi_eq`` need the gains that `Recorder.update_gain` takes.
     signature : str, optional
         Look for this one only.
     confidence : float
@@ -125,7 +131,7 @@ def critical_point(
     NoTransitionError
         ``signature`` was named and is not there.
     ValueError
-        Fewer than 5 levels or 8 blocks with samples, an unknown signature.
+        Fewer than 5 levels with samples, an unknown signature, one that was asked for and not recorded.
 
     Notes
     -----
@@ -149,8 +155,11 @@ def critical_point(
     if not isinstance(ds, xr.Dataset) or "level" not in ds.coords or "block" not in ds.dims:
         raise ValueError("ds: expected the dataset of a Recorder, with coordinates level and block")
     log_s = np.log(ds["level"].values[ds["level"].values > 0])
-    if log_s.size < _SLOPE_LEVELS:
-        raise ValueError(f"ds: expected at least {_SLOPE_LEVELS} positive levels, got {log_s.size}")
+    sampled = log_s.size
+    if "n_samples" in ds.coords:
+        sampled = int((ds["n_samples"].values[: log_s.size] > 0).sum())
+    if sampled < _SLOPE_LEVELS:
+        raise ValueError(f"ds: expected at least {_SLOPE_LEVELS} positive levels with samples, got {sampled}")
     if "channel" in ds.dims:
         ds = ds.mean("channel", skipna=False)
     rng = np.random.default_rng(seed)
@@ -162,6 +171,8 @@ def critical_point(
     for name in names:
         curve = _CURVES[name](ds, log_s)
         found[name] = _locate(name, curve, log_s, draws, confidence)
+    if signature is not None and found[signature].reason == NOT_RECORDED:
+        raise ValueError(f"signature: the curve of {signature!r} was not recorded (gains are, with gain_shells=...)")
     if signature is not None and not found[signature].found:
         raise NoTransitionError(f"{signature}: no transition ({found[signature].reason})")
     return CriticalPoint(found, confidence)
@@ -228,7 +239,7 @@ def _locate(name: str, curve: _Curve | None, log_s: Floats, draws: Floats, confi
         return Signature(name, np.nan, np.nan, np.nan, prominence, noise, reason)
 
     if curve is None:
-        return none("not recorded")
+        return none(NOT_RECORDED)
     use = _longest_run(np.isfinite(curve.values))
     if use.size < _SLOPE_LEVELS:
         return none(f"the curve is measured at {use.size} neighbouring levels, too few for an extremum")

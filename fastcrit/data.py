@@ -48,7 +48,7 @@ _SUBSET = Path(__file__).parent / "data_files" / "fashion-mnist-2000.npz"
 _SUBSET_SHA256 = "a9771b04ec67d29449ea13fc75c2bab7facc227b5fe6d0e993290d60113db745"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LabelledImages:
     """Images uint8 (n, H, W), labels int64 (n,) and where they came from."""
 
@@ -58,6 +58,9 @@ class LabelledImages:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def __repr__(self) -> str:
+        return f"<LabelledImages: {len(self)} of {' x '.join(map(str, self.images.shape[1:]))}, from {self.source}>"
 
     def pixels(self) -> NDArray[np.float32]:
         """Images as float32 in [-1, 1]: value / 127.5 - 1, the scale that denoisers are trained on."""

@@ -189,6 +189,8 @@ class Recorder:
         """Add what ``other`` recorded; ValueError, naming what differs, unless both were made alike."""
         if not isinstance(other, Recorder):
             raise TypeError(f"merge: expected a Recorder, got {type(other).__name__}")
+        if other is self:
+            raise ValueError("merge: a recorder cannot be merged with itself; its samples would count twice")
         mine, theirs = self.config(), other.config()
         for key, value in mine.items():
             if theirs[key] != value:
@@ -220,6 +222,11 @@ class Recorder:
         recorder._next_gain = arrays.pop("next_gain")
         recorder.state = arrays
         return recorder
+
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, self.shape))
+        most = int(self.state["count"].sum(axis=1).max())
+        return f"<Recorder: {len(self.levels)} levels of {shape} states, up to {most} samples a level>"
 
     def config(self) -> dict[str, Any]:
         """The arguments that make a recorder like this one."""

@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from fastcrit._extras import need
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["gains", "lengths", "save_figures", "states", "structure_factors"]
+__all__ = ["gains", "lengths", "save_figures", "softening", "states", "structure_factors"]
 
 # Okabe and Ito's palette: what is measured, what theory says, and further series.
 _MEASURED, _THEORY, _OTHERS = "#0072B2", "#D55E00", ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_SIGNATURE_STYLE = {"softening": "-", "xi_eq": "--", "growth": "-.", "susceptibility": ":"}
+# Dashed is theory's.
+_SIGNATURE_STYLE: dict[str, Any] = {"softening": "-", "xi_eq": ":", "growth": "-.", "susceptibility": (0, (1, 4))}
 
 
 def structure_factors(ds: xr.Dataset) -> Figure:
@@ -35,9 +38,8 @@ def structure_factors(ds: xr.Dataset) -> Figure:
     colours = ScalarMappable(norm, "viridis")
     for i in range(len(s)):
         axes.loglog(ds["k"][1:], ds["S"][i, 1:], color=colours.to_rgba(np.maximum(s[i], lowest)), linewidth=1)
-    axes.set(
-        xlabel="wavenumber k (rad per site)", ylabel="structure factor S(k)", title="From white noise to a pattern"
-    )
+    axes.set(xlabel="wavenumber k (rad per site), without k = 0", ylabel="structure factor S(k)")
+    _title(figure, ds, "From white noise to a pattern")
     figure.colorbar(colours, ax=axes, label="noise level s")
     return figure
 
@@ -57,16 +59,19 @@ def lengths(ds: xr.Dataset) -> Figure:
         value, error = ds[name].values, ds[f"{name}_stderr"].values
         # A length that is not known to its own size would only fill the figure with its error bar.
         known = np.isfinite(value) & (error < np.abs(value))
-        axes.errorbar(s[known], value[known], error[known], color=colour, label=label, linewidth=1, capsize=2)
+        value, error = (np.where(known, a, np.nan) for a in (value, error))  # gaps stay gaps
+        axes.errorbar(s, value, error, color=colour, label=label, linewidth=1, capsize=2, marker=".", markersize=3)
     top = axes.get_ylim()[1]
     if "xi_eq_theory" in ds:
-        axes.plot(s, ds["xi_eq_theory"], color=_THEORY, label="equilibrium, theory at y = 0")
-        axes.set_ylim(0, top)  # theory diverges at the critical level
+        # It diverges at the critical level; below, y = 0 is not where the states are.
+        above = s >= ds.attrs.get("theory_critical_level", 0.0)
+        axes.plot(s[above], ds["xi_eq_theory"].values[above], color=_THEORY, linestyle="--", label="theory at y = 0")
+        axes.set_ylim(0, 1.05 * top)
     _mark_levels(axes, ds)
     _level_axis(axes, s)
-    axes.set(ylabel="correlation length (sites)", title="Correlation lengths")
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize="small")
+    axes.set_ylabel("correlation length (sites)")
+    _title(figure, ds, "Correlation lengths")
+    _legend(axes)
     return figure
 
 
@@ -80,26 +85,47 @@ def gains(ds: xr.Dataset) -> Figure:
     for colour, j in zip(colours, shown, strict=False):
         k = float(ds["shell_k"][j])
         gain, error = ds["gain_on_trajectories"].values[:, j], ds["gain_on_trajectories_stderr"].values[:, j]
-        axes.errorbar(s, gain, error, color=colour, label=f"on trajectories, k = {k:.2f}", linewidth=1, capsize=2)
+        label = f"on trajectories, k = {k:.2f} rad/site"
+        axes.errorbar(s, gain, error, color=colour, label=label, linewidth=1, capsize=2)
         if "gain_at_symmetric_point" in ds:
             axes.plot(s, ds["gain_at_symmetric_point"][:, j], color=colour, linestyle="--", linewidth=1)
     axes.axhline(1.0, color="0.5", linewidth=0.8)
     axes.set_ylim(-0.1, 2.0)
     if "gain_at_symmetric_point" in ds:
-        axes.plot([], [], color="0.3", linestyle="--", label="theory at y = 0")
+        axes.plot([], [], color="0.3", linestyle="--", label="dashed: theory at y = 0")
     _mark_levels(axes, ds)
     _level_axis(axes, s)
-    axes.set(ylabel="mode gain g", title="Softening: a gain of 1 is critical")
-    axes.legend(fontsize="small")
+    axes.set_ylabel("mode gain g")
+    _title(figure, ds, "Mode gains: 1 is critical")
+    _legend(axes)
+    return figure
+
+
+def softening(ds: xr.Dataset) -> Figure:
+    """Softening (1 - g)/sigma^2, sigma^2 = s^2/(s^2 + data variance): the stiffness of a mode; 0 is critical."""
+    figure, axes = _figure()
+    s = ds["level"].values
+    shown = [j for j in range(ds.sizes["shell"]) if j in (0, 3, 5)]
+    for colour, j in zip((_MEASURED, *_OTHERS), shown, strict=False):
+        value, error = ds["softening"].values[:, j], ds["softening_stderr"].values[:, j]
+        label = f"on trajectories, k = {float(ds['shell_k'][j]):.2f} rad/site"
+        axes.errorbar(s, value, error, color=colour, label=label, linewidth=1, capsize=2)
+    axes.set_ylim(0, 2.0)
+    _mark_levels(axes, ds)
+    _level_axis(axes, s)
+    axes.set_ylabel("softening (1 - g)/sigma^2")
+    _title(figure, ds, "Softening: modes are softest at its minimum")
+    _legend(axes)
     return figure
 
 
 def states(ds: xr.Dataset) -> Figure:
     """First trajectory from noise to pattern: the state, each level on its own grey scale, above its denoised image."""
+    need("matplotlib", "drawing a figure")
     from matplotlib.figure import Figure
 
     n = ds.sizes["strip_level"]
-    figure = Figure(figsize=(1.5 * n, 3.4), layout="constrained")
+    figure = Figure(figsize=(1.5 * n, 3.8), layout="constrained")
     panels = figure.subplots(2, n, squeeze=False)
     limit = float(np.abs(ds["denoised"].values).max())
     for j in range(n):
@@ -110,16 +136,17 @@ def states(ds: xr.Dataset) -> Figure:
         panel.set(xticks=[], yticks=[])
     panels[0, 0].set_ylabel("state y")
     panels[1, 0].set_ylabel("denoised D")
+    scales = f"states, each on its own grey scale; denoised images from {-limit:.2g} to {limit:.2g}"
+    _title(figure, ds, f"One trajectory: {scales}")
     return figure
 
 
 def save_figures(ds: xr.Dataset, folder: str | os.PathLike[str]) -> list[Path]:
     """Write every figure that ``ds`` has the data for to ``folder`` as PNG and SVG; returns the paths."""
-    import matplotlib
-
+    matplotlib = need("matplotlib", "drawing a figure")
     made: dict[str, Callable[[xr.Dataset], Figure]] = {"structure_factors": structure_factors, "lengths": lengths}
     if "gain_on_trajectories" in ds:
-        made["gains"] = gains
+        made |= {"gains": gains, "softening": softening}
     if "states" in ds:
         made["states"] = states
     paths = []
@@ -135,16 +162,29 @@ def save_figures(ds: xr.Dataset, folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def _one_channel(ds: xr.Dataset) -> xr.Dataset:
-    return ds.mean("channel") if "channel" in ds.dims else ds
+    return ds.mean("channel", keep_attrs=True) if "channel" in ds.dims else ds
 
 
 def _figure() -> tuple[Figure, Axes]:
+    need("matplotlib", "drawing a figure")
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    figure = Figure(figsize=(8.4, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def _title(figure: Figure, ds: xr.Dataset, text: str) -> None:
+    """What is shown, and of which study."""
+    study = ds.attrs.get("title")
+    figure.suptitle(f"{text}\n{study}" if study else text, fontsize="medium")
+
+
+def _legend(axes: Axes) -> None:
+    """Beside the axes, where it hides nothing."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
 
 
 def _level_axis(axes: Axes, s: Any) -> None:

@@ -176,9 +176,9 @@ def structure_factor(
     Returns
     -------
     StructureFactor
-        ``S`` (..., n_shells) with the standard error of the mean over samples (NaN for a single sample), ``k`` in rad
-        per unit length. With ``corners=True``, sum(S * counts) = N times the variance. ``modes`` holds the averages
-        that lengths are fitted to.
+        ``S`` (..., n_shells) with the standard error of the mean over samples (NaN where there are too few to tell),
+        ``k`` in rad per unit length. With ``corners=True``, sum(S * counts) = N times the variance. ``modes`` holds the
+        averages that lengths are fitted to.
 
     Raises
     ------
@@ -206,7 +206,7 @@ def structure_factor(
     keep = grid.kept_shells(corners)
     S = grid.to_shells(modes.mean_and_replicates(modes.power * grid.orbit_modes)[0])[:, :keep] / grid.shell_modes[:keep]
     raw = grid.to_shells(modes.power.sum(axis=0) * grid.orbit_modes)[:, :keep] / grid.shell_modes[:keep] / n
-    if n > 1:
+    if n >= fewest_for_errors(center):
         variance = np.maximum(shell_squares[:, :keep] / n - raw**2, 0.0)
         stderr = np.sqrt(variance / (n - 1))
     else:
@@ -293,7 +293,8 @@ def autocorrelation(
             total[m] += C.sum(axis=0)
             squares[m] += (C**2).sum(axis=0)
     mean = total / n
-    stderr = np.sqrt(np.maximum(squares / n - mean**2, 0.0) / (n - 1)) if n > 1 else np.full_like(mean, np.nan)
+    variance = np.maximum(squares / n - mean**2, 0.0)
+    stderr = np.sqrt(variance / (n - 1)) if n >= fewest_for_errors(center) else np.full_like(mean, np.nan)
     scale = unbiased / (mean[:, :1] * unbiased) if normalize else np.full((len(mean), 1), unbiased)
     kind = same_kind(field)
     return RadialCorrelation(
@@ -371,6 +372,11 @@ def _check_center(center: str, samples: int, name: str = "field") -> float:
     if samples < 2:
         raise ValueError(f"{name}: center='ensemble' needs at least 2 samples on axis 0, got {samples}")
     return samples / (samples - 1)
+
+
+def fewest_for_errors(center: str) -> int:
+    """Samples from which scatter can be told: two samples less their mean are equal but for the sign."""
+    return 3 if center == "ensemble" else 2
 
 
 def _centered(piece: Fields, center: str, mean: Fields | None) -> Fields:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from fastcrit._extras import need
 from fastcrit.errors import FileFormatError
 
 __all__ = ["create_run", "load_array", "load_dataset", "save_dataset"]
@@ -59,6 +60,7 @@ def save_dataset(ds: xr.Dataset, path: str | os.PathLike[str]) -> None:
     >>> fc.store.load_dataset(path).x.values.tolist()
     [1.0, 2.0]
     """
+    need("zarr", "saving a dataset")
     target = Path(path)
     if target.exists():
         raise FileExistsError(f"{target}: exists already")
@@ -83,6 +85,7 @@ def load_dataset(path: str | os.PathLike[str]) -> xr.Dataset:
         It is damaged, or fastcrit did not write it; the message names it.
     """
     target = Path(path)
+    need("zarr", "loading a dataset")
     if not target.exists():
         raise FileNotFoundError(f"{target}: no such dataset")
     try:
@@ -138,6 +141,8 @@ def load_array(path: str | os.PathLike[str], name: str | None = None) -> Any:
         raise FileFormatError(
             f"{target}: damaged, truncated, or not a {target.suffix} file of arrays ({error})"
         ) from error
+    if not arrays:
+        raise ValueError(f"{target}: holds no arrays of numbers at its top level")
     if name is None:
         if len(arrays) != 1:
             raise ValueError(f"name: {target} holds {len(arrays)} arrays ({', '.join(arrays)}); say which")
@@ -158,8 +163,7 @@ def _read_npz(path: Path) -> dict[str, Any]:
 
 
 def _read_pt(path: Path) -> dict[str, Any]:
-    import torch
-
+    torch = need("torch", f"reading {path.name}")
     content = torch.load(path, map_location="cpu", weights_only=True)
     tensors = content if isinstance(content, dict) else {"tensor": content}
     return {
@@ -176,6 +180,12 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 
 def _read_xarray(path: Path) -> dict[str, Any]:
+    if path.suffix == ".zarr":
+        zarr = need("zarr", f"reading {path.name}")
+        if isinstance(node := zarr.open(path, mode="r"), zarr.Array):
+            return {"array": node[...]}
+    else:
+        need("netCDF4", f"reading {path.name}")
     engine = "zarr" if path.suffix == ".zarr" else None
     with xr.open_dataset(path, engine=engine, chunks=None) as file:
         return {str(name): variable.values for name, variable in file.data_vars.items()}

@@ -42,6 +42,8 @@ class PatchTheory:
     :math:`g_k = \hat C(k)/s^2`, :math:`\hat C(k) = \sum_j C_j e^{ik(j-c)}`. The critical level solves
     :math:`s^2 = \max_k \mathrm{Re}\,\hat C(k; s)`. Source: arXiv:2603.20092.
 
+    y = 0 is a state of no information only for patterns whose mean is 0; subtract it first where it is not.
+
     Parameters
     ----------
     dictionary : Dictionary
@@ -126,7 +128,9 @@ class PatchTheory:
         return self._softest(self.critical_level())[1]
 
     def critical_time(self, schedule: Schedule) -> float:
-        """The critical level as a time of ``schedule``."""
+        """The critical level as a time of ``schedule``, an object such as `fastcrit.schedules.OrnsteinUhlenbeck()`."""
+        if not hasattr(schedule, "t"):
+            raise TypeError(f"schedule: expected a schedule, such as OrnsteinUhlenbeck(), got {schedule!r}")
         return float(schedule.t(self.critical_level()))
 
     def xi_eq(self, s: float) -> float:

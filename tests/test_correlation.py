@@ -152,6 +152,28 @@ class TestErrors:
         # A scatter of 100 values is known to 7 %.
         assert mean == pytest.approx(scatter, rel=0.25)
 
+    @pytest.mark.parametrize("method", fc.METHODS)
+    def test_two_samples_have_a_value_and_no_error(self, method):
+        # Less their mean they are equal but for the sign: their scatter says nothing.
+        field = gaussian(2.0, 16, 2, seed=0)
+        found = fc.correlation_length(field, method=method)
+        assert np.isnan(found.stderr)
+        if found.value > 0:
+            assert "unstable_error" in found.flags
+        assert np.isnan(fc.structure_factor(field).stderr).all()
+        assert np.isnan(fc.autocorrelation(field).stderr).all()
+
+    @pytest.mark.parametrize("method", ["efold", "integral", "binarized"])
+    def test_a_length_below_the_first_lag_is_flagged(self, method, rng):
+        found = fc.correlation_length(rng.standard_normal((200, 16, 16)), method=method)
+        assert found.flags == ("below_resolution",)
+
+    def test_no_length_has_no_error(self, rng):
+        found = [fc.correlation_length(rng.standard_normal((200, 16, 16))) for _ in range(10)]
+        none = [f for f in found if f.flags == ("uncorrelated",)]
+        assert none
+        assert all(f.value == 0 and np.isnan(f.stderr) for f in none)
+
     def test_none_when_not_asked_for(self):
         found = fc.correlation_length(gaussian(2.0, 16, 50, seed=0), errors=None)
         assert np.isnan(found.stderr)

@@ -71,8 +71,9 @@ class TestFinding:
         assert list(cp.signatures) == ["xi_eq"]
         with pytest.raises(fc.NoTransitionError, match="susceptibility: no transition"):
             fc.critical_point(ds, signature="susceptibility")
-        with pytest.raises(fc.NoTransitionError, match=r"softening: no transition \(not recorded\)"):
+        with pytest.raises(ValueError, match="signature: the curve of 'softening' was not recorded"):
             fc.critical_point(ds, signature="softening")
+        assert fc.critical_point(ds)["softening"].verdict == "not recorded"
 
     def test_channels_are_averaged(self):
         one = dataset({"chi": 5 + bump(3.0)}, 0.01, 1)
@@ -133,7 +134,7 @@ class TestBadInput:
     def test_datasets(self):
         with pytest.raises(ValueError, match="ds: expected the dataset of a Recorder"):
             fc.critical_point(xr.Dataset())
-        with pytest.raises(ValueError, match="ds: expected at least 5 positive levels, got 3"):
+        with pytest.raises(ValueError, match="ds: expected at least 5 positive levels with samples, got 3"):
             fc.critical_point(dataset({"chi": np.ones(40)}, 0.1, 1).isel(level=slice(3)))
         few = fc.critical_point(dataset({"chi": bump(3.0)}, 0.01, 1, blocks=4))
         assert "4 blocks" in few["susceptibility"].reason

@@ -18,6 +18,10 @@ class TestBinary:
         assert set(np.unique(d.patterns[2:])) == {-1.0, 1.0}
         np.testing.assert_allclose(d.prior, 0.1)
 
+    def test_the_default_balances_and_others_say_that_they_do_not(self):
+        assert Dictionary.binary().mean == pytest.approx(0.0, abs=1e-12)
+        assert Dictionary.binary(seed=1).mean == pytest.approx(-0.6)
+
     def test_the_seed_decides(self):
         a, b, c = (Dictionary.binary(seed=s).patterns for s in (1, 1, 2))
         np.testing.assert_array_equal(a, b)

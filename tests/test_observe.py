@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import tracemalloc
 
 import numpy as np
@@ -185,6 +186,19 @@ class TestMerging:
         with pytest.raises(ValueError, match=f"merge: recorders differ in {what}"):
             fc.Recorder(**base).merge(fc.Recorder(**{**base, **options}))
 
+    def test_itself_is_refused(self):
+        rec = fc.Recorder(LEVELS, shape=(4, 4))
+        with pytest.raises(ValueError, match="merge: a recorder cannot be merged with itself"):
+            rec.merge(rec)
+
+    def test_pickles_and_copies_are_independent(self, rng):
+        rec, ys = recorded(rng)
+        twin = pickle.loads(pickle.dumps(rec))
+        xr.testing.assert_identical(twin.dataset(), rec.dataset())
+        twin.update(0, ys[0])
+        assert twin.dataset().n_samples[0] == 2 * rec.dataset().n_samples[0]
+        assert repr(rec) == "<Recorder: 3 levels of 2 x 12 x 10 states, up to 40 samples a level>"
+
     def test_something_else_is_refused(self):
         with pytest.raises(TypeError, match="merge: expected a Recorder, got Dataset"):
             fc.Recorder(LEVELS, shape=(4, 4)).merge(xr.Dataset())
@@ -251,6 +265,8 @@ class TestFiles:
             fc.Recorder.load(path)
         with pytest.raises(FileNotFoundError, match="nothing: no such file"):
             fc.Recorder.load(tmp_path / "nothing")
+        with pytest.raises(FileNotFoundError, match="no such folder does not exist"):
+            fc.Recorder([1.0], shape=(8, 8)).save(tmp_path / "no such folder" / "x")
 
 
 class TestBadInput:

@@ -46,6 +46,8 @@ def test_versions_agree():
 def test_the_environment_chooses_instruction_set_and_threads():
     code = "import fastcrit as fc; i = fc.core_info(); print(i['instruction_set'], i['threads'])"
     assert python(code, FASTCRIT_ISA="baseline", FASTCRIT_NUM_THREADS="3").stdout.split() == ["baseline", "3"]
+    refused = python("import fastcrit as fc; fc.core_info()", FASTCRIT_NUM_THREADS="many")
+    assert "ValueError: FASTCRIT_NUM_THREADS: expected 1 to 4096, got 'many'" in refused.stderr
     refused = python("import fastcrit as fc; fc.core_info()", FASTCRIT_ISA="mmx")
     assert "instruction set: 'mmx' is not available here; expected one of" in refused.stderr
 

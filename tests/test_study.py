@@ -37,7 +37,9 @@ class TestStudy:
     def test_leaves_dataset_figures_and_table(self, finished):
         out, ds = finished
         names = {p.name for p in out.iterdir()}
-        figures = {f"{n}.{s}" for n in ("structure_factors", "lengths", "gains", "states") for s in ("png", "svg")}
+        figures = {
+            f"{n}.{s}" for n in ("structure_factors", "lengths", "gains", "softening", "states") for s in ("png", "svg")
+        }
         assert names == {"config.json", "dataset.zarr", "summary.txt"} | figures
         xr.testing.assert_identical(store.load_dataset(out / "dataset.zarr"), ds)
         assert (out / "summary.txt").read_text().rstrip("\n") == summary(ds)
@@ -86,7 +88,7 @@ class TestStudy:
     def test_fashion_mnist_patches(self, tmp_path):
         ds = PatchStudy("fashion-mnist", patterns=40, **SMALL).run(tmp_path / "run")
         assert ds.attrs["theory_critical_level"] > 0
-        assert "fashion-mnist patches" in summary(ds)
+        assert "40 patches of Fashion-MNIST" in summary(ds)
 
     def test_a_dictionary_without_transition_says_so(self):
         ds = PatchStudy("fashion-mnist", patterns=1, **SMALL).run()
@@ -96,8 +98,11 @@ class TestStudy:
         ("options", "message"),
         [
             ({"dictionary": "mnist"}, "dictionary: expected one of 'binary', 'fashion-mnist', got 'mnist'"),
-            ({"samples": 1}, "samples: expected an integer of at least 2, got 1"),
-            ({"levels": 1}, "levels: expected an integer of at least 2, got 1"),
+            ({"samples": 2}, "samples: expected an integer of at least 3, got 2"),
+            ({"levels": 4}, "levels: expected an integer of at least 5, got 4"),
+            ({"seed": -1}, "seed: expected an integer of at least 0, got -1"),
+            ({"patterns": -1}, "patterns: expected an integer of at least 0, got -1"),
+            ({"dictionary": "fashion-mnist", "patterns": 0}, "patterns: expected an integer of at least 1, got 0"),
             ({"substeps": 0}, "substeps: expected an integer of at least 1, got 0"),
         ],
     )
@@ -178,13 +183,20 @@ class TestCommandLine:
 
     def test_analyze_a_study_and_fields(self, finished, tmp_path, rng):
         out, ds = finished
-        done = run_cli("analyze", out / "dataset.zarr")
-        assert done.returncode == 0, done.stderr
-        assert str(fc.critical_point(ds)) == done.stdout.rstrip("\n")
+        for path in (out / "dataset.zarr", out):
+            done = run_cli("analyze", path)
+            assert done.returncode == 0, done.stderr
+            assert str(fc.critical_point(ds)) == done.stdout.rstrip("\n")
+        rec = fc.Recorder(fc.schedules.log_levels(6, high=5, low=1), shape=(8, 8))
+        for i in range(6):
+            rec.update(i, rng.standard_normal((20, 8, 8)))
+        rec.save(tmp_path / "recorder.safetensors")
+        done = run_cli("analyze", tmp_path / "recorder.safetensors")
+        assert done.stdout.startswith("softening      not recorded")
         np.save(tmp_path / "fields.npy", rng.standard_normal((30, 2, 12, 12)))
         done = run_cli("analyze", tmp_path / "fields.npy")
         assert done.returncode == 0, done.stderr
-        assert "30 samples on 12 x 12 sites" in done.stdout
+        assert "30 samples on 12 x 12 sites, 2 channels averaged" in done.stdout
         for method in fc.METHODS:
             assert method in done.stdout
 

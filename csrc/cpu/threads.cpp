@@ -39,7 +39,11 @@ int initial_threads() {
     if (const char* text = std::getenv("FASTCRIT_NUM_THREADS")) {
         char* end = nullptr;
         const long value = std::strtol(text, &end, 10);
-        if (end != text && *end == '\0' && value >= 1 && value <= kMostThreads) return static_cast<int>(value);
+        if (end == text || *end != '\0' || value < 1 || value > kMostThreads) {
+            throw std::invalid_argument("FASTCRIT_NUM_THREADS: expected 1 to " + std::to_string(kMostThreads) + ", got '" +
+                                        text + "'");
+        }
+        return static_cast<int>(value);
     }
     return usable_processors();
 }

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastcrit._arrays import check_choice, to_real
+from fastcrit._extras import need
 
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dictionary:
     r"""P patterns with prior weights.
 
@@ -93,9 +94,23 @@ class Dictionary:
         mean = self.prior @ flat
         return float((self.prior @ (flat - mean) ** 2).mean())
 
+    def __repr__(self) -> str:
+        kind = "position-specific images" if self.position_specific else "patterns"
+        shape = " x ".join(map(str, self.patterns.shape[1:]))
+        return f"<Dictionary: {len(self)} {kind} of {shape}, patches of {self.size} x {self.size}>"
+
+    @property
+    def mean(self) -> float:
+        """Mean of the predicted (centre) pixel under the prior; of all pixels for whole images."""
+        values = self.patterns if self.position_specific else self.patterns[:, self.size // 2, self.size // 2]
+        return float(self.prior @ values.reshape(len(self), -1).mean(axis=1))
+
     @classmethod
-    def binary(cls, size: int = 5, random: int = 8, seed: int = 1) -> Dictionary:
+    def binary(cls, size: int = 5, random: int = 8, seed: int = 0) -> Dictionary:
         """The uniform patterns +1 and -1 and ``random`` patterns of independent fair signs.
+
+        Where the centre pixels of the random patterns do not balance (`mean` is not 0), one sign is preferred and
+        lattices may end uniform, without domains. Those of seed 0 balance for the default size and number.
 
         Raises
         ------
@@ -130,6 +145,8 @@ class Dictionary:
         Parameters
         ----------
         images : array or tensor (n, H, W)
+            Their values are used as they are. Subtract their mean where y = 0 is to be the state of no information,
+            as `fastcrit.theory.PatchTheory` has it.
         size : int
             Side of the patches, odd. Equivariant patches lie wholly inside an image.
         count : int or None
@@ -177,6 +194,7 @@ class Dictionary:
             return cls(windows[np.unravel_index(chosen, windows.shape[:3])])
         if count is None:
             raise ValueError("count: k-means needs the number of clusters")
+        need("sklearn", "method='kmeans'")
         from sklearn.cluster import MiniBatchKMeans
 
         if count > total:

@@ -67,7 +67,8 @@ def sample(
         Sides in sites; may be left out for a position-specific dictionary.
     n_samples : int
     levels : sequence of float
-        Noise levels s, strictly decreasing; 0 may follow at the end, for the denoised image.
+        Noise levels s, strictly decreasing, one solver step from each to the next; 0 may follow at the end, for the
+        denoised image. Few levels are coarse steps: record a subset of many instead.
     solver : "sde", "euler" or "heun"
         Reverse SDE (ancestral steps), or the probability-flow ODE by Euler (= DDIM) or Heun (= EDM) steps.
     seed : int
@@ -92,7 +93,7 @@ def sample(
     Returns
     -------
     array (n_samples, H, W)
-        States at levels[-1].
+        States at levels[-1]; a tensor if ``initial`` is one.
 
     Raises
     ------
@@ -150,7 +151,7 @@ def sample(
                 D = model.denoise(states, float(s[stop])) if s[stop] > 0 else states
                 for observer in observers:
                     observer(stop, float(s[stop]), states, D)
-    return states
+    return same_kind(initial)(states)
 
 
 def denoise(dictionary: Dictionary, y: Any, s: float, *, boundary: str = "periodic") -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 import fastcrit
 from fastcrit import data, schedules, store
 from fastcrit._arrays import check_choice
+from fastcrit._extras import need
 from fastcrit.critical import critical_point
 from fastcrit.errors import FileFormatError, NoTransitionError
 from fastcrit.observe import Recorder
@@ -39,8 +41,6 @@ class PatchStudy:
     dictionary : "binary" or "fashion-mnist"
         The +-1 pair with random binary patterns, or patches of the 2000 Fashion-MNIST images that ship with fastcrit
         (pixels in [-1, 1] less the mean of all patterns, so that y = 0 is the homogeneous state of no information).
-        Random patterns whose centre pixels do not balance prefer one sign: the lattice then ends uniform, without
-        domains. Those of seed 0 balance.
     patterns : int, optional
         Random binary patterns beside the pair (default 8), or image patches (default 512).
     size, lattice : int
@@ -52,7 +52,10 @@ class PatchStudy:
         Solver steps between two recorded levels.
     solver : "sde", "euler" or "heun"
     seed : int
-        Of the trajectories and of the dictionary's random choice.
+        Of the trajectories.
+    dictionary_seed : int
+        Of the dictionary's random choice: another one is another model. (See `Dictionary.binary` on which random
+        patterns make domains.)
     blocks : int
         Jackknife blocks.
 
@@ -76,11 +79,15 @@ class PatchStudy:
     substeps: int = 4
     solver: str = "sde"
     seed: int = 0
+    dictionary_seed: int = 0
     blocks: int = 32
 
     def __post_init__(self) -> None:
         check_choice(self.dictionary, DICTIONARIES, "dictionary")
-        for name, lowest in (("samples", 2), ("levels", 2), ("substeps", 1)):
+        fewest_patterns = {} if self.patterns is None else {"patterns": 0 if self.dictionary == "binary" else 1}
+        # Five levels: the fewest that an interior extremum can be told from.
+        lowest_values = {"samples": 3, "levels": 5, "substeps": 1, "seed": 0, "dictionary_seed": 0, **fewest_patterns}
+        for name, lowest in lowest_values.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
                 raise ValueError(f"{name}: expected an integer of at least {lowest}, got {value!r}")
@@ -94,9 +101,11 @@ class PatchStudy:
     def model(self) -> Dictionary:
         """The dictionary that is sampled."""
         if self.dictionary == "binary":
-            return Dictionary.binary(self.size, 8 if self.patterns is None else self.patterns, seed=self.seed)
+            return Dictionary.binary(
+                self.size, 8 if self.patterns is None else self.patterns, seed=self.dictionary_seed
+            )
         count = 512 if self.patterns is None else self.patterns
-        cut = Dictionary.from_images(data.fashion_mnist().pixels(), self.size, count, seed=self.seed)
+        cut = Dictionary.from_images(data.fashion_mnist().pixels(), self.size, count, seed=self.dictionary_seed)
         return Dictionary(cut.patterns - cut.patterns.mean(), cut.prior)
 
     def run(
@@ -116,7 +125,10 @@ class PatchStudy:
         FileFormatError
             The saved state is damaged.
         """
-        # Everything that can be refused is made before the folder.
+        # Everything that can be refused or be missing is looked at before the folder is made and the time is spent.
+        if out is not None:
+            need("zarr", "a study that writes its result")
+            need("matplotlib", "a study that writes its figures")
         theory = PatchTheory(self.model, self.lattice)
         recorder = self._recorder()
         folder = None if out is None else self._folder(Path(out), resume)
@@ -175,7 +187,7 @@ class PatchStudy:
         for first in range(done, self.samples, chunk):
             n = min(chunk, self.samples - first)
             if progress:
-                print(f"samples {first + 1} to {first + n} of {self.samples}", flush=True)
+                print(f"samples {first + 1} to {first + n} of {self.samples}", file=sys.stderr, flush=True)
             sample(
                 self.model, self.lattice, n, self.grid, self.solver, self.seed, recorder,
                 first_sample=first, progress=progress,
@@ -198,12 +210,18 @@ class PatchStudy:
             {"long_name": "theory: equilibrium correlation length at y = 0", "units": "length"},
         )
         ds = ds.merge(self._strip())
+        ds.attrs |= {"title": self._title(), "dictionary_mean": self.model.mean}
         ds.attrs |= {"fastcrit": fastcrit.__version__, "config": json.dumps({"study": "patch", **asdict(self)})}
         ds.attrs |= _predictions(theory)
-        if ds.sizes["level"] >= 5:
-            found = critical_point(ds, seed=self.seed).signatures
-            ds.attrs["critical_point"] = json.dumps({name: _finite(asdict(s)) for name, s in found.items()})
+        found = critical_point(ds, seed=self.seed).signatures
+        ds.attrs["critical_point"] = json.dumps({name: _finite(asdict(s)) for name, s in found.items()})
         return ds
+
+    def _title(self) -> str:
+        n, count = self.size, len(self.model)
+        if self.dictionary == "fashion-mnist":
+            return f"{count} patches of Fashion-MNIST, {n} x {n}"
+        return f"the pair +1, -1 of {n} x {n}" + (f" and {count - 2} random binary patterns" if count > 2 else "")
 
     def _strip(self) -> xr.Dataset:
         """Sample the first few trajectories again and keep them at a few levels: they depend on the seed alone."""
@@ -252,8 +270,8 @@ def summary(ds: xr.Dataset) -> str:
     config = json.loads(ds.attrs["config"])
     time = schedules.OrnsteinUhlenbeck().t
     lines = [
-        f"{config['dictionary']} patches, {config['size']}x{config['size']}, on a periodic {config['lattice']}x"
-        f"{config['lattice']} lattice; {int(ds['n_samples'].max())} samples, {config['solver']}, seed {config['seed']}",
+        f"{ds.attrs['title']}; periodic lattice of {config['lattice']} x {config['lattice']}; "
+        f"{int(ds['n_samples'].max())} samples, {config['solver']}, seed {config['seed']}",
         "",
         f"{'':24}{'noise level s':>14}   {'95 % interval':<18}{'time log(1+s^2)':>16}",
     ]
@@ -272,9 +290,14 @@ def summary(ds: xr.Dataset) -> str:
             lines.append(f"{name:24}{found['level']:14.4f}   {interval:<18}{float(time(found['level'])):16.4f}")
     lines += [
         "",
-        "Theory: where the homogeneous state y = 0 becomes unstable (its gain is 1). The signatures are measured on",
-        "noisy trajectories, whose gain stays below 1: they mark where states commit, which is later, at lower s.",
+        "Theory: where the homogeneous state y = 0 becomes unstable (its gain is 1). Signatures: where the states of",
+        "noisy trajectories, whose gain stays below 1, are softest and commit.",
     ]
+    mean = ds.attrs["dictionary_mean"]
+    if config["dictionary"] == "binary" and abs(mean) > 1e-9:
+        lines.append(
+            f"The patterns predict {mean:+.3g} on average: one sign is preferred, and lattices may end uniform."
+        )
     if config["dictionary"] == "binary":
         n = config["size"]
         lines += [f"(The pair of uniform patterns alone: s = {n}, time log {1 + n * n} = {np.log1p(n * n):.4f}.)"]

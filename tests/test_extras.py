@@ -1,0 +1,35 @@
+"""Without an optional dependency the message names what needs it and the extra that brings it."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import fastcrit as fc
+from fastcrit import plot, store
+from fastcrit.studies import PatchStudy
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "call"),
+    [
+        ("matplotlib", "plot", lambda path: plot.save_figures(xr.Dataset(), path)),
+        ("zarr", "store", lambda path: store.save_dataset(xr.Dataset(), path / "d.zarr")),
+        ("zarr", "store", lambda path: store.load_array(path / "a.zarr")),
+        ("netCDF4", "store", lambda path: store.load_array(path / "a.nc")),
+        ("torch", "torch", lambda path: store.load_array(path / "a.pt")),
+        ("sklearn", "images", lambda path: fc.patch.Dictionary.from_images(np.ones((9, 9, 9)), 3, 2, method="kmeans")),
+        ("zarr", "store", lambda path: PatchStudy().run(path / "run")),
+        ("matplotlib", "plot", lambda path: PatchStudy().run(path / "run")),
+    ],
+)
+def test_is_named(module, extra, call, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, module, None)  # importing it now fails
+    for name in ("a.zarr", "a.nc", "a.pt"):
+        (tmp_path / name).touch()
+    with pytest.raises(ModuleNotFoundError, match=rf"needs {module}: pip install 'fastcrit\[{extra}\]'"):
+        call(tmp_path)
+    assert not (tmp_path / "run").exists()
