@@ -10,7 +10,7 @@ CXX_FILES := $(wildcard csrc/*/*.?pp csrc/include/*/*.hpp python/*.cpp)
 TIDY_FILES := $(wildcard csrc/common/*.cpp csrc/cpu/*.cpp)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: study test lint test-core test-python bench clean
+.PHONY: study test lint format test-core test-python bench clean
 
 # Finished runs are kept; one that was stopped goes on where it was.
 RUNS := runs/pair runs/binary runs/fashion-mnist
@@ -31,6 +31,12 @@ lint: .venv/dev build/core/build.ninja
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 	$(BIN)/clang-tidy -p build/core --quiet $(TIDY_FILES)
 	$(BIN)/mypy
+
+# What lint would refuse and a tool can mend.
+format: .venv/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
 
 # The compiled core alone, plain and under each sanitizer.
 test-core: build/core/build.ninja build/core-address/build.ninja build/core-thread/build.ninja

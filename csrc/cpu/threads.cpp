@@ -40,8 +40,8 @@ int initial_threads() {
         char* end = nullptr;
         const long value = std::strtol(text, &end, 10);
         if (end == text || *end != '\0' || value < 1 || value > kMostThreads) {
-            throw std::invalid_argument("FASTCRIT_NUM_THREADS: expected 1 to " + std::to_string(kMostThreads) + ", got '" +
-                                        text + "'");
+            throw std::invalid_argument("FASTCRIT_NUM_THREADS: expected 1 to " + std::to_string(kMostThreads) +
+                                        ", got '" + text + "'");
         }
         return static_cast<int>(value);
     }
