@@ -64,7 +64,7 @@ def same_kind(template: object) -> Callable[[NDArray[Any]], Any]:
 
 def check_grid(array: Fields, ndim: int, lead: int, name: str, what: str) -> None:
     """Refuse arrays that do not have ``lead`` or more leading axes before ``ndim`` non-empty lattice axes."""
-    if isinstance(ndim, bool) or not isinstance(ndim, int) or not 1 <= ndim <= 3:
+    if isinstance(ndim, bool) or not isinstance(ndim, (int, np.integer)) or not 1 <= ndim <= 3:
         raise ValueError(f"ndim: expected 1, 2 or 3, got {ndim!r}")
     if array.ndim < ndim + lead:
         raise ValueError(f"{name}: expected {what} with ndim={ndim}, got shape {array.shape}")
@@ -90,7 +90,7 @@ def check_choice(value: object, choices: tuple[str, ...], name: str) -> str:
 def check_levels(levels: Any, *, allow_zero_end: bool = False) -> NDArray[np.float64]:
     """Noise levels as a float64 array; ValueError unless they decrease strictly and are positive and finite."""
     try:
-        array = np.asarray(levels, dtype=np.float64)
+        array = np.array(levels, dtype=np.float64)  # a copy: the caller may go on with theirs
     except (TypeError, ValueError):
         raise TypeError(f"levels: expected a sequence of numbers, got {type(levels).__name__}") from None
     if array.ndim != 1 or array.size == 0:

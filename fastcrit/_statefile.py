@@ -19,7 +19,9 @@ from fastcrit.errors import FileFormatError
 
 def write_state(path: Any, kind: str, version: int, config: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
     """Write ``arrays`` and ``config`` to ``path``: a temporary file beside it, moved into place when it is complete."""
-    target = Path(path)
+    target = Path(path).resolve()  # through a link, to the file that it names
+    if target.exists():
+        _refuse_foreign(target, kind)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target}: the folder {target.parent} does not exist")
     metadata = {
@@ -37,6 +39,18 @@ def write_state(path: Any, kind: str, version: int, config: dict[str, Any], arra
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
+
+
+def _refuse_foreign(target: Path, kind: str) -> None:
+    """Only a file of the same kind may be replaced by a newer one."""
+    if target.is_file():
+        try:
+            with safe_open(str(target), framework="numpy") as file:
+                if (file.metadata() or {}).get("format") == kind:
+                    return
+        except (SafetensorError, OSError):
+            pass  # damaged or of another kind, and refused below
+    raise FileExistsError(f"{target}: exists and is not a {kind} file; it is left as it is")
 
 
 def read_state(path: Any, kind: str, version: int) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:

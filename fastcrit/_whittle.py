@@ -42,6 +42,11 @@ def fit_ornstein_zernike(
     Rows start from the solution of the first.
     """
     weights = modes.astype(np.float64)
+    # Fitted in units of its own size, so that no product of two powers leaves the range of a double.
+    unit = float(np.abs(S).max())
+    S = S / unit
+    if background is not None:
+        background = background / unit
     low, high = np.log(_SMALLEST_Q), np.log(_LARGEST_Q_IN_SIDES * side**2)
     theta = _start(k2, weights, S[:1], background, side)
     theta, converged = _maximise(theta, k2, weights, S[:1], background, low, high)
@@ -65,7 +70,7 @@ def fit_ornstein_zernike(
     xi[theta[:, 1] <= low] = 0.0
     if flags and flags[0] != "uncorrelated":
         xi[0] = np.nan
-    return WhittleFit(xi=xi, amplitude=np.exp(theta[:, 0]), background=fitted, flags=tuple(flags))
+    return WhittleFit(xi=xi, amplitude=unit * np.exp(theta[:, 0]), background=unit * fitted, flags=tuple(flags))
 
 
 def _model(theta: Floats, k2: Floats, background: float | None) -> tuple[Floats, Floats]:
@@ -111,7 +116,9 @@ def _maximise(
         # The floors keep parameters that have lost all influence (a signal that is not there) from making it singular.
         largest = diagonal.max(axis=1, keepdims=True)
         ridge = damping[rows, None] * diagonal + 1e-12 * largest + np.where(largest > 0, 0.0, 1.0)
-        step = np.linalg.solve(information + ridge[:, :, None] * np.eye(diagonal.shape[1]), score[..., None])[..., 0]
+        damped = information + ridge[:, :, None] * np.eye(diagonal.shape[1])
+        # The pseudo-inverse: an ensemble without scatter can leave a matrix that is singular to the last bit.
+        step = (np.linalg.pinv(damped, hermitian=True) @ score[..., None])[..., 0]
         trial = theta[rows] + np.clip(step, -2.0, 2.0)
         trial[:, 0] = np.maximum(trial[:, 0], faintest[rows])
         trial[:, 1] = np.clip(trial[:, 1], low, high)

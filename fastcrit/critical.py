@@ -9,7 +9,7 @@ import scipy  # submodules load on first use
 import xarray as xr
 from numpy.typing import NDArray
 
-from fastcrit._arrays import check_choice
+from fastcrit._arrays import check_choice, check_levels
 from fastcrit.errors import NoTransitionError
 
 Floats = NDArray[np.float64]
@@ -154,7 +154,9 @@ def critical_point(
         raise ValueError(f"n_bootstrap: expected at least 100, got {n_bootstrap}")
     if not isinstance(ds, xr.Dataset) or "level" not in ds.coords or "block" not in ds.dims:
         raise ValueError("ds: expected the dataset of a Recorder, with coordinates level and block")
-    log_s = np.log(ds["level"].values[ds["level"].values > 0])
+    levels = check_levels(ds["level"].values, allow_zero_end=True)
+    ds = ds.transpose("block", "level", "shell", ..., missing_dims="ignore")
+    log_s = np.log(levels[levels > 0])
     sampled = log_s.size
     if "n_samples" in ds.coords:
         sampled = int((ds["n_samples"].values[: log_s.size] > 0).sum())

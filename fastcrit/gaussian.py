@@ -8,7 +8,7 @@ import numpy as np
 import scipy  # submodules load on first use
 from numpy.typing import NDArray
 
-from fastcrit._arrays import check_choice, check_levels, check_positive
+from fastcrit._arrays import check_choice, check_levels, check_positive, to_real
 from fastcrit._lattice import Lattice
 from fastcrit._lattice import lattice as lattice_tables
 from fastcrit.modes import dispersion_length
@@ -44,7 +44,7 @@ class GaussianTheory:
     """
 
     def __init__(self, spectrum: Any) -> None:
-        P = np.asarray(spectrum, dtype=np.float64)
+        P = np.array(to_real(spectrum, "spectrum"), dtype=np.float64)  # a copy: the caller may go on with theirs
         if not 1 <= P.ndim <= 3 or P.size == 0:
             raise ValueError(f"spectrum: expected 1 to 3 axes, got shape {P.shape}")
         if not np.isfinite(P).all() or (P < 0).any():
@@ -76,8 +76,11 @@ class GaussianTheory:
 
     def denoise(self, y: Any, s: float) -> Any:
         """D(y; s) = E[x0 | y] for states (..., N1 .. Nd)."""
-        y = np.asarray(y)
-        return self._filter(y, self._half / (self._half + s**2)).astype(y.dtype)
+        array = to_real(y, "y")
+        s = check_positive(s, "s")
+        if not np.isfinite(array).all():
+            raise ValueError("y: expected finite values, got NaN or Inf")
+        return self._filter(array, self._half / (self._half + s**2)).astype(array.dtype)
 
     def gain(self, k: Any, s: float) -> Any:
         """g_k = P/(P + s^2) for wavevectors ``k`` (..., d), rad per site, that are modes of the lattice."""
@@ -86,7 +89,7 @@ class GaussianTheory:
         if k.ndim < 1 or k.shape[-1] != sides.size:
             raise ValueError(f"k: expected wavevectors of shape (..., {sides.size}), got {k.shape}")
         n = k * sides / (2.0 * np.pi)
-        if (np.abs(n - np.rint(n)) > 1e-6).any():
+        if not np.isfinite(k).all() or (np.abs(n - np.rint(n)) > 1e-6).any():
             raise ValueError(f"k: not a mode of the {self.spectrum.shape} lattice: its wavenumbers are 2 pi n / L")
         P = self.spectrum[tuple(np.moveaxis(np.rint(n).astype(int) % sides, -1, 0))]
         return P / (P + s**2)
@@ -120,6 +123,10 @@ class GaussianTheory:
         """
         levels = check_levels(levels, allow_zero_end=True)
         check_choice(solver, ("ode", "sde"), "solver")
+        if recorder is not None and not (
+            recorder.levels.shape == levels.shape and np.allclose(recorder.levels, levels, rtol=1e-12, atol=0)
+        ):
+            raise ValueError(f"recorder: expected one made for the {levels.size} sampling levels, got {recorder!r}")
         P = self._half
         y = self._filter(_normal(seed, (n_samples, *self.spectrum.shape)), np.sqrt(P + levels[0] ** 2))
         for i, s in enumerate(levels):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from fastcrit._arrays import check_finite, check_levels, check_positive, to_real
 from fastcrit._dataset import build_dataset
-from fastcrit._lattice import CHUNK_BYTES, lattice
+from fastcrit._lattice import lattice
 from fastcrit._statefile import read_state, write_state
 from fastcrit.correlation import binarize
 from fastcrit.spectra import DEFAULT_BLOCKS, add_to_blocks, pieces
@@ -31,6 +32,9 @@ class Recorder:
     the summed field, so that the ensemble mean can be removed at the end. Nothing grows with the number of samples.
 
     Sample j (counted from 0 in the order of recording, or from ``sample=`` of `update`) is in block j mod ``blocks``.
+    States of float32 are transformed in float32: where the mean of the field exceeds its scatter a thousandfold, pass
+    float64, since the mean is only removed at the end. One recorder belongs to one thread; give each its own and merge.
+
     Merging adds, so recording in any split and any order gives the same dataset to rounding, and one stream of samples
     gives the same sums however it is cut into batches.
 
@@ -89,7 +93,7 @@ class Recorder:
     ) -> None:
         self.levels = check_levels(levels, allow_zero_end=True)
         try:
-            self.shape = tuple(int(n) for n in shape)
+            self.shape = tuple(operator.index(n) for n in shape)
         except TypeError:
             raise TypeError(f"shape: expected the shape of one state, such as (C, H, W), got {shape!r}") from None
         if ndim not in (1, 2, 3) or len(self.shape) not in (ndim, ndim + 1) or min(self.shape, default=0) < 1:
@@ -97,7 +101,7 @@ class Recorder:
         for name, value, lowest in (("blocks", blocks, 2), ("low_modes", low_modes, 1)):
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < lowest:
                 raise ValueError(f"{name}: expected an integer of at least {lowest}, got {value!r}")
-        self.ndim = ndim
+        self.ndim = int(ndim)
         self.blocks = int(blocks)
         self.spacing = check_positive(spacing, "spacing")
         self.data_std = check_positive(data_std, "data_std")
@@ -147,13 +151,13 @@ class Recorder:
         if len(array) == 0:
             raise ValueError("y: empty batch")
         first = self._first_sample(sample, self._next[i])
-        # A small batch is computed before any of it is added; of a large one, the level is restored after an error.
-        backup = {k: v[i].copy() for k, v in self.state.items()} if array.nbytes > CHUNK_BYTES else None
+        # Whatever stops the update half-way, an interrupt included, the level is as it was.
+        backup = {k: v[i].copy() for k, v in self.state.items()}
         try:
             for begin, piece in pieces(array):
                 self._add(i, piece, first + begin, first)
-        except (ValueError, OverflowError):
-            for name, before in (backup or {}).items():
+        except BaseException:
+            for name, before in backup.items():
                 self.state[name][i] = before
             raise
         self._next[i] = first + len(array)
@@ -267,7 +271,7 @@ class Recorder:
     def _first_sample(sample: int | None, default: Any) -> int:
         if sample is None:
             return int(default)
-        if isinstance(sample, bool) or not isinstance(sample, (int, np.integer)) or sample < 0:
+        if isinstance(sample, bool) or not isinstance(sample, (int, np.integer)) or not 0 <= sample < 2**62:
             raise ValueError(f"sample: expected the number of the batch's first sample, >= 0, got {sample!r}")
         return int(sample)
 

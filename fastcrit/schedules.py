@@ -63,7 +63,7 @@ class OrnsteinUhlenbeck:
 
     def levels(self, n: int, *, t_max: float = 50.0, t_min: float = 1e-3) -> Floats:
         """``n`` noise levels, even in t from ``t_max`` to ``t_min``; the defaults are the range of arXiv:2603.20092."""
-        _check_range(n, t_max, t_min, "t_max", "t_min")
+        _check_range(n, t_max, t_min, "t_max", "t_min", most=700.0)
         return np.asarray(self.s(np.linspace(t_max, t_min, n)))
 
 
@@ -74,6 +74,10 @@ class EDM:
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.rho) and self.rho > 0):
+            raise ValueError(f"rho: expected a positive number, got {self.rho!r}")
 
     def s(self, t: ArrayLike) -> Any:
         """Noise level at time t: t itself."""
@@ -156,7 +160,7 @@ class Cosine:
 
     def levels(self, n: int, *, t_max: float = 0.999, t_min: float = 1e-3) -> Floats:
         """``n`` noise levels, even in t."""
-        _check_range(n, t_max, t_min, "t_max", "t_min")
+        _check_range(n, t_max, t_min, "t_max", "t_min", most=1.0 - 1e-9)
         return np.asarray(self.s(np.linspace(t_max, t_min, n)))
 
 
@@ -176,12 +180,14 @@ class FlowMatching:
 
     def levels(self, n: int, *, t_max: float = 0.999, t_min: float = 1e-3) -> Floats:
         """``n`` noise levels, even in t."""
-        _check_range(n, t_max, t_min, "t_max", "t_min")
+        _check_range(n, t_max, t_min, "t_max", "t_min", most=1.0 - 1e-9)
         return np.asarray(self.s(np.linspace(t_max, t_min, n)))
 
 
-def _check_range(n: int, high: float, low: float, high_name: str, low_name: str) -> None:
+def _check_range(n: int, high: float, low: float, high_name: str, low_name: str, most: float = np.inf) -> None:
     if n < 2:
         raise ValueError(f"n: expected at least 2 levels, got {n}")
-    if not high > low > 0:
+    if not high > low > 0 or not np.isfinite(high):
         raise ValueError(f"{high_name}, {low_name}: expected {high_name} > {low_name} > 0, got {high} and {low}")
+    if high > most:
+        raise ValueError(f"{high_name}: expected at most {most}, where s is still finite, got {high}")

@@ -64,6 +64,10 @@ def save_dataset(ds: xr.Dataset, path: str | os.PathLike[str]) -> None:
     target = Path(path)
     if target.exists():
         raise FileExistsError(f"{target}: exists already")
+    ds = ds.drop_encoding()  # how another file stored it must not change the values here
+    for variable_name, variable in ds.variables.items():
+        if variable.dtype.kind not in "biufU":
+            raise TypeError(f"ds: cannot store {variable_name!r} of type {variable.dtype}; expected numbers or strings")
     marked = ds.assign_attrs(dict(zip(_MARKS, (FORMAT, FORMAT_VERSION, _digest(ds)), strict=True)))
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
@@ -95,9 +99,11 @@ def load_dataset(path: str | os.PathLike[str]) -> xr.Dataset:
         raise FileFormatError(f"{target}: damaged, or not a Zarr dataset ({error})") from error
     if ds.attrs.get(_MARKS[0]) != FORMAT:
         raise FileFormatError(f"{target}: not a fastcrit dataset (format {ds.attrs.get(_MARKS[0])!r})")
-    if ds.attrs[_MARKS[1]] != FORMAT_VERSION:
-        raise FileFormatError(f"{target}: version {ds.attrs[_MARKS[1]]}; this fastcrit reads version {FORMAT_VERSION}")
-    expected = ds.attrs[_MARKS[2]]
+    if ds.attrs.get(_MARKS[1]) != FORMAT_VERSION:
+        raise FileFormatError(
+            f"{target}: version {ds.attrs.get(_MARKS[1])}; this fastcrit reads version {FORMAT_VERSION}"
+        )
+    expected = ds.attrs.get(_MARKS[2])
     ds.attrs = {name: value for name, value in ds.attrs.items() if name not in _MARKS}
     if _digest(ds) != expected:
         raise FileFormatError(f"{target}: damaged: the checksum does not match the contents")
@@ -167,7 +173,7 @@ def _read_pt(path: Path) -> dict[str, Any]:
     content = torch.load(path, map_location="cpu", weights_only=True)
     tensors = content if isinstance(content, dict) else {"tensor": content}
     return {
-        name: (t.float() if t.dtype == torch.bfloat16 else t).numpy()
+        str(name): (t.float() if t.dtype == torch.bfloat16 else t).detach().numpy()
         for name, t in tensors.items()
         if isinstance(t, torch.Tensor)
     }
@@ -209,6 +215,7 @@ def _digest(ds: xr.Dataset) -> str:
     for name in sorted(map(str, ds.variables)):
         variable = ds.variables[name]
         values = np.ascontiguousarray(variable.values)
+        values = values.astype(values.dtype.newbyteorder("="), copy=False)
         # The width of strings, and the byte order, are the store's business.
         kind = values.dtype.kind + ("" if values.dtype.kind == "U" else str(values.dtype.itemsize))
         digest.update(f"{name}{variable.dims}{kind}{values.shape}".encode())
@@ -219,4 +226,5 @@ def _digest(ds: xr.Dataset) -> str:
 
 
 def _as_json(attrs: dict[str, Any]) -> bytes:
-    return json.dumps({str(k): v for k, v in attrs.items()}, sort_keys=True).encode()
+    # numpy's scalars and arrays are stored as the numbers they hold.
+    return json.dumps({str(k): v for k, v in attrs.items()}, sort_keys=True, default=lambda v: v.tolist()).encode()

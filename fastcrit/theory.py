@@ -258,7 +258,8 @@ class Pitchfork:
 
     def denoise(self, y: Any, s: float) -> Any:
         """D(y; s) = tanh(sum(y)/s^2) on every site, for states (samples, ...) of ``n_sites`` sites each."""
-        y = np.asarray(y)
+        y = to_real(y, "y")
+        s = check_positive(s, "s")
         if y.ndim < 2 or int(np.prod(y.shape[1:])) != self.n_sites:
             raise ValueError(f"y: expected (samples, ...) with {self.n_sites} sites each, got shape {y.shape}")
         total = y.sum(axis=tuple(range(1, y.ndim)), keepdims=True, dtype=np.float64)

@@ -78,6 +78,7 @@ class Dictionary:
             weights = np.asarray(prior, dtype=np.float64)
             if weights.shape != (len(array),) or not np.isfinite(weights).all() or not (weights > 0).all():
                 raise ValueError(f"prior: expected {len(array)} positive weights, got {prior!r}")
+            weights = weights / weights.max()  # first, so that the sum cannot overflow
             weights = weights / weights.sum()
         for name, value in (("patterns", array), ("prior", weights), ("size", size)):
             object.__setattr__(self, name, value)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 Observer = Callable[[int, float, Any, Any], None]
 
 _SOLVERS = {"euler": kernels.EULER, "heun": kernels.HEUN, "sde": kernels.SDE}
+# The squares of levels and of their inverses stay inside the range of float32.
+_HIGHEST_LEVEL = 1e12
 # Steps between two looks at the progress bar, when no level in between is observed.
 _STEPS_AT_A_TIME = 16
 
@@ -118,6 +120,8 @@ def sample(
             "levels: expected decreasing noise levels, for example fc.schedules.log_levels(64, high=50, low=0.05)"
         )
     s = check_levels(levels, allow_zero_end=True)
+    if s[0] > _HIGHEST_LEVEL or s[s > 0][-1] < 1.0 / _HIGHEST_LEVEL:
+        raise ValueError(f"levels: expected noise levels from 1e-12 to 1e12, got {s[0]:g} to {s[s > 0][-1]:g}")
     shape = _check_model(dictionary, lattice, boundary)
     check_choice(solver, tuple(_SOLVERS), "solver")
     for name, value, lowest in (("n_samples", n_samples, 1), ("first_sample", first_sample, 0), ("seed", seed, 0)):
@@ -133,7 +137,9 @@ def sample(
             n_samples, lambda a, b: kernels.start(states, a, b, np.uint64(seed), first_sample, model.dtype.type(s[0]))
         )
     else:
-        states = _check_states(initial, shape, "initial").astype(model.dtype, copy=True, order="C")
+        with np.errstate(over="ignore"):  # what does not fit in the dtype becomes infinite, and is named
+            states = _check_states(initial, shape, "initial").astype(model.dtype, copy=True, order="C")
+        _check_states(states, shape, "initial")
         if len(states) != n_samples:
             raise ValueError(f"initial: expected {n_samples} states, got {len(states)}")
 

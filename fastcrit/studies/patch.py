@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 import fastcrit
 from fastcrit import data, schedules, store
-from fastcrit._arrays import check_choice
+from fastcrit._arrays import check_choice, check_positive
 from fastcrit._extras import need
 from fastcrit.critical import critical_point
 from fastcrit.errors import FileFormatError, NoTransitionError
@@ -86,11 +87,29 @@ class PatchStudy:
         check_choice(self.dictionary, DICTIONARIES, "dictionary")
         fewest_patterns = {} if self.patterns is None else {"patterns": 0 if self.dictionary == "binary" else 1}
         # Five levels: the fewest that an interior extremum can be told from.
-        lowest_values = {"samples": 3, "levels": 5, "substeps": 1, "seed": 0, "dictionary_seed": 0, **fewest_patterns}
+        lowest_values = {
+            "size": 1,
+            "lattice": 2,
+            "blocks": 2,
+            "samples": 3,
+            "levels": 5,
+            "substeps": 1,
+            "seed": 0,
+            "dictionary_seed": 0,
+            **fewest_patterns,
+        }
         for name, lowest in lowest_values.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < lowest:
                 raise ValueError(f"{name}: expected an integer of at least {lowest}, got {value!r}")
+            if value >= 2**64:
+                raise ValueError(f"{name}: expected an integer below 2^64, got {value!r}")
+            object.__setattr__(self, name, int(value))  # numpy's integers are not JSON
+        check_choice(self.solver, ("sde", "euler", "heun"), "solver")
+        for name in ("high", "low"):
+            if not 1e-12 <= check_positive(getattr(self, name), name) <= 1e12:
+                raise ValueError(f"{name}: expected a noise level from 1e-12 to 1e12, got {getattr(self, name)!r}")
+            object.__setattr__(self, name, float(getattr(self, name)))
 
     @property
     def grid(self) -> Floats:
@@ -163,7 +182,8 @@ class PatchStudy:
         mine = {"study": "patch", **asdict(self)}
         if not resume:
             store.create_run(folder)
-            config.write_text(json.dumps(mine, indent=2) + "\n")
+            with config.open("x") as file:  # of two runs that begin at once, one is refused
+                file.write(json.dumps(mine, indent=2) + "\n")
             return folder
         if (folder / "dataset.zarr").exists():
             raise FileExistsError(f"out: {folder} holds a finished run")
@@ -173,9 +193,13 @@ class PatchStudy:
             theirs = json.loads(config.read_text())
         except ValueError as error:
             raise FileFormatError(f"{config}: damaged ({error})") from error
+        if not isinstance(theirs, dict):
+            raise FileFormatError(f"{config}: not the configuration of a run")
         different = [f"{k} = {theirs.get(k)!r} there, {v!r} here" for k, v in mine.items() if theirs.get(k) != v]
         if different:
             raise ValueError(f"out: {folder} was begun with another configuration: {'; '.join(different)}")
+        for left_over in (*folder.glob(".recorder.safetensors.*"), *folder.glob(".dataset.zarr.*")):
+            shutil.rmtree(left_over, ignore_errors=True)  # of a save that was killed
         return folder
 
     def _sample(self, recorder: Recorder, saved: Path | None, progress: bool) -> None:
