@@ -150,7 +150,7 @@ def _one_level(
         background = 0.0 if method == "binarized" else s**2
         rows, words = estimate(source, method, background, k_max=rec.k_max)
         level[f"xi_{method}"] = spread(rows * rec.spacing)
-        large = rows[0] / min(grid.shape) > FINITE_SIZE
+        large = rows[0] / grid.side > FINITE_SIZE
         flags[f"xi_{method}"] = [
             " ".join([*w, *(["finite_size"] if big else [])]) for w, big in zip(words, large, strict=True)
         ]

@@ -52,6 +52,11 @@ class Lattice:
         return len(self.shape)
 
     @property
+    def side(self) -> int:
+        """Smallest side of more than one site: what lengths are compared with."""
+        return min([side for side in self.shape if side > 1], default=1)
+
+    @property
     def sites(self) -> int:
         """Number of lattice sites."""
         return int(np.prod(self.shape))

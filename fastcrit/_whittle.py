@@ -19,8 +19,8 @@ _CONVERGED = 1e-9
 # Search range of xi^2 in sites^2: from a thousandth of a site to a hundred times the side.
 _SMALLEST_Q = 1e-6
 _LARGEST_Q_IN_SIDES = 1e4
-# The amplitude above a background counts as measured when it exceeds two standard errors.
-_WORST_LOG_AMPLITUDE_ERROR = 0.5
+# The amplitude above a background counts as measured when it exceeds three standard errors.
+_WORST_LOG_AMPLITUDE_ERROR = 1.0 / 3.0
 
 
 @dataclass(frozen=True)
@@ -183,9 +183,13 @@ def _start(k2: Floats, weights: Floats, S: Floats, background: float | None, sid
 
 
 def _log_amplitude_error(theta: Floats, k2: Floats, weights: Floats, background: float | None, samples: int) -> float:
-    """Standard error of log A from the Fisher information; infinite when the information is singular."""
+    """Standard error of log A at the fitted length, from the Fisher information; infinite when that is singular.
+
+    At the fitted length: without k = 0, A and the length are degenerate in long fields, however strong the signal.
+    """
     model, d = _model(theta, k2, background)
     information = 0.5 * samples * np.einsum("k,pk,qk->pq", weights / model[0] ** 2, d[0], d[0])
+    information = np.delete(np.delete(information, 1, axis=0), 1, axis=1)
     try:
         variance = np.linalg.inv(information)[0, 0]
     except np.linalg.LinAlgError:

@@ -36,7 +36,8 @@ class CorrelationLength:
     """A length with its jackknife standard error; arrays when the ensemble has channels.
 
     ``flags`` names what to know before quoting the value: ``finite_size`` (xi/L > 1/4), ``background_dominates``,
-    ``unbounded``, ``no_convergence``, ``uncorrelated`` (the fit wants xi = 0), ``negative_second_moment``,
+    ``too_few_modes`` (fewer than 3 wavenumbers to fit), ``unbounded``, ``no_convergence``, ``uncorrelated`` (the fit
+    wants xi = 0), ``negative_second_moment``,
     ``no_crossing`` (C never falls to 1/e, or to a form that can be fitted), ``below_resolution`` (shorter than the
     first shell of lags, so interpolated from C(0) alone), ``unstable_error`` (a leave-one-out estimate failed, or there
     are fewer than 3 samples). For arrays it holds the flags of any element.
@@ -168,6 +169,8 @@ def correlation_length(
         raise ValueError("center: 'sample' removes S(0), which method='second_moment' needs")
 
     rows, flags = estimate(modes, method, B, k_max=k_max, include_zero=include_zero)
+    if k_max is not None and any("too_few_modes" in words for words in flags):
+        raise ValueError(f"k_max: fewer than 3 distinct wavenumbers up to {k_max} are left to fit")
     if modes.counts.sum() < fewest_for_errors(modes.center):
         rows[1:] = np.nan
     return summarise(rows * modes.spacing, flags, method, modes.lattice, modes.spacing, lead, errors)
@@ -197,7 +200,7 @@ def estimate(
         if k_max is not None:
             use &= grid.orbit_k <= k_max * modes.spacing * (1 + 1e-9)
         if use.sum() < 3:
-            raise ValueError(f"k_max: {use.sum()} distinct wavenumbers to fit; expected at least 3")
+            return np.full((1 + len(modes.counts), fields), np.nan), [("too_few_modes",)] * fields
         for m in range(fields):
             if not (S[:, m, use] > 0).any():
                 rows[:, m] = np.nan
@@ -209,7 +212,7 @@ def estimate(
                 S[:, m, use],
                 background,
                 int(modes.counts.sum()),
-                min(grid.shape),
+                grid.side,
             )
             rows[:, m] = fit.xi
             flags.append(fit.flags)
@@ -236,7 +239,7 @@ def summarise(
 ) -> CorrelationLength:
     """Estimate and jackknife error from rows (1 + blocks, fields) in units of length."""
     value, replicates = rows[0], rows[1:]
-    relative = value / (min(grid.shape) * spacing)
+    relative = value / (grid.side * spacing)
     stderr = jackknife_error(replicates) if errors else np.full_like(value, np.nan)
     stderr[value == 0] = np.nan  # a bound: the fit wants no length at all, and has no scatter
     found = {flag for per_field in flags for flag in per_field}

@@ -25,6 +25,12 @@ _WORST_RELATIVE_ERROR = 0.2
 # Noise on a monotone curve passes for an extremum once in this many tries. Four signatures are looked at, so a study
 # without a transition reports one in about one case of 250.
 _FALSE_ALARMS = 1e-3
+# Whatever the noise, an extremum must stand out by three standard errors, and by a twentieth of its own value: lengths
+# fitted to spectra of another form drift by a few per cent as the noise falls, without a transition.
+_LEAST_PROMINENCE = 3.0
+_LEAST_RELATIVE_PROMINENCE = 0.05
+# Exact gains are known to 1e-16, their softening to 1e-16 data variances over s^2: 1e-9 covers every level of use.
+_ROUNDING = 1e-9
 # Bootstrap curves compared pair of levels by pair of levels at a time: 100 x 64 x 64 doubles are 3 MB.
 _CURVES_AT_A_TIME = 100
 
@@ -103,7 +109,7 @@ def critical_point(
     r"""Find the critical noise level in a recorder's dataset.
 
     Four signatures: the minimum of the softening :math:`|\lambda_k|` at the softest recorded shell (``softening``), the
-    maximum of :math:`\xi_{eq}` (``xi_eq``), of :math:`d\xi/d(-\log s)` (``growth``, from ``xi_ornstein_zernike``) and
+    maximum of :math:`\xi_{eq}` (``xi_eq``), of :math:`d\xi/d(-\log s)` (``growth``, from ``xi_efold``) and
     of the susceptibility (``susceptibility``). Each counts only as an interior extremum of the mean curve in log s
     whose prominence, in standard errors, exceeds what the bootstrap makes of the monotone curve nearest to the mean.
     No such extremum is an answer. (In standard errors, because their size differs a hundredfold between the ends of a
@@ -203,7 +209,7 @@ def _xi_eq(ds: xr.Dataset, log_s: Floats) -> _Curve | None:
 
 
 def _growth(ds: xr.Dataset, log_s: Floats) -> _Curve | None:
-    name = "xi_ornstein_zernike"
+    name = "xi_efold"
     if name not in ds:
         return None
     xi = _measured(ds[name].values, ds[f"{name}_stderr"].values, ds[f"{name}_jackknife"].values, log_s.size)
@@ -256,14 +262,24 @@ def _locate(name: str, curve: _Curve | None, log_s: Floats, draws: Floats, confi
     if np.isnan(where):
         return none("no interior extremum", 0.0)
     monotone = _nearest_monotone(mean, deviations)
-    noise = float(np.quantile(_extrema(x, monotone + deviations, scatter)[1], 1.0 - _FALSE_ALARMS))
-    if not prominence > noise:
+    normal = float(np.quantile(_extrema(x, monotone + deviations, scatter)[1], 1.0 - _FALSE_ALARMS))
+    # The scatter is known from B blocks only, so what is normal in the bootstrap is Student's t in the data.
+    noise = float(scipy.special.stdtrit(blocks.sum() - 1, scipy.special.ndtr(normal)))
+    if not prominence > max(noise, _LEAST_PROMINENCE):
         return none("prominence within noise", prominence, noise)
+    height = float(_extrema(x, mean[None], np.ones_like(scatter))[1][0])
+    share = height / max(abs(float(np.interp(where, x[::-1], mean[::-1]))), np.finfo(float).tiny)
+    if share < _LEAST_RELATIVE_PROMINENCE:
+        return none(f"the extremum stands out by {share:.1%} only", prominence, noise)
     locations, _ = _extrema(x, mean + deviations, scatter)
     tail = 50.0 * (1.0 - confidence)
     low, high = np.nanpercentile(locations, [tail, 100.0 - tail])
-    level, begin, end = np.exp([where, min(low, where), max(high, where)]).tolist()
-    return Signature(name, level, begin, end, prominence, noise)
+    # Between levels the place is that of a parabola's vertex, good to about a sixth of their distance at worst.
+    distance = np.sort(np.abs(x - where))
+    grid = (distance[0] + distance[1]) / 6.0
+    begin, end = where - np.hypot(where - min(low, where), grid), where + np.hypot(max(high, where) - where, grid)
+    level, low, high = (float(np.exp(v)) for v in (where, begin, end))
+    return Signature(name, level, low, high, prominence, noise)
 
 
 def _bootstrap_deviations(mean: Floats, replicates: Floats, draws: Floats) -> Floats:
@@ -281,7 +297,7 @@ def _scatter_of_differences(deviations: Floats, mean: Floats) -> Floats:
     variance = np.diag(covariance)
     square = variance[:, None] + variance[None, :] - 2.0 * covariance
     # A curve without any noise (an exact gain, say) differs from a constant by rounding only.
-    rounding = 1e-12 * np.abs(mean).max() + np.finfo(float).tiny
+    rounding = _ROUNDING * np.abs(mean).max() + np.finfo(float).tiny
     return np.asarray(np.maximum(np.sqrt(np.maximum(square, 0.0)), rounding))
 
 

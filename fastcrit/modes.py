@@ -10,6 +10,10 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 
+# Errors below this are rounding: weights made of them would be noise, and all shells count alike.
+_EXACT = 1e-9
+
+
 def dispersion_length(k2: Any, gain: Any, stderr: Any = None, *, points: int = 4) -> Any:
     r"""Equilibrium correlation length from the low-k dispersion of the gain.
 
@@ -21,7 +25,7 @@ def dispersion_length(k2: Any, gain: Any, stderr: Any = None, *, points: int = 4
         Lattice momentum :math:`\hat k^2 = \sum_i 4\sin^2(k_i/2)` of each shell (mean over its modes), ascending from
         k = 0. Lengths come out in the unit of 1/k, normally sites.
     gain, stderr : (..., shells)
-        Mode gains, and their standard errors as weights (equal weights when left out or zero).
+        Mode gains, and their standard errors as weights (equal weights when left out or as small as rounding).
     points : int
         Shells used, k = 0 among them.
 
@@ -63,7 +67,7 @@ def dispersion_length(k2: Any, gain: Any, stderr: Any = None, *, points: int = 4
         weight = np.ones_like(rise)
         if stderr is not None:
             error = np.broadcast_to(np.asarray(stderr, dtype=np.float64), gain.shape)[..., use] / gap[..., :1]
-            known = (error > 0).all(axis=-1, keepdims=True)
+            known = (error > _EXACT).all(axis=-1, keepdims=True)
             weight = np.where(known, 1.0 / np.where(error > 0, error, 1.0) ** 2, 1.0)
         x = k2[use]
         # Through the origin: at k = 0 the ratio is 1 by definition.

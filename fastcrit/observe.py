@@ -32,8 +32,9 @@ class Recorder:
     the summed field, so that the ensemble mean can be removed at the end. Nothing grows with the number of samples.
 
     Sample j (counted from 0 in the order of recording, or from ``sample=`` of `update`) is in block j mod ``blocks``.
-    States of float32 are transformed in float32: where the mean of the field exceeds its scatter a thousandfold, pass
-    float64, since the mean is only removed at the end. One recorder belongs to one thread; give each its own and merge.
+    States of float32 are transformed in float32 (the mean, k = 0, in float64): where their mean field has structure a
+    thousand times the scatter, pass float64, since the mean is only removed at the end. One recorder belongs to one
+    thread; give each its own and merge.
 
     Merging adds, so recording in any split and any order gives the same dataset to rounding, and one stream of samples
     gives the same sums however it is cut into batches.
@@ -108,7 +109,7 @@ class Recorder:
         self.low_modes = int(low_modes)
         self.binarized = bool(binarized)
         self.grid = lattice(self.shape[-ndim:])
-        self.k_max = self.low_modes * 2.0 * np.pi / (min(self.grid.shape) * self.spacing)
+        self.k_max = self.low_modes * 2.0 * np.pi / (self.grid.side * self.spacing)
         self.has_channels = len(self.shape) == ndim + 1
         self.channels = self.shape[0] if self.has_channels else 1
         self.gain_shells = tuple(int(k) for k in gain_shells)
@@ -251,7 +252,8 @@ class Recorder:
         """Everything recorded as an `xarray.Dataset` with dims level, k, r, shell and (for (C, H, W) states) channel.
 
         ``S``, ``C``, ``xi_<method>``, ``m`` (mean), ``abs_m``, ``chi``, ``binder``, ``gain_on_trajectories``,
-        ``softening`` and ``xi_eq`` with ``_stderr`` and, over dim block, ``_jackknife`` (the value without that block).
+        ``softening`` and ``xi_eq`` with ``_stderr`` and (but for S and C) over dim block ``_jackknife``, the value
+        without that block.
         Lengths have the state's own noise s^2 taken out as a known background; ``xi_<method>_flags`` says where they
         have no answer. Levels without samples are NaN.
 
@@ -279,10 +281,15 @@ class Recorder:
         n, grid, state = len(piece), self.grid, self.state
         flat = piece.reshape(n * self.channels, *grid.shape)
         sums, modes = grid.core.power(flat, "orbits", selected=self._selected)
-        power = sums.reshape(n, self.channels, -1)
+        power = sums.astype(np.float64).reshape(n, self.channels, -1)
         check_finite(piece, power, first - batch_first, (2**62,), "y")
         amplitude = modes.astype(np.float64).reshape(n, self.channels, len(self._selected), 2)
-        m = amplitude[:, :, 0, 0] / grid.sites  # k = 0 comes first
+        # k = 0 comes first. It carries the mean, which is removed at the end: summed in float64, so that what is left
+        # of a large mean is not the rounding of float32.
+        total = grid.core.modes(flat)[:, 0].reshape(n, self.channels)
+        amplitude[:, :, 0, 0] = total
+        power[:, :, 0] = total**2 / grid.sites
+        m = total / grid.sites
         along_axes = [self.low.index(n) for n in grid.axis_wavenumbers]
         add_to_blocks(state["power"][i], power, first)
         add_to_blocks(state["low"][i], amplitude, first)

@@ -1,8 +1,8 @@
 """Radially averaged power spectra, structure factors and autocorrelations: array in, array out.
 
 Conventions (all functions): phi^(k) = sum_x phi(x) exp(-i k x) over N sites, power |phi^|^2 / N, k in rad per unit
-length, shells of width 2 pi / (smallest side), each with the mean |k| of its modes. White noise of variance v has power
-v in every shell; the k = 0 shell of a constant c holds N c^2.
+length, shells of width 2 pi / (smallest side of more than one site), k = 0 alone in the first, each with the mean |k|
+of its modes. White noise of variance v has power v in every shell; the k = 0 shell of a constant c holds N c^2.
 """
 
 from __future__ import annotations
@@ -242,7 +242,7 @@ def autocorrelation(
         True: all N pairs at every lag, around the boundary. False: only pairs inside the field, each with the same
         weight (unbiased; by zero padding).
     normalize : bool
-        Divide by C(0).
+        Divide by C(0); ``stderr`` is divided likewise, without an error of C(0) itself.
 
     Returns
     -------

@@ -21,8 +21,9 @@ Floats = NDArray[np.float64]
 
 # The largest gain is looked for on this many levels a decade before its crossing of 1 is refined.
 _SCAN_PER_DECADE = 50
-# Levels below this fraction of the largest pattern value are not searched: all weights but one have vanished there.
-_LOWEST_LEVEL = 1e-2
+# Levels below this fraction of the upper bound are not searched. (Patterns of small norm beside large ones can have
+# their transition at a hundredth of it.)
+_LOWEST_LEVEL = 1e-4
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,8 @@ class PatchTheory:
     def xi_eq(self, s: float) -> float:
         """Equilibrium correlation length sqrt(c/r) in sites; NaN unless r > 0 and the softest mode is at k = 0."""
         gl = self.ginzburg_landau(s)
+        if any(self._softest(s)[1]):
+            return float("nan")
         return float(np.sqrt(gl.c / gl.r)) if gl.r > 0 and gl.c >= 0 else float("nan")
 
     def ginzburg_landau(self, s: float) -> GinzburgLandau:
@@ -231,7 +234,10 @@ def _largest_eigenvalue_by_site(dictionary: Dictionary, s: float) -> float:
     if n < 4:  # ARPACK needs room for its basis
         dense = np.stack([apply(e) for e in np.eye(n)], axis=1)
         return float(np.linalg.eigvals(dense).real.max())
-    start = np.ones(n)  # fixed, so that the result does not vary between calls
+    # Fixed, so that the result does not vary between calls; random, so that no symmetry of the images confines it.
+    start = np.random.default_rng(0).standard_normal(n)
+    if not apply(start).any():
+        return 0.0  # a single image, or the same one over and over: nothing responds
     operator = scipy.sparse.linalg.LinearOperator((n, n), matvec=apply, dtype=np.float64)
     found = scipy.sparse.linalg.eigs(operator, k=1, which="LR", v0=start, return_eigenvectors=False)
     return float(found.real.max())

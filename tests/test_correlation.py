@@ -188,7 +188,7 @@ class TestErrors:
             ({"background": -1.0}, "background: expected a finite number >= 0, got -1.0"),
             ({"errors": "bootstrap"}, "errors: expected one of 'jackknife', got 'bootstrap'"),
             ({"k_max": 0.0}, "k_max: expected a positive number, got 0.0"),
-            ({"k_max": 0.1}, "k_max: 1 distinct wavenumbers to fit; expected at least 3"),
+            ({"k_max": 0.1}, "k_max: fewer than 3 distinct wavenumbers up to 0.1 are left to fit"),
             ({"blocks": 1}, "blocks: expected an integer of at least 2, got 1"),
             ({"center": "sample", "method": "second_moment"}, "center: 'sample' removes"),
             ({"ndim": 3}, "field_or_S: expected shape"),

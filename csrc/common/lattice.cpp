@@ -38,7 +38,9 @@ Lattice::Lattice(const std::vector<std::int64_t>& shape)
         sites_ *= shape[i];
         sides_[3 - shape.size() + i] = static_cast<std::int32_t>(shape[i]);
     }
-    for (int axis = 3 - ndim_; axis < 3; ++axis) shell_width_ = std::max(shell_width_, kTwoPi / sides_[axis]);
+    // An axis of one site has no wavelength, and no say in the width of a shell.
+    for (std::int32_t side : sides_) shell_width_ = std::max(shell_width_, side > 1 ? kTwoPi / side : 0.0);
+    if (sites_ == 1) shell_width_ = kTwoPi;
     build_orbits();
     build_lags();
 }
@@ -72,7 +74,8 @@ void Lattice::build_orbits() {
                         k2_lattice += 4.0 * std::sin(0.5 * k) * std::sin(0.5 * k);
                     }
                     const double k = std::sqrt(k2);
-                    orbits_.push_back({n, 0, k, k2_lattice, nearest(k / shell_width_)});
+                    // k = 0 is alone in its shell: longer wavelengths than the shortest side allows join shell 1.
+                    orbits_.push_back({n, 0, k, k2_lattice, k > 0.0 ? std::max(1, nearest(k / shell_width_)) : 0});
                 }
                 orbits_[id].multiplicity += weight(x);
                 found_as[mode] = id;
@@ -131,7 +134,8 @@ void Lattice::build_lags() {
         if (s.multiplicity > 0) s.r /= static_cast<double>(s.multiplicity);
     }
     std::int32_t smallest = INT32_MAX;
-    for (int axis = 3 - ndim_; axis < 3; ++axis) smallest = std::min(smallest, sides_[axis]);
+    for (std::int32_t side : sides_) smallest = std::min(smallest, side > 1 ? side : smallest);
+    if (sites_ == 1) smallest = 1;
     lag_shells_inside_ = std::min<std::int32_t>(smallest / 2 + 1, static_cast<std::int32_t>(lag_shells_.size()));
 }
 

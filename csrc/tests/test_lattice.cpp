@@ -14,7 +14,11 @@ constexpr double kTwoPi = 6.283185307179586476925286766559;
 
 /// Number of modes and summed |k| per shell, by the definition, over all wavevectors of the full lattice.
 std::map<int, std::pair<std::int64_t, double>> count_shells(const Shape& shape) {
-    const double dk = kTwoPi / static_cast<double>(*std::min_element(shape.begin(), shape.end()));
+    std::int64_t smallest = 1;
+    for (std::int64_t side : shape) {
+        if (side > 1) smallest = smallest == 1 ? side : std::min(smallest, side);
+    }
+    const double dk = kTwoPi / static_cast<double>(smallest);
     std::map<int, std::pair<std::int64_t, double>> shells;
     std::int64_t sites = 1;
     for (std::int64_t side : shape) sites *= side;
@@ -28,7 +32,8 @@ std::map<int, std::pair<std::int64_t, double>> count_shells(const Shape& shape) 
             const double k = kTwoPi * static_cast<double>(n) / static_cast<double>(side);
             k2 += k * k;
         }
-        auto& [count, sum] = shells[static_cast<int>(std::floor(std::sqrt(k2) / dk + 0.5 + 1e-9))];
+        auto& [count, sum] =
+            shells[k2 > 0.0 ? std::max(1, static_cast<int>(std::floor(std::sqrt(k2) / dk + 0.5 + 1e-9))) : 0];
         ++count;
         sum += std::sqrt(k2);
     }
@@ -92,9 +97,9 @@ void bad_shapes_are_refused() {
 }  // namespace
 
 int main() {
-    for (const Shape& shape :
-         {Shape{1}, Shape{2}, Shape{7}, Shape{64}, Shape{1, 1}, Shape{4, 6}, Shape{5, 5}, Shape{8, 4}, Shape{7, 12},
-          Shape{16, 16}, Shape{3, 4, 5}, Shape{4, 4, 4}, Shape{2, 1, 6}, Shape{6, 3, 6}}) {
+    for (const Shape& shape : {Shape{1}, Shape{2}, Shape{7}, Shape{64}, Shape{1, 1}, Shape{4, 6}, Shape{5, 5},
+                               Shape{8, 4}, Shape{7, 12}, Shape{16, 16}, Shape{16, 64}, Shape{1, 64}, Shape{2, 64},
+                               Shape{1, 3, 40}, Shape{3, 4, 5}, Shape{4, 4, 4}, Shape{2, 1, 6}, Shape{6, 3, 6}}) {
         shells_hold_every_mode_once(shape);
     }
     orbits_share_k_and_lattice_momentum();

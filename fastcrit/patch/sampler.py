@@ -53,7 +53,7 @@ def sample(
     seed: int = 0,
     recorder: Recorder | None = None,
     *,
-    boundary: str = "periodic",
+    boundary: str | None = None,
     observers: Sequence[Observer] = (),
     first_sample: int = 0,
     initial: Any = None,
@@ -79,7 +79,7 @@ def sample(
         Records the states at those of its levels that are among ``levels`` (they must all be), the first and the last
         included, and the gains of its ``gain_shells`` from the model's own posterior covariance.
     boundary : "periodic" or "zero"
-        What lies outside the lattice.
+        What lies outside the lattice. Default: periodic, and zero for a position-specific dictionary, as theory has it.
     observers : sequence of callables
         Each is called at every level as ``observer(i, s, y, D)`` with y and D of shape (n_samples, H, W). The arrays
         are reused: copy what you keep.
@@ -122,12 +122,12 @@ def sample(
     s = check_levels(levels, allow_zero_end=True)
     if s[0] > _HIGHEST_LEVEL or s[s > 0][-1] < 1.0 / _HIGHEST_LEVEL:
         raise ValueError(f"levels: expected noise levels from 1e-12 to 1e12, got {s[0]:g} to {s[s > 0][-1]:g}")
-    shape = _check_model(dictionary, lattice, boundary)
+    shape, periodic = _check_model(dictionary, lattice, boundary)
     check_choice(solver, tuple(_SOLVERS), "solver")
     for name, value, lowest in (("n_samples", n_samples, 1), ("first_sample", first_sample, 0), ("seed", seed, 0)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not lowest <= value < 2**64:
             raise ValueError(f"{name}: expected an integer from {lowest} to 2^64 - 1, got {value!r}")
-    model = _Model(dictionary, boundary == "periodic", _check_dtype(dtype))
+    model = _Model(dictionary, periodic, _check_dtype(dtype))
     recorded = _recorded_levels(recorder, s, shape, dictionary)
     stops = sorted(set(range(len(s))) if observers else {*recorded, 0, len(s) - 1})
 
@@ -160,7 +160,7 @@ def sample(
     return same_kind(initial)(states)
 
 
-def denoise(dictionary: Dictionary, y: Any, s: float, *, boundary: str = "periodic") -> Any:
+def denoise(dictionary: Dictionary, y: Any, s: float, *, boundary: str | None = None) -> Any:
     """D(y; s): the posterior mean of the centre pixel of every patch.
 
     Parameters
@@ -190,12 +190,12 @@ def denoise(dictionary: Dictionary, y: Any, s: float, *, boundary: str = "period
     True
     """
     array = _check_states(y, None, "y")
-    _check_model(dictionary, tuple(array.shape[1:]), boundary)
-    model = _Model(dictionary, boundary == "periodic", array.dtype)
+    _, periodic = _check_model(dictionary, tuple(array.shape[1:]), boundary)
+    model = _Model(dictionary, periodic, array.dtype)
     return same_kind(y)(model.denoise(np.ascontiguousarray(array), check_positive(s, "s")))
 
 
-def response(dictionary: Dictionary, y: Any, s: float, *, boundary: str = "periodic") -> Response:
+def response(dictionary: Dictionary, y: Any, s: float, *, boundary: str | None = None) -> Response:
     """Response of D to plane waves at states ``y``, from the posterior covariance and without finite differences.
 
     J_(i,j) = Cov[x_i, x_j | patch i]/s^2 under the weights at site i, so <e_k, J e_k> needs only the average of each
@@ -211,10 +211,10 @@ def response(dictionary: Dictionary, y: Any, s: float, *, boundary: str = "perio
     0.25
     """
     array = _check_states(y, None, "y")
-    _check_model(dictionary, tuple(array.shape[1:]), boundary)
+    _, periodic = _check_model(dictionary, tuple(array.shape[1:]), boundary)
     if dictionary.position_specific:
         raise ValueError("dictionary: the response to plane waves is defined for equivariant dictionaries only")
-    model = _Model(dictionary, boundary == "periodic", array.dtype)
+    model = _Model(dictionary, periodic, array.dtype)
     return Response(model.response(np.ascontiguousarray(array), check_positive(s, "s")))
 
 
@@ -348,16 +348,21 @@ def _recorded_levels(
     return found
 
 
-def _check_model(dictionary: Dictionary, lattice: int | tuple[int, int] | None, boundary: str) -> tuple[int, int]:
+def _check_model(
+    dictionary: Dictionary, lattice: int | tuple[int, int] | None, boundary: str | None
+) -> tuple[tuple[int, int], bool]:
+    """Sides of the lattice, and whether it is periodic."""
     if not isinstance(dictionary, Dictionary):
         raise TypeError(f"dictionary: expected a fastcrit.patch.Dictionary, got {type(dictionary).__name__}")
+    if boundary is None:
+        boundary = "zero" if dictionary.position_specific else "periodic"
     check_choice(boundary, ("periodic", "zero"), "boundary")
     shape = lattice_shape(dictionary, lattice)
     if boundary == "periodic" and dictionary.size > min(shape):
         raise ValueError(
             f"size: patches of side {dictionary.size} wrap onto themselves on the periodic lattice {shape}"
         )
-    return shape
+    return shape, boundary == "periodic"
 
 
 def _check_states(y: Any, shape: tuple[int, int] | None, name: str) -> Any:

@@ -28,7 +28,13 @@ def wavevectors(shape):
 def shell_numbers(shape):
     """Shell of every mode: |k| over the largest fundamental, to the nearest integer, ties up."""
     k = np.sqrt((wavevectors(shape) ** 2).sum(axis=-1))
-    return np.floor(k / (2 * np.pi / min(shape)) + 0.5 + 1e-9).astype(int)
+    number = np.floor(k / (2 * np.pi / smallest_side(shape)) + 0.5 + 1e-9).astype(int)
+    return np.where(k > 0, np.maximum(number, 1), 0)  # k = 0 is alone in its shell
+
+
+def smallest_side(shape):
+    """Smallest side of more than one site: an axis of one site has no wavelength."""
+    return min([side for side in shape if side > 1], default=1)
 
 
 def shell_average(values, corners=False):
@@ -36,7 +42,7 @@ def shell_average(values, corners=False):
     shape = values.shape
     number = shell_numbers(shape)
     length = np.sqrt((wavevectors(shape) ** 2).sum(axis=-1))
-    dk = 2 * np.pi / min(shape)
+    dk = 2 * np.pi / smallest_side(shape)
     k, mean, counts = [], [], []
     for shell in sorted(set(number.ravel().tolist())):
         if not corners and shell * dk > np.pi * (1 + 1e-9):
@@ -70,7 +76,7 @@ def autocorrelation(field, periodic=True):
             product = x[first] * x[second]
         r = float(np.sqrt(sum(float(n) ** 2 for n in signed)))
         shell = int(np.floor(r + 0.5 + 1e-9))
-        if shell > min(shape) // 2:
+        if shell > smallest_side(shape) // 2:
             continue
         sums[shell] = sums.get(shell, 0.0) + product.sum()
         pairs[shell] = pairs.get(shell, 0) + product.size

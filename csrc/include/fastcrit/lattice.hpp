@@ -14,7 +14,7 @@ struct Orbit {
     std::int64_t multiplicity;               ///< members on the full lattice
     double k;                                ///< |k| in rad per site
     double k2_lattice;                       ///< sum_i 4 sin^2(k_i / 2)
-    std::int32_t shell;                      ///< |k| / dk rounded to the nearest integer, ties up
+    std::int32_t shell;  ///< |k| / dk rounded to the nearest integer, ties up; at least 1 unless k = 0
 };
 
 /// Members of one shell of lags: pixels at a rounded distance from the origin.
