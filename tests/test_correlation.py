@@ -80,6 +80,18 @@ class TestOrnsteinZernike:
         assert np.isnan(known.value)
         assert known.flags[0] in ("background_dominates", "no_convergence")
 
+    @pytest.mark.parametrize("scale", [1e-60, 1e-10, 1e60])
+    def test_the_unit_of_the_field_does_not_matter(self, scale):
+        field = gaussian(3.0, 24, 200, seed=6)
+        one, other = fc.correlation_length(field), fc.correlation_length(field * scale)
+        assert other.value == pytest.approx(one.value, rel=1e-6)
+        assert other.stderr == pytest.approx(one.stderr, rel=1e-4)
+
+    def test_a_strong_signal_without_k_zero_is_not_called_background(self):
+        for seed in range(10):
+            found = fc.correlation_length(gaussian(8.0, 16, 64, seed), include_zero=False, background=0.01)
+            assert "background_dominates" not in found.flags
+
     def test_flags_a_length_beyond_the_box(self):
         assert "finite_size" in fc.correlation_length(gaussian(16.0, 28, 500, seed=0)).flags
 

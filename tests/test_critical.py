@@ -44,7 +44,7 @@ class TestFinding:
             "softening": 1 - 0.7 * bump(center),
             "xi_eq": 1 + bump(center),
             "chi": 5 + bump(center),
-            "xi_ornstein_zernike": 2 + np.tanh(np.log(center / LEVELS)),  # steepest at the center
+            "xi_efold": 2 + np.tanh(np.log(center / LEVELS)),  # steepest at the center
         }
         cp = fc.critical_point(dataset(curves, 0.01, seed=1))
         assert set(cp.found) == set(cp.signatures) == {"softening", "xi_eq", "growth", "susceptibility"}
@@ -117,6 +117,15 @@ class TestRefusing:
         ds["xi_eq"][:] = np.nan
         assert "measured at 0 neighbouring levels" in fc.critical_point(ds)["xi_eq"].reason
 
+    def test_a_bump_of_a_few_per_cent_is_no_transition(self):
+        s = fc.critical_point(dataset({"xi_eq": 3 + 0.1 * bump(2.0)}, 1e-4, 1))["xi_eq"]
+        assert "stands out by 3." in s.reason
+
+    def test_rounding_is_no_transition(self):
+        noise = 1e-13 * np.random.default_rng(0).standard_normal(40)
+        ds = dataset({"softening": 1 + noise}, 0.0, 1)
+        assert not fc.critical_point(ds)["softening"].found
+
 
 class TestBadInput:
     @pytest.mark.parametrize(
@@ -136,6 +145,10 @@ class TestBadInput:
             fc.critical_point(xr.Dataset())
         with pytest.raises(ValueError, match="ds: expected at least 5 positive levels with samples, got 3"):
             fc.critical_point(dataset({"chi": np.ones(40)}, 0.1, 1).isel(level=slice(3)))
+        ds = dataset({"chi": 5 + bump(3.0), "softening": 1 - bump(3.0)}, 0.01, 1)
+        assert str(fc.critical_point(ds.transpose())) == str(fc.critical_point(ds))
+        with pytest.raises(ValueError, match=r"levels: expected strictly decreasing"):
+            fc.critical_point(ds.isel(level=slice(None, None, -1)))
         few = fc.critical_point(dataset({"chi": bump(3.0)}, 0.01, 1, blocks=4))
         assert "4 blocks" in few["susceptibility"].reason
         with pytest.raises(ValueError, match="signature: expected one of"):

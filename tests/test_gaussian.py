@@ -52,6 +52,28 @@ class TestTrajectories:
         # Heun's error at step h = 0.005 is of order h^2.
         np.testing.assert_allclose(z, exact, atol=1e-4)
 
+    @pytest.mark.parametrize("form", ["white", "with a white part", "gaussian", "power law", "squared", "images"])
+    def test_no_transition_for_any_spectrum(self, form):
+        k2 = 4 * np.sin(np.pi * np.fft.fftfreq(28)) ** 2
+        k2 = k2[:, None] + k2
+        images = fc.data.fashion_mnist().pixels()
+        power = (np.abs(np.fft.fft2(images - images.mean(0))) ** 2).mean(0) / 784
+        spectrum = {
+            "white": np.ones((28, 28)),
+            "with a white part": 1 / (1 / 16 + k2) + 0.05,
+            "gaussian": 4 * np.exp(-4 * k2),
+            "power law": 1 / (k2 + 1e-3),
+            "squared": 1 / (1 / 9 + k2) ** 2,
+            "images": (power + np.roll(np.flip(power), 1, (0, 1))) / 2,
+        }[form]
+        model = fc.theory.GaussianTheory(spectrum)
+        std = spectrum.mean() ** 0.5
+        levels = fc.schedules.log_levels(32, high=50 * std, low=0.05 * std)
+        for seed in range(2):
+            rec = fc.Recorder(levels, shape=(28, 28), gain_shells=range(6), data_std=std)
+            model.sample(levels, 128, solver="sde", recorder=rec, seed=seed)
+            assert fc.critical_point(rec.dataset()).found == {}
+
     @pytest.mark.parametrize("solver", ["ode", "sde"])
     def test_no_signature_reports_a_transition(self, model, solver):
         levels = fc.schedules.log_levels(32, high=50.0, low=0.05)
@@ -117,5 +139,12 @@ class TestClosedForms:
             model.sample(LEVELS, 2, solver="euler")
         with pytest.raises(ValueError, match="y: expected shape"):
             model.denoise(np.zeros((2, 5, 5)), 1.0)
+        with pytest.raises(ValueError, match=r"recorder: expected one made for the 12 sampling levels, got <Recorder"):
+            model.sample(LEVELS, 2, recorder=fc.Recorder([5.0, 1.0], shape=(20, 20)))
+        with pytest.raises(ValueError, match=r"s: expected a positive number, got -1"):
+            model.denoise(np.zeros((2, 20, 20)), -1)
+        with pytest.raises(ValueError, match=r"y: expected finite values"):
+            model.denoise(np.full((2, 20, 20), np.nan), 1.0)
+        assert model.denoise(np.ones((1, 20, 20), int), 1.0).min() > 0.5  # integers are numbers, not truncated
         with pytest.raises(ValueError, match="n: expected an integer of at least 1, got 0"):
             model.sample_data(0)

@@ -121,6 +121,17 @@ class TestNumbers:
         b.update(0, torch.from_numpy(y))
         xr.testing.assert_identical(a.dataset(), b.dataset())
 
+    @pytest.mark.parametrize("mean", [1.0, 100.0, 1000.0])
+    def test_a_large_mean_costs_float32_nothing_at_k_zero(self, mean, rng):
+        y = (rng.standard_normal((100, 48, 48)) + mean).astype(np.float32)
+        rec = fc.Recorder([0.1], shape=(48, 48))
+        rec.update(0, y)
+        exact = fc.structure_factor(y.astype(np.float64)).S
+        ds = rec.dataset()
+        # The states themselves are rounded to 6e-8 of the mean; the transform adds as much in every mode.
+        np.testing.assert_allclose(ds.S[0, 0], exact[0], rtol=1e-6 * max(1.0, mean))
+        np.testing.assert_allclose(ds.S[0, 1:], exact[1:], rtol=1e-5 * max(1.0, mean))
+
     def test_units_and_names(self, rng):
         ds = recorded(rng, spacing=0.25)[0].dataset()
         assert ds.k.attrs["units"] == "rad/length"
@@ -257,9 +268,14 @@ class TestFiles:
         path.write_text("hello")
         with pytest.raises(fc.FileFormatError, match=r"x: damaged, or not a fastcrit.recorder"):
             fc.Recorder.load(path)
+        with pytest.raises(FileExistsError, match=r"x: exists and is not a fastcrit.recorder file; it is left"):
+            fc.Recorder([1.0], shape=(8, 8)).save(path)
+        assert path.read_text() == "hello"
+        path.unlink()
         write_state(path, "weights", 1, {}, {"a": np.zeros(3)})
         with pytest.raises(fc.FileFormatError, match=r"x: not a fastcrit.recorder file \(format 'weights'\)"):
             fc.Recorder.load(path)
+        path.unlink()
         write_state(path, "fastcrit.recorder", 99, {}, {"a": np.zeros(3)})
         with pytest.raises(fc.FileFormatError, match=r"x: fastcrit.recorder version 99; this fastcrit reads version 1"):
             fc.Recorder.load(path)
@@ -325,6 +341,39 @@ class TestBadInput:
             rec.update(0, bad)
         xr.testing.assert_identical(rec.dataset(), before)
         assert rec._next[0] == 10
+
+    def test_an_interrupt_leaves_the_recorder_as_it_was(self, rng, monkeypatch):
+        from fastcrit import observe
+
+        rec = fc.Recorder([1.0], shape=(8, 8))
+        rec.update(0, rng.standard_normal((10, 8, 8)))
+        before, calls, add = rec.dataset(), [], observe.add_to_blocks
+
+        def interrupted(*arguments):
+            calls.append(1)
+            if len(calls) == 4:
+                raise KeyboardInterrupt
+            add(*arguments)
+
+        monkeypatch.setattr(observe, "add_to_blocks", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            rec.update(0, rng.standard_normal((10, 8, 8)))
+        xr.testing.assert_identical(rec.dataset(), before)
+
+    def test_the_levels_are_its_own(self):
+        levels = np.array([2.0, 1.0])
+        rec = fc.Recorder(levels, shape=(8, 8))
+        levels *= 3
+        assert rec.levels.tolist() == [2.0, 1.0]
+
+    @pytest.mark.parametrize("shape", [(3,), (2,), (1, 2), (1, 1), (16, 64), (1, 16)])
+    def test_small_and_long_lattices(self, shape, rng):
+        rec = fc.Recorder([1.0], shape=shape, ndim=len(shape), gain_shells=(0,))
+        rec.update(0, rng.standard_normal((20, *shape)))
+        ds = rec.dataset()
+        assert ds.k[0] == 0
+        assert ds.counts[0] == 1
+        assert np.isfinite(ds.S).all()
 
     def test_one_sample_at_a_level(self, rng):
         rec = fc.Recorder([1.0], shape=(8, 8))

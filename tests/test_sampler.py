@@ -200,6 +200,12 @@ class TestSampling:
         sample(d, 24, 10, levels, seed=3, recorder=a, observers=[b])
         np.testing.assert_array_equal(a.dataset().S, b.dataset().S)
 
+    def test_the_default_boundary_is_that_of_theory(self, rng):
+        images = rng.standard_normal((4, 8, 8))
+        d = Dictionary(images, size=5, position_specific=True)
+        y = rng.standard_normal((2, 8, 8))
+        np.testing.assert_array_equal(denoise(d, y, 1.0), denoise(d, y, 1.0, boundary="zero"))
+
     def test_zero_boundary_differs_and_single_steps_work(self, rng):
         d = Dictionary.binary()
         a = sample(d, 12, 2, [5.0, 2.0], boundary="zero", seed=1)
@@ -279,6 +285,8 @@ class TestBadInput:
             ({"levels": None}, ValueError, "levels: expected decreasing noise levels"),
             ({"levels": [1.0, 2.0]}, ValueError, "levels: expected strictly decreasing noise levels, got 1.0 then 2.0"),
             ({"levels": [2.0, -1.0]}, ValueError, "levels: expected positive noise levels, got -1.0"),
+            ({"levels": [1e30, 1.0]}, ValueError, "levels: expected noise levels from 1e-12 to 1e12, got 1e\\+30 to 1"),
+            ({"initial": np.full((3, 8, 8), 1e39)}, ValueError, "initial: NaN or infinite value in sample 0"),
             ({"levels": [2.0, 0.0, -1.0]}, ValueError, "levels: expected positive"),
             ({"solver": "rk4"}, ValueError, "solver: expected one of 'euler', 'heun', 'sde', got 'rk4'"),
             ({"boundary": "open"}, ValueError, "boundary: expected one of 'periodic', 'zero', got 'open'"),

@@ -53,6 +53,11 @@ def test_edm_grid_is_equation_5_of_karras():
     [
         (lambda: schedules.log_levels(5, high=1.0, low=2.0), "high, low: expected high > low > 0, got 1.0 and 2.0"),
         (lambda: schedules.log_levels(5, high=1.0, low=0.0), "high, low: expected high > low > 0"),
+        (lambda: schedules.log_levels(3, high=np.inf, low=1.0), "high, low: expected high > low > 0, got inf"),
+        (lambda: schedules.FlowMatching().levels(3, t_max=1.0), "t_max: expected at most"),
+        (lambda: schedules.Cosine().levels(3, t_max=2.0), "t_max: expected at most"),
+        (lambda: schedules.OrnsteinUhlenbeck().levels(3, t_max=2000.0), "t_max: expected at most 700"),
+        (lambda: schedules.EDM(rho=0.0), "rho: expected a positive number, got 0.0"),
         (lambda: schedules.VP([0.9]), "alphas_cumprod: expected a sequence of at least 2 values"),
         (lambda: schedules.VP([0.9, 0.95]), "alphas_cumprod: expected values inside"),
         (lambda: schedules.VP([0.9, 0.0]), "alphas_cumprod: expected values inside"),

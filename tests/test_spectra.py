@@ -70,6 +70,14 @@ class TestPowerSpectrum:
         expected[5] = 2 * 32**2 * 9 / 4 / s.counts[5]
         np.testing.assert_allclose(s.power, expected, atol=1e-10)
 
+    @pytest.mark.parametrize("shape", [(16, 64), (2, 64), (1, 64), (8, 1, 40)])
+    def test_k_zero_is_alone_in_its_shell_on_long_lattices(self, shape):
+        s = fc.power_spectrum(np.full(shape, 2.0), ndim=len(shape))
+        assert (s.k[0], s.counts[0]) == (0.0, 1)
+        np.testing.assert_allclose(s.power[0], 4.0 * np.prod(shape))
+        np.testing.assert_allclose(s.power[1:], 0.0, atol=1e-12)
+        assert len(s.k) > 1
+
     def test_white_noise_is_flat(self, rng):
         noise = rng.normal(scale=1.5, size=(4000, 21, 21))
         s = fc.power_spectrum(noise)

@@ -69,6 +69,14 @@ class TestDatasets:
         with pytest.raises(fc.FileFormatError, match=r"empty\.zarr: damaged, or not a Zarr dataset"):
             store.load_dataset(tmp_path / "empty.zarr")
 
+    def test_what_zarr_would_change_is_normalised_or_refused(self, tmp_path):
+        big = xr.Dataset({"x": ("n", np.arange(3.0).astype(">f8"))}, attrs={"n": np.int64(3)})
+        big.x.encoding = {"dtype": "int16", "scale_factor": 0.1}
+        store.save_dataset(big, tmp_path / "big.zarr")
+        np.testing.assert_array_equal(store.load_dataset(tmp_path / "big.zarr").x, [0, 1, 2])
+        with pytest.raises(TypeError, match=r"ds: cannot store 'x' of type object; expected numbers or strings"):
+            store.save_dataset(xr.Dataset({"x": ("n", np.array(["a", None], object))}), tmp_path / "o.zarr")
+
     def test_another_version(self, ds, tmp_path, monkeypatch):
         monkeypatch.setattr(store, "FORMAT_VERSION", 99)
         store.save_dataset(ds, tmp_path / "d.zarr")

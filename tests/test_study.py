@@ -115,6 +115,9 @@ class TestStudy:
         [
             ({"lattice": 3}, "lattice: patterns of side 5 are larger"),
             ({"size": 4}, "size: expected an odd patch side"),
+            ({"solver": "rk4"}, "solver: expected one of"),
+            ({"seed": 2**64}, "seed: expected an integer below 2"),
+            ({"low": 1e-30}, "low: expected a noise level from 1e-12 to 1e12"),
             ({"high": 0.01}, "high, low: expected high > low > 0"),
         ],
     )

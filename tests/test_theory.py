@@ -98,6 +98,11 @@ class TestLinearResponse:
         with pytest.raises(fc.NoTransitionError, match="no mode reaches gain 1"):
             th.critical_level()
 
+    def test_a_transition_far_below_the_largest_pattern_is_found(self):
+        o = np.ones((5, 5))
+        th = fc.theory.PatchTheory(fc.patch.Dictionary(np.stack([0.04 * o, -0.04 * o, 10 * o])), lattice=20)
+        assert th.critical_level() == pytest.approx(0.2, rel=1e-3)
+
     def test_a_stripe_dictionary_has_a_finite_wavelength(self):
         stripes = np.stack(
             [np.cos(2 * np.pi * (np.arange(-3, 4) / 4 + phase))[None] * np.ones((7, 1)) for phase in (0, 0.5)]
@@ -162,6 +167,21 @@ class TestPositionSpecific:
         critical = th.critical_level()
         assert th.largest_eigenvalue(critical) == pytest.approx(1.0, abs=1e-8)
 
+    def test_images_with_a_symmetry_and_single_images(self):
+        x = np.random.default_rng(126).normal(size=(8, 8))
+        odd = x - x[:, ::-1]
+        step = np.where(np.arange(8) < 4, 1.0, -1.0) * np.ones((8, 1))
+        for image, n in ((odd, 3), (step, 15)):
+            images = np.stack([image, -image])
+            eye = 1e-6 * np.eye(64).reshape(64, 8, 8)
+            up, down = (oracle.denoise_by_site(images, [0.5, 0.5], sign * eye, 2.0, n) for sign in (1, -1))
+            dense = np.linalg.eigvals(((up - down) / 2e-6).reshape(64, 64).T).real.max()
+            theory = fc.theory.PatchTheory(fc.patch.Dictionary(images, size=n, position_specific=True))
+            assert theory.largest_eigenvalue(2.0) == pytest.approx(dense, rel=1e-6)
+        assert theory.critical_level() == pytest.approx(8.0)  # +-step: sqrt of the 64 sites
+        alone = fc.theory.PatchTheory(fc.patch.Dictionary(odd[None], size=3, position_specific=True))
+        assert alone.largest_eigenvalue(1.0) == 0.0
+
     def test_the_whole_image_gives_speciation(self, rng):
         images = rng.standard_normal((20, 6, 6))
         images /= np.sqrt((images**2).sum(axis=(1, 2), keepdims=True))
@@ -196,6 +216,9 @@ class TestPitchfork:
         down = np.exp(-((y + 1) ** 2).sum((1, 2)) / (2 * s**2))
         expected = ((up - down) / (up + down))[:, None, None] * np.ones((4, 4))
         np.testing.assert_allclose(fc.theory.pitchfork(16).denoise(y, s), expected, rtol=1e-12)
+
+    def test_integers_are_numbers(self):
+        assert fc.theory.pitchfork(4).denoise(np.ones((1, 4), int), 1.0)[0, 0] == pytest.approx(np.tanh(4))
 
     def test_bad_input(self):
         with pytest.raises(ValueError, match="n_sites: expected at least 1, got 0"):

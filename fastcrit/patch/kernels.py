@@ -7,9 +7,8 @@ changes nothing. Lanes are the pixels of a row. (No annotations here: numba infe
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-from fastcrit.patch.random import exp, fill_normal
+from fastcrit.patch.random import compiled, exp, fill_normal
 
 # Patterns whose logits are held at a time, 32 KiB of float32 for a run. Larger dictionaries are folded in chunk by
 # chunk with a running maximum.
@@ -26,7 +25,7 @@ EULER, HEUN, SDE = 0, 1, 2
 _FLAGS = {"contract"}
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def pad(y, half, periodic, out):
     """Copy y (H, W) into out at (half, half), with wrapped or zero margins of `half`; what lies beyond is untouched."""
     height, width = y.shape
@@ -43,7 +42,7 @@ def pad(y, half, periodic, out):
             out[r, half + width + c] = y[i, c % width] if periodic else 0
 
 
-@njit(nogil=True, cache=True, fastmath=_FLAGS)
+@compiled(fastmath=_FLAGS)
 def logits(flat, base, stride, length, taps, bias, first, last, out):
     """out[mu - first, x] = bias_mu + sum_(i,j) taps[mu, i, j] flat[base + i stride + j + x] for mu = first .. last - 1.
 
@@ -63,7 +62,7 @@ def logits(flat, base, stride, length, taps, bias, first, last, out):
                     a[x] = a[x] + p0 * y[x] + p1 * y[x + 1] + p2 * y[x + 2] + p3 * y[x + 3] + p4 * y[x + 4]
 
 
-@njit(nogil=True, cache=True, fastmath=_FLAGS)
+@compiled(fastmath=_FLAGS)
 def denoise_equivariant(padded, half, taps, bias, center, scratch, D, top, total):
     """D from padded states; top and total receive the largest logit and the sum of weights against it.
 
@@ -113,7 +112,7 @@ def denoise_equivariant(padded, half, taps, bias, center, scratch, D, top, total
             mean[x] /= weight[x]
 
 
-@njit(nogil=True, cache=True, fastmath=_FLAGS)
+@compiled(fastmath=_FLAGS)
 def respond(padded, width, taps, bias, scratch, D, top, total, half, periodic, W, V):
     """Site sums of the weights, W, and of the weights times D, V, by class of site: (n, n, P) each.
 
@@ -153,7 +152,7 @@ def respond(padded, width, taps, bias, scratch, D, top, total, half, periodic, W
                     V[i, j, first + mu] += line[x] * D[row, x]
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def border_class(i, side, half):
     """Distance from the lower border, or `half` inside, or 2 half less the distance from the upper border."""
     if i < half:
@@ -163,7 +162,7 @@ def border_class(i, side, half):
     return half
 
 
-@njit(nogil=True, cache=True, fastmath=_FLAGS)
+@compiled(fastmath=_FLAGS)
 def denoise_by_site(y, images, log_prior, half, periodic, inverse, scratch, D, top, total):
     """D (H, W) when image mu may only explain its own sites: the distance is summed over each site's window."""
     height, width = y.shape
@@ -212,7 +211,7 @@ def denoise_by_site(y, images, log_prior, half, periodic, inverse, scratch, D, t
             D[i, j] /= total[i, j]
 
 
-@njit(nogil=True, cache=True, fastmath=_FLAGS)
+@compiled(fastmath=_FLAGS)
 def _denoise(y, by_site, patterns, taps, bias, center, half, periodic, inverse, padded, scratch, D, top, total):
     if by_site:
         denoise_by_site(y, patterns, bias, half, periodic, inverse, scratch, D, top, total)
@@ -221,7 +220,7 @@ def _denoise(y, by_site, patterns, taps, bias, center, half, periodic, inverse, 
         denoise_equivariant(padded, half, taps, bias, center, scratch[0], D, top, total)
 
 
-@njit(nogil=True, cache=True, fastmath=_FLAGS)
+@compiled(fastmath=_FLAGS)
 def denoise_samples(states, begin, end, by_site, patterns, taps, bias, center, half, periodic, inverse, out):
     """out[j] = D(states[j]) for j = begin .. end - 1."""
     padded, scratch, D, top, total = work_space(states, by_site, half)
@@ -232,7 +231,7 @@ def denoise_samples(states, begin, end, by_site, patterns, taps, bias, center, h
         out[j] = D[:, : states.shape[2]]
 
 
-@njit(nogil=True, cache=True, fastmath=_FLAGS)
+@compiled(fastmath=_FLAGS)
 def respond_samples(states, begin, end, patterns, taps, bias, center, half, periodic, W, V):
     """Response sums W[j], V[j] (n, n, P) of states, equivariant dictionaries only."""
     padded, scratch, D, top, total = work_space(states, False, half)
@@ -243,7 +242,7 @@ def respond_samples(states, begin, end, patterns, taps, bias, center, half, peri
         respond(padded, states.shape[2], taps, bias, scratch[0], D, top, total, half, periodic, W[j], V[j])
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def work_space(states, by_site, half):
     """Padded state, scratch rows, and three maps with the rows of a state and the stride of the padded one."""
     _, height, width = states.shape
@@ -258,7 +257,7 @@ def work_space(states, by_site, half):
     return padded, scratch, D, np.zeros_like(D), np.zeros_like(D)
 
 
-@njit(nogil=True, cache=True, fastmath=_FLAGS)
+@compiled(fastmath=_FLAGS)
 def advance(
     states, begin, end, levels, first_step, solver, seed, first_sample,
     by_site, patterns, all_taps, all_bias, center, half, periodic, inverse,
@@ -309,7 +308,7 @@ def advance(
                         y[r, x] = D[r, x] + keep * (y[r, x] - D[r, x])
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def start(states, begin, end, seed, first_sample, level):
     """states[j] = level times the normal numbers of step 0."""
     for j in range(begin, end):

@@ -31,6 +31,18 @@ _intrinsic: Any = intrinsic  # Any: its type in numba leaves out that the caller
 _FLAGS = {"contract"}
 
 
+def compiled(**options):
+    """numba.njit without the GIL, its machine code kept on disk where there is a place to keep it."""
+
+    def decorate(function):
+        try:
+            return njit(nogil=True, cache=True, **options)(function)
+        except RuntimeError:  # no writable folder: a read-only installation without a home
+            return njit(nogil=True, **options)(function)
+
+    return decorate
+
+
 @_intrinsic
 def _float_of_bits(typingctx, bits):
     def codegen(context, builder, signature, args):
@@ -98,7 +110,7 @@ def _log32(u):
     return f + y + np.float32(0.693359375) * e
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def philox(words, first, c1, c2, c3, k0, k1):
     """Random words (4, n) for the counters (first + i, c1, c2, c3), i < n, and the key (k0, k1).
 
@@ -165,7 +177,7 @@ def _pair(a, b, like):
     return pair64
 
 
-@njit(nogil=True, cache=True, fastmath=_FLAGS)
+@compiled(fastmath=_FLAGS)
 def fill_normal(out, seed, sample, step):
     """Fill a flat array with the normal numbers of (seed, sample, step): counter i gives out[4 i .. 4 i + 3]."""
     n = out.size
