@@ -52,6 +52,7 @@ def lengths(ds: xr.Dataset) -> Figure:
     series = [
         ("xi_eq", "equilibrium, on trajectories", _MEASURED),
         ("xi_ornstein_zernike", "states, Ornstein-Zernike", _OTHERS[0]),
+        ("xi_efold", "states, e-fold of C(r)", _OTHERS[1]),
     ]
     for name, label, colour in series:
         if name not in ds:
