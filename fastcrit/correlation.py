@@ -19,6 +19,7 @@ from fastcrit.spectra import (
     ModeAverages,
     StructureFactor,
     add_to_blocks,
+    blocks_in_use,
     fewest_for_errors,
     mode_averages,
     pieces,
@@ -291,9 +292,7 @@ def _first_mode_averages(array: Fields, grid: Lattice, spacing: float, center: s
     """S(0) and S(k1) alone, from the kernel that needs no transform; other orbits are left at zero."""
     n = len(array)
     check_choice(center, ("ensemble", "sample", "none"), "center")
-    if isinstance(blocks, bool) or not isinstance(blocks, (int, np.integer)) or blocks < 2:
-        raise ValueError(f"blocks: expected an integer of at least 2, got {blocks!r}")
-    used = min(int(blocks), n)
+    used = blocks_in_use(blocks, n)
     stack = array.reshape(n, -1, *grid.shape)
     fields = stack.shape[1]
     power = np.zeros((used, fields, len(grid.orbit_k)))

@@ -78,45 +78,20 @@ def lengths(ds: xr.Dataset) -> Figure:
 
 def gains(ds: xr.Dataset) -> Figure:
     """Mode gains on trajectories with theory's at the symmetric point; 1 is critical."""
-    figure, axes = _figure()
-    s = ds["level"].values
-    colours = (_MEASURED, *_OTHERS)
-    shells = ds["shell"].values
-    shown = [j for j in range(len(shells)) if j in (0, 3, 5)]
-    for colour, j in zip(colours, shown, strict=False):
-        k = float(ds["shell_k"][j])
-        gain, error = ds["gain_on_trajectories"].values[:, j], ds["gain_on_trajectories_stderr"].values[:, j]
-        label = f"on trajectories, k = {k:.2f} rad/site"
-        axes.errorbar(s, gain, error, color=colour, label=label, linewidth=1, capsize=2)
-        if "gain_at_symmetric_point" in ds:
-            axes.plot(s, ds["gain_at_symmetric_point"][:, j], color=colour, linestyle="--", linewidth=1)
+    figure, axes = _shells_over_levels(ds, "gain_on_trajectories", "gain_at_symmetric_point")
     axes.axhline(1.0, color="0.5", linewidth=0.8)
     axes.set_ylim(-0.1, 2.0)
-    if "gain_at_symmetric_point" in ds:
-        axes.plot([], [], color="0.3", linestyle="--", label="dashed: theory at y = 0")
-    _mark_levels(axes, ds)
-    _level_axis(axes, s)
     axes.set_ylabel("mode gain g")
     _title(figure, ds, "Mode gains: 1 is critical")
-    _legend(axes)
     return figure
 
 
 def softening(ds: xr.Dataset) -> Figure:
     """Softening (1 - g)/sigma^2, sigma^2 = s^2/(s^2 + data variance): the stiffness of a mode; 0 is critical."""
-    figure, axes = _figure()
-    s = ds["level"].values
-    shown = [j for j in range(ds.sizes["shell"]) if j in (0, 3, 5)]
-    for colour, j in zip((_MEASURED, *_OTHERS), shown, strict=False):
-        value, error = ds["softening"].values[:, j], ds["softening_stderr"].values[:, j]
-        label = f"on trajectories, k = {float(ds['shell_k'][j]):.2f} rad/site"
-        axes.errorbar(s, value, error, color=colour, label=label, linewidth=1, capsize=2)
+    figure, axes = _shells_over_levels(ds, "softening")
     axes.set_ylim(0, 2.0)
-    _mark_levels(axes, ds)
-    _level_axis(axes, s)
     axes.set_ylabel("softening (1 - g)/sigma^2")
     _title(figure, ds, "Softening: modes are softest at its minimum")
-    _legend(axes)
     return figure
 
 
@@ -160,6 +135,25 @@ def save_figures(ds: xr.Dataset, folder: str | os.PathLike[str]) -> list[Path]:
                 figure.savefig(path, **options)
                 paths.append(path)
     return paths
+
+
+def _shells_over_levels(ds: xr.Dataset, name: str, theory: str = "") -> tuple[Figure, Axes]:
+    """Curves of a few shells over the levels, theory's dashed where the dataset has them, and the critical levels."""
+    figure, axes = _figure()
+    s = ds["level"].values
+    shown = [j for j in range(ds.sizes["shell"]) if j in (0, 3, 5)]
+    for colour, j in zip((_MEASURED, *_OTHERS), shown, strict=False):
+        value, error = ds[name].values[:, j], ds[f"{name}_stderr"].values[:, j]
+        label = f"on trajectories, k = {float(ds['shell_k'][j]):.2f} rad/site"
+        axes.errorbar(s, value, error, color=colour, label=label, linewidth=1, capsize=2)
+        if theory in ds:
+            axes.plot(s, ds[theory].values[:, j], color=colour, linestyle="--", linewidth=1)
+    if theory in ds:
+        axes.plot([], [], color="0.3", linestyle="--", label="dashed: theory at y = 0")
+    _mark_levels(axes, ds)
+    _level_axis(axes, s)
+    _legend(axes)
+    return figure, axes
 
 
 def _one_channel(ds: xr.Dataset) -> xr.Dataset:

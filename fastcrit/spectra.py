@@ -311,9 +311,7 @@ def mode_averages(
     """Per-block mode averages of (samples, ..., lattice), and (fields, shells) sums of squared shell power."""
     n = len(array)
     _check_center(center, n, name)
-    if isinstance(blocks, bool) or not isinstance(blocks, (int, np.integer)) or blocks < 2:
-        raise ValueError(f"blocks: expected an integer of at least 2, got {blocks!r}")
-    used = min(int(blocks), n)
+    used = blocks_in_use(blocks, n)
     stack = array.reshape(n, -1, *grid.shape)
     fields = stack.shape[1]
     power = np.zeros((used, fields, len(grid.orbit_k)))
@@ -333,6 +331,13 @@ def mode_averages(
             add_to_blocks(first[:, m], first_power, begin)
     counts = np.bincount(np.arange(n) % used, minlength=used)
     return ModeAverages(grid, spacing, center, counts, power / grid.orbit_modes, first), squares
+
+
+def blocks_in_use(blocks: int, samples: int) -> int:
+    """Jackknife blocks that hold samples; ValueError unless ``blocks`` is an integer of at least 2."""
+    if isinstance(blocks, bool) or not isinstance(blocks, (int, np.integer)) or blocks < 2:
+        raise ValueError(f"blocks: expected an integer of at least 2, got {blocks!r}")
+    return min(int(blocks), samples)
 
 
 def add_to_blocks(blocks: NDArray[Any], values: NDArray[Any], first: int) -> None:
