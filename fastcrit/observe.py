@@ -281,17 +281,17 @@ class Recorder:
         n, grid, state = len(piece), self.grid, self.state
         flat = piece.reshape(n * self.channels, *grid.shape)
         sums, modes = grid.core.power(flat, "orbits", selected=self._selected)
-        power = sums.astype(np.float64).reshape(n, self.channels, -1)
+        power = sums.reshape(n, self.channels, -1)
         check_finite(piece, power, first - batch_first, (2**62,), "y")
         amplitude = modes.astype(np.float64).reshape(n, self.channels, len(self._selected), 2)
         # k = 0 comes first. It carries the mean, which is removed at the end: summed in float64, so that what is left
         # of a large mean is not the rounding of float32.
         total = grid.core.modes(flat)[:, 0].reshape(n, self.channels)
         amplitude[:, :, 0, 0] = total
-        power[:, :, 0] = total**2 / grid.sites
         m = total / grid.sites
         along_axes = [self.low.index(n) for n in grid.axis_wavenumbers]
-        add_to_blocks(state["power"][i], power, first)
+        add_to_blocks(state["power"][i][..., :1], total[..., None] ** 2 / grid.sites, first)
+        add_to_blocks(state["power"][i][..., 1:], power[..., 1:], first)
         add_to_blocks(state["low"][i], amplitude, first)
         add_to_blocks(state["first"][i], (amplitude[:, :, along_axes] ** 2).sum(axis=-1) / grid.sites, first)
         add_to_blocks(state["moments"][i], np.stack([m, np.abs(m), m**2, m**4], axis=-1), first)
