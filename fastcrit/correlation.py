@@ -38,10 +38,9 @@ class CorrelationLength:
 
     ``flags`` names what to know before quoting the value: ``finite_size`` (xi/L > 1/4), ``background_dominates``,
     ``too_few_modes`` (fewer than 3 wavenumbers to fit), ``unbounded``, ``no_convergence``, ``uncorrelated`` (the fit
-    wants xi = 0), ``negative_second_moment``,
-    ``no_crossing`` (C never falls to 1/e, or to a form that can be fitted), ``below_resolution`` (shorter than the
-    first shell of lags, so interpolated from C(0) alone), ``unstable_error`` (a leave-one-out estimate failed, or there
-    are fewer than 3 samples). For arrays it holds the flags of any element.
+    wants xi = 0), ``negative_second_moment``, ``no_crossing`` (C never falls to 1/e, or to a form that can be fitted),
+    ``below_resolution`` (shorter than the first shell of lags, so interpolated from C(0) alone), ``unstable_error`` (a
+    leave-one-out estimate failed, or there are fewer than 3 samples). For arrays it holds the flags of any element.
     """
 
     value: Any

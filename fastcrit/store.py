@@ -190,9 +190,10 @@ def _read_xarray(path: Path) -> dict[str, Any]:
         zarr = need("zarr", f"reading {path.name}")
         if isinstance(node := zarr.open(path, mode="r"), zarr.Array):
             return {"array": node[...]}
+        engine = "zarr"
     else:
         need("netCDF4", f"reading {path.name}")
-    engine = "zarr" if path.suffix == ".zarr" else None
+        engine = None
     with xr.open_dataset(path, engine=engine, chunks=None) as file:
         return {str(name): variable.values for name, variable in file.data_vars.items()}
 
