@@ -1,84 +1,55 @@
-"""The finished radial spectrum against FFTW's bare transform and against the usual scripts, 2 threads each."""
+"""The finished radial spectrum against bare transforms, the usual pipelines and packages, 2 threads each."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
-import pyfftw
 import pytest
-import scipy.fft
-import torch
 
 import fastcrit as fc
+from benches.batches import DTYPES, SQUARES, Batch
 from benches.pairing import interleave
+from benches.peers import BATCHED, PACKAGES
 
-THREADS = 2
-SITES = 2**22  # of the whole batch: 16 MB of float32
-
-
-def fftw(fields):
-    """A planned (FFTW_MEASURE) r2c transform of the batch in place of its own arrays: no spectrum, no binning."""
-    source = pyfftw.empty_aligned(fields.shape, fields.dtype)
-    kind = np.complex64 if fields.dtype == np.float32 else np.complex128
-    target = pyfftw.empty_aligned((*fields.shape[:-1], fields.shape[-1] // 2 + 1), kind)
-    plan = pyfftw.FFTW(source, target, axes=(1, 2), threads=THREADS, flags=("FFTW_MEASURE",))
-    source[:] = fields
-    return plan.execute
+CHECKED = 16  # fields
 
 
-def torch_pipeline(fields):
-    """torch.fft.rfft2, |.|^2, and a matrix product that averages the shells."""
-    n = fields.shape[-1]
-    x = torch.from_numpy(fields)
-    k = np.hypot(np.fft.fftfreq(n)[:, None], np.fft.rfftfreq(n)) * n
-    shell = np.floor(k + 0.5).astype(int).ravel()
-    weight = np.broadcast_to(np.where((np.arange(n // 2 + 1) % (n / 2)) == 0, 1.0, 2.0), k.shape).ravel()
-    keep = n // 2 + 1
-    matrix = np.zeros((k.size, keep))
-    inside = shell < keep
-    matrix[np.flatnonzero(inside), shell[inside]] = weight[inside]
-    average = torch.from_numpy((matrix / matrix.sum(axis=0) / n**2).astype(fields.dtype))
-
-    @torch.inference_mode()
-    def run():
-        f = torch.view_as_real(torch.fft.rfft2(x))
-        return (f * f).sum(-1).flatten(1) @ average
-
-    return run
-
-
-def scipy_pipeline(fields):
-    """scipy.fft.rfft2 and numpy.bincount, field by field."""
-    n = fields.shape[-1]
-    k = np.hypot(np.fft.fftfreq(n)[:, None], np.fft.rfftfreq(n)) * n
-    shell = np.floor(k + 0.5).astype(int).ravel()
-    weight = np.broadcast_to(np.where((np.arange(n // 2 + 1) % (n / 2)) == 0, 1.0, 2.0), k.shape).ravel()
-    counts = np.bincount(shell, weight)
-
-    def run():
-        power = np.abs(scipy.fft.rfft2(fields, workers=THREADS)) ** 2 * weight.reshape(k.shape) / n**2
-        return np.stack([np.bincount(shell, p.ravel()) / counts for p in power])[:, : n // 2 + 1]
-
-    return run
-
-
+@pytest.mark.filterwarnings("ignore")  # the packages warn of what will change in them
 @pytest.mark.benchmark(group="radial spectrum")
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("side", [28, 32, 64, 128])
-def test_spectrum(side, dtype, benchmark):
-    fc.set_num_threads(THREADS)
-    torch.set_num_threads(THREADS)
-    rng = np.random.default_rng(0)
-    fields = rng.standard_normal((SITES // side**2, side, side)).astype(dtype)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("batch", [*SQUARES, Batch((64, 64), channels=3), Batch((1024,)), Batch((32, 32, 32))], ids=str)
+def test_spectrum(batch, dtype, benchmark):
+    fields, ndim = batch.fields(dtype), batch.ndim
 
     def ours():
-        return fc.power_spectrum(fields).power
+        return fc.power_spectrum(fields, ndim=ndim).power
 
-    for pipeline in (torch_pipeline, scipy_pipeline):
-        np.testing.assert_allclose(pipeline(fields[:3])(), ours()[:3], rtol=1e-3)
-    peers = {"FFTW's bare transform": fftw, "torch": torch_pipeline, "scipy": scipy_pipeline}
-    print(f"\n{side} x {side} {dtype}, batch {len(fields)}:")
-    for name, make in peers.items():
-        ratio = interleave(ours, make(fields))
-        benchmark.extra_info[f"{name} over fastcrit"] = ratio.median
-        print(f"  {name} takes {ratio}")
+    expected = ours()
+    print(f"\n{batch} {dtype}, {len(fields)} of them:")
+    results = {}
+    # A package that takes one field does not see whether they are channels.
+    for peer in BATCHED if batch.channels > 1 else (*BATCHED, *PACKAGES):
+        if ndim not in peer.dims:
+            continue
+        few = fields[: max(2, peer.sites // batch.sites)]
+        try:
+            peer.check(few[:CHECKED], ndim, expected[: min(len(few), CHECKED)])
+            run = peer.make(few, ndim)
+        except ImportError as error:
+            results[peer.name] = {"skipped": str(error)}
+            print(f"  {peer.name}: {error}")
+            continue
+        ratio = interleave(ours, run, peer.pairs, fields=(expected[..., 0].size, few[(..., *[0] * ndim)].size))
+        results[peer.name] = asdict(ratio) | {"fields": len(few)}
+        print(f"  {peer.name} takes {ratio} per field")
+    benchmark.extra_info |= {
+        "table": "spectrum",
+        "channels": batch.channels,
+        "lattice": batch.lattice,
+        "samples": len(fields),
+        "dtype": dtype,
+        "ours": float(np.median([r["ours"] for r in results.values() if "ours" in r])),
+        "peers": results,
+    }
     benchmark.pedantic(ours, rounds=5)

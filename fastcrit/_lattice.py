@@ -34,7 +34,6 @@ class Lattice:
     orbit_modes: NDArray[np.int64]
     orbit_of_mode: NDArray[np.int64]  # half spectrum [kx][...]: last axis first
     shell_starts: NDArray[np.int64]
-    shell_number: NDArray[np.int64]  # |k| over the shell width, rounded: the core's index of the shell
     shell_k: NDArray[np.float64]  # mean |k| of the shell's modes
     shell_k2: NDArray[np.float64]  # mean lattice momentum
     shell_modes: NDArray[np.int64]
@@ -132,7 +131,6 @@ def lattice(shape: tuple[int, ...]) -> Lattice:
         orbit_modes=modes,
         orbit_of_mode=core.orbit_of_mode,
         shell_starts=starts,
-        shell_number=core.orbit_shell[starts],
         shell_k=np.add.reduceat(modes * core.orbit_k, starts) / shell_modes,
         shell_k2=np.add.reduceat(modes * core.orbit_k2_lattice, starts) / shell_modes,
         shell_modes=shell_modes,
@@ -141,3 +139,9 @@ def lattice(shape: tuple[int, ...]) -> Lattice:
         lag_pairs=core.lag_multiplicity,
         lags_inside=core.lag_shells_inside,
     )
+
+
+@lru_cache(maxsize=64)
+def selection(shape: tuple[int, ...], modes: tuple[int, ...]) -> _core.Selection:
+    """Modes of the half spectrum, in ascending order, whose amplitudes are wanted."""
+    return _core.Selection(lattice(shape).core, modes)

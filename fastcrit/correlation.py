@@ -18,7 +18,7 @@ from fastcrit.spectra import (
     DEFAULT_BLOCKS,
     ModeAverages,
     StructureFactor,
-    add_to_blocks,
+    block_sums,
     blocks_in_use,
     fewest_for_errors,
     mode_averages,
@@ -297,17 +297,18 @@ def _first_mode_averages(array: Fields, grid: Lattice, spacing: float, center: s
     power = np.zeros((used, fields, len(grid.orbit_k)))
     first = np.zeros((used, fields, grid.ndim))
     for m in range(fields):
-        amplitudes = []
+        # Per sample: k = 0, then real and imaginary part of the first mode of each axis.
+        amplitudes = np.empty((n, 1 + 2 * grid.ndim))
         for begin, piece in pieces(stack[:, m]):
-            sums = grid.core.modes(piece)
-            check_finite(piece, sums, begin, (n,), "field_or_S")
-            amplitudes.append(np.concatenate([sums[:, :1] + 0j, sums[:, 2::2] + 1j * sums[:, 3::2]], axis=1))
-        a = np.concatenate(amplitudes)
+            bad = grid.core.first_modes(piece, amplitudes[begin : begin + len(piece)])
+            if bad < len(piece):
+                row = begin + bad
+                check_finite(piece[bad : bad + 1], amplitudes[row : row + 1], row, (n,), "field_or_S")
         if center == "ensemble":
-            a = a - a.mean(axis=0)
-        values = np.abs(a) ** 2 / grid.sites
-        add_to_blocks(power[:, m, :1], values[:, :1], 0)
-        add_to_blocks(first[:, m], values[:, 1:], 0)
+            amplitudes -= amplitudes.mean(axis=0)
+        squares = block_sums(np.square(amplitudes, out=amplitudes), used) / grid.sites
+        power[:, m, 0] = squares[:, 0]
+        first[:, m] = squares[:, 1::2] + squares[:, 2::2]
     counts = np.bincount(np.arange(n) % used, minlength=used)
     return ModeAverages(grid, spacing, center, counts, power, first)
 

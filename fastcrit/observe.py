@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from fastcrit._arrays import check_finite, check_levels, check_positive, to_real
 from fastcrit._dataset import build_dataset
-from fastcrit._lattice import lattice
+from fastcrit._lattice import lattice, selection
 from fastcrit._statefile import read_state, write_state
-from fastcrit.correlation import binarize
 from fastcrit.spectra import DEFAULT_BLOCKS, add_to_blocks, pieces
 
 Floats = NDArray[np.float64]
@@ -36,8 +35,8 @@ class Recorder:
     thousand times the scatter, pass float64, since the mean is only removed at the end. One recorder belongs to one
     thread; give each its own and merge.
 
-    Merging adds, so recording in any split and any order gives the same dataset to rounding, and one stream of samples
-    gives the same sums however it is cut into batches.
+    Merging adds, so recording in any split and any order gives the same dataset to rounding; the same batches give the
+    same bits with any number of threads.
 
     Parameters
     ----------
@@ -121,7 +120,7 @@ class Recorder:
                 f"got {list(gain_shells)}"
             )
         self.low = sorted(_low_modes(self.grid.shape, self.low_modes), key=self.grid.mode_index)
-        self._selected = [self.grid.mode_index(n) for n in self.low]
+        self._low_modes = tuple(self.grid.mode_index(n) for n in self.low)
         self._next = np.zeros(len(self.levels), np.int64)
         self._next_gain = np.zeros(len(self.levels), np.int64)
         self.state = self._empty_state()
@@ -152,16 +151,22 @@ class Recorder:
         if len(array) == 0:
             raise ValueError("y: empty batch")
         first = self._first_sample(sample, self._next[i])
-        # Whatever stops the update half-way, an interrupt included, the level is as it was.
-        backup = {k: v[i].copy() for k, v in self.state.items()}
+        level = {name: values[i] for name, values in self.state.items()}
+        # The core adds a whole piece or nothing. Where an array has to be copied piece by piece, whatever stops it
+        # half-way, an interrupt included, leaves the level as it was.
+        whole = array.flags.c_contiguous
+        backup = {} if whole else {name: values.copy() for name, values in level.items()}
+        counted = level["count"].sum()
         try:
-            for begin, piece in pieces(array):
-                self._add(i, piece, first + begin, first)
+            for begin, piece in [(0, array)] if whole else pieces(array):
+                self._add(level, piece, first + begin, begin)
         except BaseException:
             for name, before in backup.items():
-                self.state[name][i] = before
+                level[name][...] = before
             raise
-        self._next[i] = first + len(array)
+        finally:
+            if level["count"].sum() > counted:
+                self._next[i] = first + len(array)
 
     def __call__(self, i: int, s: float, y: Any, D: Any) -> None:
         """Observe a sampler: `update` with the states of level ``i``; ValueError unless ``s`` is that level."""
@@ -277,31 +282,14 @@ class Recorder:
             raise ValueError(f"sample: expected the number of the batch's first sample, >= 0, got {sample!r}")
         return int(sample)
 
-    def _add(self, i: int, piece: Any, first: int, batch_first: int) -> None:
-        n, grid, state = len(piece), self.grid, self.state
-        flat = piece.reshape(n * self.channels, *grid.shape)
-        sums, modes = grid.core.power(flat, "orbits", selected=self._selected)
-        power = sums.reshape(n, self.channels, -1)
-        check_finite(piece, power, first - batch_first, (2**62,), "y")
-        amplitude = modes.astype(np.float64).reshape(n, self.channels, len(self._selected), 2)
-        # k = 0 comes first. It carries the mean, which is removed at the end: summed in float64, so that what is left
-        # of a large mean is not the rounding of float32.
-        total = grid.core.modes(flat)[:, 0].reshape(n, self.channels)
-        amplitude[:, :, 0, 0] = total
-        m = total / grid.sites
-        along_axes = [self.low.index(n) for n in grid.axis_wavenumbers]
-        add_to_blocks(state["power"][i][..., :1], total[..., None] ** 2 / grid.sites, first)
-        add_to_blocks(state["power"][i][..., 1:], power[..., 1:], first)
-        add_to_blocks(state["low"][i], amplitude, first)
-        add_to_blocks(state["first"][i], (amplitude[:, :, along_axes] ** 2).sum(axis=-1) / grid.sites, first)
-        add_to_blocks(state["moments"][i], np.stack([m, np.abs(m), m**2, m**4], axis=-1), first)
-        add_to_blocks(state["count"][i], np.ones(n, np.int64), first)
-        state["field"][i] += piece.reshape(n, self.channels, -1).sum(axis=0, dtype=np.float64)
-        if self.binarized:
-            sign = binarize(flat)
-            sign_sums, _ = grid.core.power(sign, "orbits")
-            add_to_blocks(state["sign_power"][i], sign_sums.reshape(n, self.channels, -1), first)
-            state["sign_field"][i] += sign.reshape(n, self.channels, -1).sum(axis=0, dtype=np.float64)
+    def _add(self, level: dict[str, NDArray[Any]], piece: Any, first: int, begin: int) -> None:
+        """Add samples ``first``, .. of the run to the arrays of a level; in their batch they begin at ``begin``."""
+        flat = piece.reshape(-1, *self.grid.shape)
+        modes = selection(self.grid.shape, self._low_modes)
+        bad = self.grid.core.record(flat, self.channels, first, modes, self.blocks, level)
+        if bad < len(flat):
+            power, _ = self.grid.core.power(flat[bad : bad + 1], "orbits")
+            check_finite(flat[bad : bad + 1], power, begin + bad // self.channels, (2**62,), "y")
 
     def _empty_state(self) -> dict[str, NDArray[Any]]:
         levels, blocks, C = len(self.levels), self.blocks, self.channels

@@ -17,7 +17,7 @@ import scipy  # its submodules load when they are first used, which keeps `impor
 from numpy.typing import NDArray
 
 from fastcrit._arrays import Fields, check_choice, check_finite, check_grid, check_positive, same_kind, to_real
-from fastcrit._lattice import CHUNK_BYTES, Lattice, lattice
+from fastcrit._lattice import CHUNK_BYTES, Lattice, lattice, selection
 
 # Leave-one-out groups kept by structure_factor; see correlation.py for what they are used for.
 DEFAULT_BLOCKS = 32
@@ -135,12 +135,13 @@ def power_spectrum(
     keep = grid.kept_shells(corners)
     power = np.empty((len(flat), keep), dtype=array.dtype)
     taper = None if window is None else _taper(window, grid.shape, array.dtype)
-    for begin, piece in pieces(flat):
+    ready = detrend is None and taper is None and flat.flags.c_contiguous
+    for begin, piece in [(0, flat)] if ready else pieces(flat):
         prepared = _prepare(piece, detrend, taper)
-        sums, _ = grid.core.power(prepared, "shells")
-        check_finite(prepared, sums, begin, lead, "field")
-        power[begin : begin + len(piece)] = sums[:, grid.shell_number[:keep]]
-    power /= grid.shell_modes[:keep].astype(array.dtype)
+        out = power[begin : begin + len(piece)]
+        bad = grid.core.shell_power(prepared, out)
+        if bad < len(out):
+            check_finite(prepared[bad : bad + 1], out[bad : bad + 1], begin + bad, lead, "field")
     kind = same_kind(field)
     return RadialSpectrum(
         k=kind(grid.shell_k[:keep] / spacing),
@@ -318,8 +319,9 @@ def mode_averages(
     first = np.zeros((used, fields, grid.ndim))
     squares = np.zeros((fields, len(grid.shell_k)))
     axes = [grid.mode_index(n) for n in grid.axis_wavenumbers]
-    selected = sorted(set(axes))
-    order = [selected.index(i) for i in axes]
+    modes = sorted(set(axes))
+    selected = selection(grid.shape, tuple(modes))
+    order = [modes.index(i) for i in axes]
     for m in range(fields):
         offset = ensemble_mean(stack[:, m], name) if center == "ensemble" else None
         for begin, piece in pieces(stack[:, m]):
@@ -352,6 +354,14 @@ def add_to_blocks(blocks: NDArray[Any], values: NDArray[Any], first: int) -> Non
         take = min(n - block, len(values) - row)
         blocks[block : block + take] += values[row : row + take]
         row += take
+
+
+def block_sums(values: NDArray[np.float64], blocks: int) -> NDArray[np.float64]:
+    """(blocks, ...): sums of the rows j, j + blocks, j + 2 blocks, .. of ``values``."""
+    whole = len(values) // blocks * blocks
+    sums = values[:whole].reshape(-1, blocks, *values.shape[1:]).sum(axis=0)
+    sums[: len(values) - whole] += values[whole:]
+    return np.asarray(sums)
 
 
 def ensemble_mean(samples: Fields, name: str = "field") -> Fields:

@@ -4,6 +4,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -17,6 +19,7 @@ namespace {
 
 using fastcrit::Bins;
 using fastcrit::Lattice;
+using fastcrit::Selection;
 using fastcrit::Spectrometer;
 
 template <class T>
@@ -68,14 +71,35 @@ Bins parse_bins(const std::string& name) {
     throw std::invalid_argument("bins: expected 'shells' or 'orbits', got '" + name + "'");
 }
 
+/// Where results go: a C-contiguous array of the right shape, so that large results can be reused.
+template <class T>
+T* output(Array<T>& out, const std::vector<py::ssize_t>& shape, const char* name) {
+    const std::vector<py::ssize_t> got(out.shape(), out.shape() + out.ndim());
+    if (got != shape) {
+        throw std::invalid_argument(std::string(name) + ": expected shape " + text(shape) + ", got " + text(got));
+    }
+    return out.mutable_data();  // throws when the array is read-only
+}
+
+template <class T>
+std::int64_t shell_power(const Spectrometer& self, const Array<T>& fields, Array<T> out) {
+    const std::int64_t count = count_fields(fields, self.lattice());
+    const py::ssize_t shells = out.ndim() == 2 ? out.shape(1) : 0;
+    T* const mean = output(out, {static_cast<py::ssize_t>(count), shells}, "out");
+    const T* const in = fields.data();
+    const py::gil_scoped_release release;
+    return self.shell_power<T>(in, count, shells, mean);
+}
+
 template <class T>
 py::tuple power(const Spectrometer& self, const Array<T>& fields, const std::string& bins_name,
-                const std::optional<Array<T>>& offset, const std::vector<std::int32_t>& selected) {
+                const std::optional<Array<T>>& offset, const Selection* selected) {
     const Bins bins = parse_bins(bins_name);
     const std::int64_t count = count_fields(fields, self.lattice());
     const T* const subtract = offset_data(offset, self.lattice());
+    const py::ssize_t n_selected = selected != nullptr ? selected->size() : 0;
     py::array_t<T> sums({static_cast<py::ssize_t>(count), static_cast<py::ssize_t>(self.bins(bins))});
-    py::array_t<T> modes({static_cast<py::ssize_t>(count), static_cast<py::ssize_t>(selected.size()), py::ssize_t{2}});
+    py::array_t<T> modes({static_cast<py::ssize_t>(count), n_selected, py::ssize_t{2}});
     const T* const in = fields.data();
     T* const sums_out = sums.mutable_data();
     T* const modes_out = modes.mutable_data();
@@ -102,27 +126,68 @@ py::array_t<T> autocorrelation(const Spectrometer& self, const Array<T>& fields,
     return sums;
 }
 
-template <class T>
-py::array_t<double> modes(const Spectrometer& self, const Array<T>& fields) {
-    const std::int64_t count = count_fields(fields, self.lattice());
-    py::array_t<double> result(
-        {static_cast<py::ssize_t>(count), static_cast<py::ssize_t>(2 + 2 * self.lattice().ndim())});
-    const T* const in = fields.data();
-    double* const out = result.mutable_data();
-    {
-        const py::gil_scoped_release release;
-        self.modes<T>(in, count, out);
+/// The arrays of a Record by name, checked: state is a dict of C-contiguous arrays that `record` adds to.
+template <class Value>
+Value* state_data(const py::dict& state, const char* name, const std::vector<py::ssize_t>& shape) {
+    if (!state.contains(name)) return nullptr;
+    auto array = py::cast<Array<Value>>(state[name]);
+    if (array.ptr() != py::object(state[name]).ptr()) {
+        throw std::invalid_argument(std::string(name) + ": expected a C-contiguous array of the exact dtype");
     }
-    return result;
+    return output(array, shape, name);
+}
+
+template <class T>
+std::int64_t record(const Spectrometer& self, const Array<T>& fields, std::int64_t channels, std::int64_t first,
+                    const Selection& selected, std::int64_t blocks, const py::dict& state) {
+    const std::int64_t count = count_fields(fields, self.lattice());
+    if (channels < 1 || blocks < 1 || count % channels != 0) {
+        throw std::invalid_argument("channels, blocks: expected positive numbers that fit " + std::to_string(count) +
+                                    " fields");
+    }
+    const py::ssize_t B = blocks;
+    const py::ssize_t C = channels;
+    const py::ssize_t orbits = self.bins(Bins::orbits);
+    const py::ssize_t sites = self.lattice().sites();
+    const fastcrit::Record record{blocks,
+                                  channels,
+                                  state_data<std::int64_t>(state, "count", {B}),
+                                  state_data<double>(state, "power", {B, C, orbits}),
+                                  state_data<double>(state, "low", {B, C, selected.size(), 2}),
+                                  state_data<double>(state, "first", {B, C, self.lattice().ndim()}),
+                                  state_data<double>(state, "moments", {B, C, 4}),
+                                  state_data<double>(state, "field", {C, sites}),
+                                  state_data<double>(state, "sign_power", {B, C, orbits}),
+                                  state_data<double>(state, "sign_field", {C, sites})};
+    if (record.count == nullptr || record.power == nullptr || record.low == nullptr || record.first == nullptr ||
+        record.moments == nullptr || record.field == nullptr ||
+        (record.sign_power == nullptr) != (record.sign_field == nullptr)) {
+        throw std::invalid_argument(
+            "state: expected count, power, low, first, moments, field, and both or none of "
+            "sign_power and sign_field");
+    }
+    const T* const in = fields.data();
+    const py::gil_scoped_release release;
+    return self.record<T>(in, count / channels, first, selected, record);
+}
+
+template <class T>
+std::int64_t first_modes(const Spectrometer& self, const Array<T>& fields, Array<double> out) {
+    const std::int64_t count = count_fields(fields, self.lattice());
+    double* const modes = output(out, {static_cast<py::ssize_t>(count), 1 + 2 * self.lattice().ndim()}, "out");
+    const T* const in = fields.data();
+    const py::gil_scoped_release release;
+    return self.first_modes<T>(in, count, modes);
 }
 
 template <class T>
 void add_precision(py::class_<Spectrometer>& spectrometer) {
-    spectrometer
+    spectrometer.def("shell_power", &shell_power<T>, "fields"_a.noconvert(), "out"_a.noconvert())
         .def("power", &power<T>, "fields"_a.noconvert(), "bins"_a, "offset"_a.noconvert() = py::none(),
-             "selected"_a = std::vector<std::int32_t>{})
+             "selected"_a = py::none())
+        .def("record", &record<T>, "fields"_a.noconvert(), "channels"_a, "first"_a, "selected"_a, "blocks"_a, "state"_a)
         .def("autocorrelation", &autocorrelation<T>, "fields"_a.noconvert(), "offset"_a.noconvert() = py::none())
-        .def("modes", &modes<T>, "fields"_a.noconvert());
+        .def("first_modes", &first_modes<T>, "fields"_a.noconvert(), "out"_a.noconvert());
 }
 
 }  // namespace
@@ -131,6 +196,12 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     m.doc() = "Compiled core of fastcrit: see _core.pyi.";
 
     py::class_<Spectrometer> spectrometer(m, "Spectrometer");
+    py::class_<Selection>(m, "Selection")
+        .def(py::init([](const Spectrometer& s, const std::vector<std::int32_t>& indices) {
+                 return Selection(s.lattice(), indices);
+             }),
+             "spectrometer"_a, "indices"_a)
+        .def("__len__", &Selection::size);
     spectrometer.def(py::init<const std::vector<std::int64_t>&>(), "shape"_a)
         .def_property_readonly("shape",
                                [](const Spectrometer& s) { return py::tuple(py::cast(shape_of(s.lattice()))); })
@@ -184,6 +255,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     m.def("instruction_set", &fastcrit::instruction_set);
     m.def("available_instruction_sets", &fastcrit::available_instruction_sets);
     m.def("use_instruction_set", &fastcrit::use_instruction_set, "name"_a);
+    m.def("set_largest_block", &fastcrit::set_largest_block, "size"_a);
     m.def("num_threads", &fastcrit::num_threads);
     m.def("set_num_threads", &fastcrit::set_num_threads, "threads"_a);
 }

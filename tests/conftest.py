@@ -21,6 +21,14 @@ def instruction_set(request):
     _core.use_instruction_set(before)
 
 
+@pytest.fixture(params=["fields in the lanes", "lines in the lanes"])
+def layout(request):
+    """The test runs once with small fields side by side and once with every field transformed alone."""
+    _core.set_largest_block(-1 if request.param.startswith("fields") else 0)
+    yield request.param
+    _core.set_largest_block(-1)
+
+
 @pytest.fixture
 def threads():
     """A setter of the number of threads, undone after the test."""

@@ -171,15 +171,53 @@ class TestMerging:
             pair.append(left.dataset())
         xr.testing.assert_identical(*pair)
 
-    def test_thread_count_changes_no_bit(self, rng, threads):
-        y = states(rng, 100)
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    def test_sums_of_a_long_batch(self, dtype, rng, threads, layout, instruction_set):
+        n, shape, blocks = 3001, (3, 12, 10), 7  # many spans, none of which is a multiple of the blocks
+        y = states(rng, n, shape).astype(dtype)
+        rec = fc.Recorder([1.0], shape=shape, blocks=blocks, low_modes=3, binarized=True)
         made = []
-        for n in (1, 2):
-            threads(n)
-            rec = fc.Recorder([1.0], shape=(2, 12, 10))
-            rec.update(0, y)
-            made.append(rec.dataset())
-        xr.testing.assert_identical(*made)
+        for count in (1, 2, 5):
+            threads(count)
+            rec.state = rec._empty_state()
+            rec.update(0, y, sample=4)
+            made.append({name: values.copy() for name, values in rec.state.items()})
+        for name, values in made[0].items():  # thread count changes no bit
+            for other in made[1:]:
+                np.testing.assert_array_equal(other[name], values)
+
+        block = (4 + np.arange(n)) % blocks
+        half = np.fft.rfft2(y.astype(np.float64))
+        columns = np.moveaxis(half, -1, 2).reshape(n, 3, -1)  # the core's order [kx][ky]
+
+        def by_block(values):
+            return np.stack([values[block == b].sum(axis=0) for b in range(blocks)])
+
+        def orbit_sums(power):
+            flat = np.moveaxis(power, -1, 2).reshape(n, 3, -1) * rec.grid.half_weights / rec.grid.sites
+            order = np.argsort(rec.grid.orbit_of_mode, kind="stable")
+            starts = np.searchsorted(rec.grid.orbit_of_mode[order], np.arange(len(rec.grid.orbit_k)))
+            return np.add.reduceat(flat[..., order], starts, axis=-1)
+
+        sign = np.where(y >= 0, 1.0, -1.0)
+        m = y.mean(axis=(2, 3), dtype=np.float64)
+        low = columns[..., [rec.grid.mode_index(k) for k in rec.low]]
+        axes = np.abs(half[..., [1, 0], [0, 1]]) ** 2 / rec.grid.sites
+        expected = {
+            "count": by_block(np.ones(n, np.int64)),
+            "power": by_block(orbit_sums(np.abs(half) ** 2)),
+            "low": by_block(np.stack([low.real, low.imag], axis=-1)),
+            "first": by_block(axes),
+            "moments": by_block(np.stack([m, np.abs(m), m**2, m**4], axis=-1)),
+            "field": y.sum(axis=0, dtype=np.float64).reshape(3, -1),
+            "sign_power": by_block(orbit_sums(np.abs(np.fft.rfft2(sign)) ** 2)),
+            "sign_field": sign.sum(axis=0).reshape(3, -1),
+        }
+        # Sums of 429 samples a block, each right to a few eps of the field's own scale.
+        tolerance = 1e-5 if dtype == np.float32 else 1e-12
+        assert set(expected) == set(made[0])
+        for name, values in expected.items():
+            np.testing.assert_allclose(made[0][name][0], values, rtol=0, atol=tolerance * np.abs(values).max())
 
     @pytest.mark.parametrize(
         ("options", "what"),
@@ -343,22 +381,24 @@ class TestBadInput:
         assert rec._next[0] == 10
 
     def test_an_interrupt_leaves_the_recorder_as_it_was(self, rng, monkeypatch):
-        from fastcrit import observe
+        from fastcrit import spectra
 
         rec = fc.Recorder([1.0], shape=(8, 8))
         rec.update(0, rng.standard_normal((10, 8, 8)))
-        before, calls, add = rec.dataset(), [], observe.add_to_blocks
+        before, calls, add = rec.dataset(), [], fc.Recorder._add
 
         def interrupted(*arguments):
             calls.append(1)
-            if len(calls) == 4:
+            if len(calls) == 3:
                 raise KeyboardInterrupt
             add(*arguments)
 
-        monkeypatch.setattr(observe, "add_to_blocks", interrupted)
+        monkeypatch.setattr(spectra, "CHUNK_BYTES", 1)  # 64 samples at a time
+        monkeypatch.setattr(fc.Recorder, "_add", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            rec.update(0, rng.standard_normal((10, 8, 8)))
+            rec.update(0, rng.standard_normal((300, 16, 8))[:, ::2])
         xr.testing.assert_identical(rec.dataset(), before)
+        assert rec._next[0] == 10
 
     def test_the_levels_are_its_own(self):
         levels = np.array([2.0, 1.0])

@@ -99,16 +99,21 @@ void Lattice::build_orbits() {
     }
     orbits_ = std::move(sorted);
 
-    shells_ = orbits_.back().shell + 1;
     // The Nyquist wavenumber is pi per site on every axis.
     shells_below_nyquist_ = static_cast<std::int32_t>(std::floor(0.5 * kTwoPi / shell_width_ + kTieTolerance)) + 1;
-    shells_below_nyquist_ = std::min(shells_below_nyquist_, shells_);
+    shells_below_nyquist_ = std::min(shells_below_nyquist_, orbits_.back().shell + 1);
 
+    std::vector<std::int32_t> shell_of_orbit;  // among the shells that hold modes
+    for (std::size_t i = 0; i < orbits_.size(); ++i) {
+        if (i == 0 || orbits_[i].shell != orbits_[i - 1].shell) shell_multiplicity_.push_back(0);
+        shell_multiplicity_.back() += orbits_[i].multiplicity;
+        shell_of_orbit.push_back(shells() - 1);
+    }
     orbit_of_mode_.resize(found_as.size());
     shell_of_mode_.resize(found_as.size());
     for (std::size_t i = 0; i < found_as.size(); ++i) {
         orbit_of_mode_[i] = rank[found_as[i]];
-        shell_of_mode_[i] = orbits_[orbit_of_mode_[i]].shell;
+        shell_of_mode_[i] = shell_of_orbit[orbit_of_mode_[i]];
     }
 }
 

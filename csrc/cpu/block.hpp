@@ -1,8 +1,9 @@
 // One block: as many fields as a register has lanes, taken from memory to shell sums without leaving the cache.
 //
-//   rows      two real rows at a time are one complex row; its transform is separated into two half spectra and
-//             stored by column, so that each kx is a contiguous plane;
-//   planes    each plane is transformed along y (and z) and handed on at once: the spectrum is never written back.
+//   rows      two real rows at a time are one complex row; its transform is separated into two half spectra in the
+//             registers of its last pass and stored by column, so that each kx is a contiguous plane;
+//   planes    each plane is transformed along y (and z); its last pass hands every mode, with its mirror image, to a
+//             sink that adds up powers, so that the spectrum is never written back.
 //             The planes kx = 0 and kx = nx/2 hold real rows, and go through one transform together.
 //
 // Amplitudes inside are twice phi^: the halves of the separation are left to the last multiplication (an exact one).
@@ -14,48 +15,118 @@ namespace fastcrit::FASTCRIT_ISA {
 
 using cpu::PlanTables;
 
-/// Reads W fields of the batch into lanes. Lanes past the end of the batch repeat its last field.
+/// Whether lanes that lie `pitch` values apart crowd one set of the L1 cache: 64 sets of 8 lines of 64 bytes repeat
+/// every 4096 bytes. Their values are then copied before they are gathered (RowReader::staged).
 template <class T>
-struct FieldRows {
+inline bool meets_in_one_set(std::int64_t pitch) {
+    return kLanes<T> > 8 && pitch * static_cast<std::int64_t>(sizeof(T)) % 4096 == 0;
+}
+
+/// Reads pixels of W rows, one a lane, from the `readable` values that begin at each lane[l].
+template <class T>
+struct RowReader {
     const T* lane[kLanes<T>];
-    const T* offset;
-    std::int64_t sites;
+    std::int64_t readable;
+    bool staged = false;        ///< copy before gathering
+    const T* offset = nullptr;  ///< as many values, subtracted; or null
+    bool sign = false;          ///< read +1 or -1 instead of the value
+    double* totals = nullptr;   ///< per lane, where what is read is summed; or null
+    std::int64_t ahead = 0;     ///< values from here to what is read next, brought into the L2 cache meanwhile
 
-    FieldRows(const T* fields, std::int64_t first, std::int64_t count, std::int64_t n_sites, const T* subtract)
-        : offset(subtract),
-          sites(n_sites) {
-        for (int l = 0; l < kLanes<T>; ++l) {
-            const std::int64_t field = first + l < count ? first + l : count - 1;
-            lane[l] = fields + field * n_sites;
-        }
-    }
-
-    /// to[x * stride] = pixel `begin + x` of every field, x < n.
+    /// to[x * stride] = value `begin + x` of every lane, x < n.
     void read(std::int64_t begin, std::int64_t n, Vec<T>* to, std::int64_t stride) const {
-        constexpr int w = kLanes<T>;
-        if (sites < w) {
-            read_one_by_one(begin, n, to, stride);
-        } else {
-            for (std::int64_t x = 0; x < n; x += w) {
-                // A square that would reach past the field moves back; it may well reach into the next row.
-                const std::int64_t past_end = begin + x + w - sites;
-                const std::int64_t skip = past_end > 0 ? past_end : 0;
-                Vec<T> square[w];
-                for (int l = 0; l < w; ++l) square[l] = load(lane[l] + begin + x - skip);
-                transpose<T>(square);
-                const std::int64_t take = n - x < w ? n - x : w;
-                for (std::int64_t i = 0; i < take; ++i) to[(x + i) * stride] = square[skip + i];
+        if (ahead != 0) {
+            constexpr std::int64_t line = 64 / static_cast<std::int64_t>(sizeof(T));
+            for (const T* values : lane) {
+                for (std::int64_t x = 0; x < n; x += line) __builtin_prefetch(values + begin + x + ahead, 0, 2);
             }
+        }
+        if (readable < kLanes<T>) {
+            for (std::int64_t x = 0; x < n; ++x) {
+                for (int l = 0; l < kLanes<T>; ++l) to[x * stride][l] = lane[l][begin + x];
+            }
+        } else if (staged) {
+            for (std::int64_t x = 0; x < n; x += kStage) {
+                read_staged(begin + x, n - x < kStage ? n - x : kStage, to + x * stride, stride);
+            }
+        } else {
+            gather(n, readable - begin, to, stride, [&](std::int64_t l) { return lane[l] + begin; });
         }
         if (offset != nullptr) {
             for (std::int64_t x = 0; x < n; ++x) to[x * stride] -= offset[begin + x];
         }
+        if (sign) {
+            for (std::int64_t x = 0; x < n; ++x) {
+                const Vec<T> v = to[x * stride];
+                to[x * stride] = v >= Vec<T>{} ? Vec<T>{} + T{1} : Vec<T>{} - T{1};
+            }
+        }
+        if (totals != nullptr) add_to_totals(n, to, stride);
     }
 
 private:
-    void read_one_by_one(std::int64_t begin, std::int64_t n, Vec<T>* to, std::int64_t stride) const {
-        for (std::int64_t x = 0; x < n; ++x) {
-            for (int l = 0; l < kLanes<T>; ++l) to[x * stride][l] = lane[l][begin + x];
+    /// Transposes n values of each lane, Q at a time. `room` values may be read from row(l); when the last Q would
+    /// reach past them, they are taken from further back.
+    template <class Row>
+    FASTCRIT_FLATTEN static void gather(std::int64_t n, std::int64_t room, Vec<T>* to, std::int64_t stride,
+                                        const Row& row) {
+        constexpr std::int64_t q = kPiece<T>;
+        Vec<T> square[q];
+        const auto turn = [&](std::int64_t x) {
+            unroll<q>([&](auto r) {
+                square[r] = load_pieces<T>([&](int p) { return row(p * q + decltype(r)::value) + x; });
+            });
+            transpose_pieces<T>(square);
+        };
+        std::int64_t x = 0;
+        for (; x + q <= n; x += q) {
+            turn(x);
+            unroll<q>([&](auto i) { to[(x + i) * stride] = square[i]; });
+        }
+        if (x < n) {
+            const std::int64_t back = x + q > room ? x + q - room : 0;
+            turn(x - back);
+            for (std::int64_t i = 0; i < n - x; ++i) to[(x + i) * stride] = square[back + i];
+        }
+    }
+
+    // A few whole cache lines of every lane at a time, in a buffer whose pitch spreads them over the sets.
+    static constexpr std::int64_t kStage = 256 / static_cast<std::int64_t>(sizeof(T));
+    static constexpr std::int64_t kPitch = kStage + kPiece<T>;
+
+    FASTCRIT_FLATTEN void read_staged(std::int64_t begin, std::int64_t n, Vec<T>* to, std::int64_t stride) const {
+        constexpr std::int64_t w = kLanes<T>;
+        alignas(64) T rows[w * kPitch];
+        for (std::int64_t l = 0; l < w; ++l) {
+            const T* const from = lane[l] + begin;
+            T* const row = rows + l * kPitch;
+            if (n == kStage) {
+                unroll<kStage / w>([&](auto i) { store(row + i * w, load(from + i * w)); });
+            } else if (n >= w) {  // the last register overlaps the one before
+                for (std::int64_t x = 0; x < n - w; x += w) store(row + x, load(from + x));
+                store(row + n - w, load(from + n - w));
+            } else {
+                for (std::int64_t x = 0; x < n; ++x) row[x] = from[x];
+            }
+        }
+        gather(n, kPitch, to, stride, [&](std::int64_t l) { return rows + l * kPitch; });
+    }
+
+    // Sums of up to 64 values are kept in the precision of the field before they go to double.
+    FASTCRIT_FLATTEN void add_to_totals(std::int64_t n, const Vec<T>* values, std::int64_t stride) const {
+        constexpr std::int64_t run = 64;
+        for (std::int64_t begin = 0; begin < n; begin += run) {
+            Vec<T> part[4] = {};  // four chains of additions
+            const std::int64_t end = begin + run < n ? begin + run : n;
+            std::int64_t x = begin;
+            for (; x + 4 <= end; x += 4) {
+                unroll<4>([&](auto i) { part[i] += values[(x + i) * stride]; });
+            }
+            for (; x < end; ++x) part[0] += values[x * stride];
+            const Vec<T> sum = (part[0] + part[1]) + (part[2] + part[3]);
+            T lanes[kLanes<T>];
+            store(lanes, sum);
+            for (int l = 0; l < kLanes<T>; ++l) totals[l] += static_cast<double>(lanes[l]);
         }
     }
 };
@@ -70,95 +141,145 @@ struct LaneRows {
     }
 };
 
-/// Rows y and y + 1 from z_x = a_x + i b_x: A_k = Z_k + conj Z_(n-k) and B_k = (Z_k - conj Z_(n-k)) / i, both doubled.
+/// Sequences a and b from z = a + i b: A_k = Z_k + conj Z_(n-k) and B_k = (Z_k - conj Z_(n-k)) / i, both doubled.
 template <class T>
 inline void separate(const Complex<T>& z, const Complex<T>& mirror, Complex<T>& a, Complex<T>& b) {
     a = {z.re + mirror.re, z.im - mirror.im};
     b = {z.im + mirror.im, mirror.re - z.re};
 }
 
+/// Sink that separates two rows and stores A_k and B_k side by side, `stride` from one k to the next.
+template <class T>
+struct SplitRows {
+    Complex<T>* column;
+    std::int64_t stride;
+
+    void pair(std::int64_t k, std::int64_t, const Complex<T>& z, const Complex<T>& mirror) const {
+        separate(z, mirror, column[k * stride], column[k * stride + 1]);
+    }
+    void alone(std::int64_t k, const Complex<T>& z) const { pair(k, k, z, z); }
+};
+
 /// Half spectra of all rows, by column: block[kx * plane_stride + row].
 template <class T, class Rows>
 inline void transform_rows(const PlanTables<T>& plan, const Rows& rows, Complex<T>* block, Complex<T>* work) {
-    const std::int64_t n = plan.along_x.n;
-    const std::int64_t stride = plan.plane_stride;
-    if (plan.split_row) {
-        rows.read(0, plan.n2, &work[0].re, 1);  // x_2j + i x_(2j+1)
-        const Complex<T>* z = fft(plan.along_x, work, work + n, 1);
-        for (std::int64_t k = 0; k <= n; ++k) {
-            Complex<T> even;
-            Complex<T> odd;
-            separate(z[k < n ? k : 0], z[k > 0 ? n - k : 0], even, odd);
-            block[k * stride] = even + times(odd, plan.split_twiddles[2 * k], plan.split_twiddles[2 * k + 1]);
-        }
-        return;
-    }
+    const std::int64_t n = plan.n2;
     for (std::int64_t row = 0; row < plan.plane; row += 2) {
-        const bool pair = row + 1 < plan.plane;
         rows.read(row * n, n, &work[0].re, 2);
-        if (pair) {
+        if (row + 1 < plan.plane) {
             rows.read((row + 1) * n, n, &work[0].im, 2);
-        } else {
+        } else {  // its partner's spectrum goes to the gap between planes
             for (std::int64_t x = 0; x < n; ++x) work[x].im = Vec<T>{};
         }
-        const Complex<T>* z = fft(plan.along_x, work, work + n, 1);
-        Complex<T>* column = block + row;
-        for (std::int64_t k = 0; k < plan.half; ++k, column += stride) {
-            Complex<T> second;
-            separate(z[k], z[k > 0 ? n - k : 0], column[0], second);
-            if (pair) column[1] = second;
-        }
+        fft_pairs(plan.along_x, work, work + n, work + plan.spare, SplitRows<T>{block + row, plan.plane_stride});
     }
 }
 
-/// Transform of one plane along y and z. Returns where the result lies: in the plane or in work.
-template <class T>
-inline Complex<T>* transform_plane(const PlanTables<T>& plan, Complex<T>* plane, Complex<T>* work) {
-    Complex<T>* from = plane;
-    Complex<T>* to = work;
-    if (plan.n1 > 1) {
-        Complex<T>* result = plane;
-        for (std::int64_t z = 0; z < plan.n0; ++z) {
-            result = fft(plan.along_y, plane + z * plan.n1, work + z * plan.n1, 1) - z * plan.n1;
-        }
-        from = result;
-        to = result == plane ? work : plane;
-    }
-    return plan.n0 > 1 ? fft(plan.along_z, from, to, plan.n1) : from;
-}
+/// Sink that puts together the half spectrum of a single row of even length from z_j = x_2j + i x_(2j+1), doubled:
+/// X_k = E_k + w^k O_k and X_(n/2-k) = conj(E_k - w^k O_k), w = exp(-2 pi i / n).
+template <class T, class Emit>
+struct SplitHalves {
+    const T* twiddles;
+    std::int64_t half;  ///< n/2
+    const Emit& emit;   ///< called with (k, X_k)
 
-/// Calls consume(kx, plane, weight) with the finished plane of every kx; weight counts the mirror image of the plane.
-/// Amplitudes are doubled.
-template <class T, class Consume>
-inline void transform_planes(const PlanTables<T>& plan, Complex<T>* block, Complex<T>* work, const Consume& consume) {
-    const bool has_nyquist = plan.n2 % 2 == 0;
-    const std::int64_t last = plan.half - 1;
-    if (has_nyquist) {
-        Complex<T>* zero = block;
-        Complex<T>* nyquist = block + last * plan.plane_stride;
-        for (std::int64_t j = 0; j < plan.plane; ++j) zero[j].im = nyquist[j].re;
-        const Complex<T>* z = transform_plane(plan, zero, work);
-        if (z == zero) {  // separation writes to both planes, and reads each value twice
-            for (std::int64_t j = 0; j < plan.plane; ++j) work[j] = z[j];
-            z = work;
+    void pair(std::int64_t k, std::int64_t opposite, const Complex<T>& z, const Complex<T>& mirror) const {
+        Complex<T> even;
+        Complex<T> odd;
+        separate(z, mirror, even, odd);
+        odd = times(odd, twiddles[2 * k], twiddles[2 * k + 1]);
+        emit(k, even + odd);
+        emit(opposite, conj(even - odd));
+    }
+    void alone(std::int64_t k, const Complex<T>& z) const {
+        if (k == 0) {  // E_0 and O_0 are real
+            emit(0, Complex<T>{(z.re + z.im) * T{2}, Vec<T>{}});
+            emit(half, Complex<T>{(z.re - z.im) * T{2}, Vec<T>{}});
+        } else {  // w^(n/4) = -i
+            emit(k, Complex<T>{z.re * T{2}, z.im * T{-2}});
         }
-        constexpr T half = static_cast<T>(0.5);
-        for (std::int64_t j = 0; j < plan.plane; ++j) {
-            Complex<T> a;
-            Complex<T> b;
-            separate(z[j], z[plan.mirror[j]], a, b);
-            zero[j] = {a.re * half, a.im * half};
-            nyquist[j] = {b.re * half, b.im * half};
-        }
-        consume(std::int64_t{0}, static_cast<const Complex<T>*>(zero), static_cast<T>(1));
-        consume(last, static_cast<const Complex<T>*>(nyquist), static_cast<T>(1));
+    }
+};
+
+/// Sink of a single row of odd length, whose imaginary part is zero.
+template <class T, class Emit>
+struct RealRow {
+    const Emit& emit;
+
+    void pair(std::int64_t k, std::int64_t, const Complex<T>& z, const Complex<T>&) const { alone(k, z); }
+    void alone(std::int64_t k, const Complex<T>& z) const { emit(k, Complex<T>{z.re * T{2}, z.im * T{2}}); }
+};
+
+/// The half spectrum of fields that are a single row: emit(kx, X_kx) for every kx, doubled.
+template <class T, class Rows, class Emit>
+inline void transform_single_row(const PlanTables<T>& plan, const Rows& rows, Complex<T>* work, const Emit& emit) {
+    const std::int64_t n = plan.along_x.n;
+    if (plan.split_row) {
+        rows.read(0, plan.n2, &work[0].re, 1);  // x_2j + i x_(2j+1)
+        fft_pairs(plan.along_x, work, work + n, work + plan.spare, SplitHalves<T, Emit>{plan.split_twiddles, n, emit});
     } else {
-        consume(std::int64_t{0}, static_cast<const Complex<T>*>(transform_plane(plan, block, work)), static_cast<T>(1));
+        rows.read(0, n, &work[0].re, 2);
+        for (std::int64_t x = 0; x < n; ++x) work[x].im = Vec<T>{};
+        fft_pairs(plan.along_x, work, work + n, work + plan.spare, RealRow<T, Emit>{emit});
     }
-    const std::int64_t end = has_nyquist ? last : last + 1;
-    for (std::int64_t kx = 1; kx < end; ++kx) {
-        const Complex<T>* z = transform_plane(plan, block + kx * plan.plane_stride, work);
-        consume(kx, z, static_cast<T>(2));
+}
+
+/// Transforms one plane along y (and z) and hands it to the sink: sink.pair(j, mirror, Z_j, Z_mirror) once for every
+/// two modes that are each other's mirror image in the plane, sink.alone(j, Z_j) for the modes that are their own.
+template <class T, class Sink>
+inline void transform_plane(const PlanTables<T>& plan, Complex<T>* plane, Complex<T>* work, const Sink& sink) {
+    if (plan.n0 == 1) return fft_pairs(plan.along_y, plane, work, work + plan.spare, sink);
+    Complex<T>* from = plane;
+    for (std::int64_t z = 0; z < plan.n0; ++z) {
+        const std::int64_t begin = z * plan.n1;
+        from = fft(plan.along_y, plane + begin, work + begin, 1, work + plan.spare) - begin;
+    }
+    Complex<T>* const to = from == plane ? work : plane;
+    const Complex<T>* const result = fft(plan.along_z, from, to, plan.n1, work + plan.spare);
+    for (std::int64_t j = 0; j < plan.plane; ++j) {
+        const std::int64_t mirror = plan.mirror[j];
+        if (mirror > j) sink.pair(j, mirror, result[j], result[mirror]);
+        if (mirror == j) sink.alone(j, result[j]);
+    }
+}
+
+/// Sink for the planes kx = 0 and kx = nx/2 transformed together: separates them and hands each to its own sink.
+template <class T, class Sink>
+struct SplitPlanes {
+    Sink zero;
+    Sink nyquist;
+
+    void pair(std::int64_t j, std::int64_t mirror, const Complex<T>& z, const Complex<T>& opposite) const {
+        Complex<T> a;
+        Complex<T> b;
+        separate(z, opposite, a, b);
+        constexpr T half = static_cast<T>(0.5);  // rows are doubled already
+        a = {a.re * half, a.im * half};
+        b = {b.re * half, b.im * half};
+        zero.pair(j, mirror, a, conj(a));
+        nyquist.pair(j, mirror, b, conj(b));
+    }
+    void alone(std::int64_t j, const Complex<T>& z) const {
+        zero.alone(j, Complex<T>{z.re, Vec<T>{}});
+        nyquist.alone(j, Complex<T>{z.im, Vec<T>{}});
+    }
+};
+
+/// Hands every plane of a block to sink_of(kx, weight); weight counts the mirror image of the plane.
+template <class T, class SinkOf>
+inline void transform_planes(const PlanTables<T>& plan, Complex<T>* block, Complex<T>* work, const SinkOf& sink_of) {
+    using Sink = decltype(sink_of(std::int64_t{0}, T{1}));
+    std::int64_t last = plan.half;
+    if (plan.n2 % 2 == 0) {
+        --last;
+        const Complex<T>* const nyquist = block + last * plan.plane_stride;
+        for (std::int64_t j = 0; j < plan.plane; ++j) block[j].im = nyquist[j].re;
+        transform_plane(plan, block, work, SplitPlanes<T, Sink>{sink_of(0, T{1}), sink_of(last, T{1})});
+    } else {
+        transform_plane(plan, block, work, sink_of(0, T{1}));
+    }
+    for (std::int64_t kx = 1; kx < last; ++kx) {
+        transform_plane(plan, block + kx * plan.plane_stride, work, sink_of(kx, T{2}));
     }
 }
 

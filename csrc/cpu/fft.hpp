@@ -1,75 +1,40 @@
 // Complex transforms of lanes: Stockham passes (self-sorting, no bit reversal) between two buffers.
 // After Stockham (1966) in the form with an inner stride: the sequence x[q + s p], q < s, is s interleaved transforms.
+// Lengths with a large prime factor go through a convolution of smooth length (Bluestein 1970).
 #pragma once
 
-#include "simd.hpp"
+#include "butterflies.hpp"
 #include "tables.hpp"
 
 namespace fastcrit::FASTCRIT_ISA {
 
 using cpu::FftTables;
 
-/// y[q + s (R p + u)] = w^(p u) sum_j x[q + s (p + m j)] exp(-2 pi i j u / R), w = exp(-2 pi i / (R m)).
-template <class T, int R, bool Twiddle>
-inline void butterfly(const Complex<T>* x, Complex<T>* y, std::int64_t in, std::int64_t out, const T* tw) {
-    const auto put = [&](int u, Complex<T> v) {
-        y[u * out] = (Twiddle && u > 0) ? times(v, tw[2 * (u - 1)], tw[2 * (u - 1) + 1]) : v;
-    };
-    if constexpr (R == 2) {
-        const Complex<T> a = x[0];
-        const Complex<T> b = x[in];
-        put(0, a + b);
-        put(1, a - b);
-    } else if constexpr (R == 3) {
-        constexpr T sine = static_cast<T>(0.86602540378443864676);  // sin(2 pi / 3)
-        const Complex<T> a = x[0];
-        const Complex<T> sum = x[in] + x[2 * in];
-        const Complex<T> dif = x[in] - x[2 * in];
-        const Complex<T> mid{a.re - sum.re * static_cast<T>(0.5), a.im - sum.im * static_cast<T>(0.5)};
-        const Complex<T> rot{dif.im * sine, -(dif.re * sine)};
-        put(0, a + sum);
-        put(1, mid + rot);
-        put(2, mid - rot);
-    } else if constexpr (R == 4) {
-        const Complex<T> even = x[0] + x[2 * in];
-        const Complex<T> even_dif = x[0] - x[2 * in];
-        const Complex<T> odd = x[in] + x[3 * in];
-        const Complex<T> odd_dif = minus_i(x[in] - x[3 * in]);
-        put(0, even + odd);
-        put(1, even_dif + odd_dif);
-        put(2, even - odd);
-        put(3, even_dif - odd_dif);
-    } else {
-        static_assert(R == 5);
-        constexpr T c1 = static_cast<T>(0.30901699437494742410);   // cos(2 pi / 5)
-        constexpr T c2 = static_cast<T>(-0.80901699437494742410);  // cos(4 pi / 5)
-        constexpr T s1 = static_cast<T>(0.95105651629515357212);   // sin(2 pi / 5)
-        constexpr T s2 = static_cast<T>(0.58778525229247312917);   // sin(4 pi / 5)
-        const Complex<T> a = x[0];
-        const Complex<T> p1 = x[in] + x[4 * in];
-        const Complex<T> m1 = x[in] - x[4 * in];
-        const Complex<T> p2 = x[2 * in] + x[3 * in];
-        const Complex<T> m2 = x[2 * in] - x[3 * in];
-        const Complex<T> e1{a.re + p1.re * c1 + p2.re * c2, a.im + p1.im * c1 + p2.im * c2};
-        const Complex<T> e2{a.re + p1.re * c2 + p2.re * c1, a.im + p1.im * c2 + p2.im * c1};
-        const Complex<T> o1{m1.im * s1 + m2.im * s2, -(m1.re * s1 + m2.re * s2)};
-        const Complex<T> o2{m1.im * s2 - m2.im * s1, -(m1.re * s2 - m2.re * s1)};
-        put(0, a + p1 + p2);
-        put(1, e1 + o1);
-        put(2, e2 + o2);
-        put(3, e2 - o2);
-        put(4, e1 - o1);
-    }
+/// y_u of the sequence x[0], x[step], .. x[(R - 1) step].
+template <class T, int R>
+inline void gather(const Complex<T>* x, std::int64_t step, Complex<T>* y) {
+    Complex<T> values[R];
+    unroll<R>([&](auto j) { values[j] = x[j * step]; });
+    Butterfly<T, R>::run(values, y);
 }
 
+/// y[q + s (R p + u)] = w^(p u) sum_j x[q + s (p + m j)] exp(-2 pi i j u / R), w = exp(-2 pi i / (R m)).
 template <class T, int R>
-inline void pass(const Complex<T>* x, Complex<T>* y, std::int64_t m, std::int64_t s, const T* tw) {
-    for (std::int64_t q = 0; q < s; ++q) butterfly<T, R, false>(x + q, y + q, s * m, s, tw);
+FASTCRIT_FLATTEN inline void pass(const Complex<T>* x, Complex<T>* y, std::int64_t m, std::int64_t s, const T* tw) {
+    Complex<T> out[R];
+    for (std::int64_t q = 0; q < s; ++q) {
+        gather<T, R>(x + q, s * m, out);
+        unroll<R>([&](auto u) { y[q + u * s] = out[u]; });
+    }
     for (std::int64_t p = 1; p < m; ++p) {
         const T* w = tw + 2 * (R - 1) * p;
         const Complex<T>* from = x + s * p;
         Complex<T>* to = y + s * R * p;
-        for (std::int64_t q = 0; q < s; ++q) butterfly<T, R, true>(from + q, to + q, s * m, s, w);
+        for (std::int64_t q = 0; q < s; ++q) {
+            gather<T, R>(from + q, s * m, out);
+            to[q] = out[0];
+            unroll<R - 1>([&](auto u) { to[q + (u + 1) * s] = times(out[u + 1], w[2 * u], w[2 * u + 1]); });
+        }
     }
 }
 
@@ -107,14 +72,16 @@ inline void pass_any(const Complex<T>* x, Complex<T>* y, std::int64_t r, std::in
     }
 }
 
-/// Transforms `stride` interleaved sequences. The input is in a and is destroyed; the result is in the buffer returned.
+/// The first `passes` passes of `stride` interleaved sequences in a, which is destroyed. Returns the buffer, a or b, in
+/// which the sequences then lie.
 template <class T>
-inline Complex<T>* fft(const FftTables<T>& plan, Complex<T>* a, Complex<T>* b, std::int64_t stride) {
+inline Complex<T>* run_passes(const FftTables<T>& plan, std::int32_t passes, Complex<T>* a, Complex<T>* b,
+                              std::int64_t stride) {
     std::int64_t length = plan.n;
     std::int64_t s = stride;
     const T* tw = plan.twiddles;
     const T* roots = plan.roots;
-    for (std::int32_t i = 0; i < plan.passes; ++i) {
+    for (std::int32_t i = 0; i < passes; ++i) {
         const std::int64_t r = plan.radices[i];
         const std::int64_t m = length / r;
         switch (r) {
@@ -122,6 +89,8 @@ inline Complex<T>* fft(const FftTables<T>& plan, Complex<T>* a, Complex<T>* b, s
             case 3: pass<T, 3>(a, b, m, s, tw); break;
             case 4: pass<T, 4>(a, b, m, s, tw); break;
             case 5: pass<T, 5>(a, b, m, s, tw); break;
+            case 7: pass<T, 7>(a, b, m, s, tw); break;
+            case 8: pass<T, 8>(a, b, m, s, tw); break;
             default: pass_any<T>(a, b, r, m, s, tw, roots); roots += 2 * r;
         }
         tw += 2 * (r - 1) * m;
@@ -132,6 +101,94 @@ inline Complex<T>* fft(const FftTables<T>& plan, Complex<T>* a, Complex<T>* b, s
         b = swap;
     }
     return a;
+}
+
+/// Bluestein: jk = (j^2 + k^2 - (k - j)^2) / 2 turns the transform into a convolution with a chirp. The result is in
+/// b; `spare` holds twice the length of the convolution.
+template <class T>
+inline void convolve_chirp(const FftTables<T>& plan, const Complex<T>* a, Complex<T>* b, std::int64_t stride,
+                           Complex<T>* spare) {
+    const FftTables<T>& inner = *plan.convolution;
+    for (std::int64_t q = 0; q < stride; ++q) {
+        for (std::int64_t j = 0; j < plan.n; ++j) {
+            spare[j] = times(a[q + stride * j], plan.chirp[2 * j], plan.chirp[2 * j + 1]);
+        }
+        for (std::int64_t j = plan.n; j < inner.n; ++j) spare[j] = Complex<T>{};
+        Complex<T>* const spectrum = run_passes(inner, inner.passes, spare, spare + inner.n, 1);
+        Complex<T>* const other = spectrum == spare ? spare + inner.n : spare;
+        for (std::int64_t j = 0; j < inner.n; ++j) {
+            spectrum[j] = conj(times(spectrum[j], plan.chirp_spectrum[2 * j], plan.chirp_spectrum[2 * j + 1]));
+        }
+        const Complex<T>* const back = run_passes(inner, inner.passes, spectrum, other, 1);
+        for (std::int64_t k = 0; k < plan.n; ++k) {
+            b[q + stride * k] = times(conj(back[k]), plan.chirp[2 * k], plan.chirp[2 * k + 1]);
+        }
+    }
+}
+
+/// Transforms `stride` interleaved sequences. The input is in a and is destroyed; the result is in the buffer returned.
+template <class T>
+inline Complex<T>* fft(const FftTables<T>& plan, Complex<T>* a, Complex<T>* b, std::int64_t stride, Complex<T>* spare) {
+    if (plan.convolution == nullptr) return run_passes(plan, plan.passes, a, b, stride);
+    convolve_chirp(plan, a, b, stride, spare);
+    return b;
+}
+
+/// The last pass of one sequence, radix R. A result k = q + s u meets its mirror image n - k in registers, and both go
+/// to the sink at once: sink.pair(k, n - k, Z_k, Z_(n-k)) for 0 < k < n/2, sink.alone(k, Z_k) for k = 0 and n/2.
+template <class T, int R, class Sink>
+FASTCRIT_FLATTEN inline void last_pass(const Complex<T>* x, std::int64_t s, const Sink& sink) {
+    Complex<T> a[R];
+    Complex<T> b[R];
+    gather<T, R>(x, s, a);  // q = 0: the mirror image of u is R - u
+    sink.alone(0, a[0]);
+    unroll<(R - 1) / 2>([&](auto i) {
+        constexpr int u = decltype(i)::value + 1;
+        sink.pair(s * u, s * (R - u), a[u], a[R - u]);
+    });
+    if constexpr (R % 2 == 0) sink.alone(s * (R / 2), a[R / 2]);
+    std::int64_t q = 1;
+    for (; 2 * q < s; ++q) {  // the mirror image of (q, u) is (s - q, R - 1 - u)
+        gather<T, R>(x + q, s, a);
+        gather<T, R>(x + s - q, s, b);
+        unroll<R>([&](auto i) {
+            constexpr int u = decltype(i)::value;
+            const std::int64_t k = q + s * u;
+            if constexpr (2 * u < R) {
+                sink.pair(k, s * R - k, a[u], b[R - 1 - u]);
+            } else {
+                sink.pair(s * R - k, k, b[R - 1 - u], a[u]);
+            }
+        });
+    }
+    if (2 * q == s) {
+        gather<T, R>(x + q, s, a);
+        unroll<R / 2>([&](auto u) { sink.pair(q + s * u, q + s * (R - 1 - u), a[u], a[R - 1 - u]); });
+        if constexpr (R % 2 == 1) sink.alone(q + s * (R / 2), a[R / 2]);
+    }
+}
+
+/// Transform of one sequence in a, handed to the sink as `last_pass` says. Both buffers are destroyed.
+template <class T, class Sink>
+inline void fft_pairs(const FftTables<T>& plan, Complex<T>* a, Complex<T>* b, Complex<T>* spare, const Sink& sink) {
+    if (plan.convolution == nullptr && plan.passes > 0) {
+        const std::int64_t r = plan.radices[plan.passes - 1];
+        const std::int64_t s = plan.n / r;
+        const Complex<T>* const x = run_passes(plan, r <= 8 ? plan.passes - 1 : 0, a, b, 1);
+        switch (r) {
+            case 2: return last_pass<T, 2>(x, s, sink);
+            case 3: return last_pass<T, 3>(x, s, sink);
+            case 4: return last_pass<T, 4>(x, s, sink);
+            case 5: return last_pass<T, 5>(x, s, sink);
+            case 7: return last_pass<T, 7>(x, s, sink);
+            case 8: return last_pass<T, 8>(x, s, sink);
+            default: break;
+        }
+    }
+    const Complex<T>* const z = fft(plan, a, b, 1, spare);
+    sink.alone(0, z[0]);
+    for (std::int64_t k = 1; 2 * k < plan.n; ++k) sink.pair(k, plan.n - k, z[k], z[plan.n - k]);
+    if (plan.n > 1 && plan.n % 2 == 0) sink.alone(plan.n / 2, z[plan.n / 2]);
 }
 
 }  // namespace fastcrit::FASTCRIT_ISA

@@ -1,4 +1,4 @@
-// Moments and the first mode of every axis in one read of the field: no transform. Lanes are pixels of one row.
+// k = 0 and the first mode of every axis in one read of the field: no transform. Lanes are pixels of one row.
 #pragma once
 
 #include "simd.hpp"
@@ -9,9 +9,10 @@ namespace fastcrit::FASTCRIT_ISA {
 using cpu::ModesRequest;
 using cpu::PlanTables;
 
-// Rows whose column sums are kept in the precision of the field before they go to double: with 16 rows the float32
-// rounding of a column sum stays below 16 half-ulps, and the flush costs a sixteenth of the adds.
-inline constexpr std::int64_t kRowsPerFlush = 16;
+// Sums over up to this many rows are kept in the precision of the field before they go to double.
+inline constexpr std::int64_t kRowsPerFlush = 64;
+// Rows read side by side, so that a column sum is loaded and stored once for all of them.
+inline constexpr int kRowsPerPass = 4;
 
 template <class T>
 inline double sum_lanes(Vec<T> v) {
@@ -22,75 +23,124 @@ inline double sum_lanes(Vec<T> v) {
 
 template <class T>
 std::int64_t modes_scratch(const PlanTables<T>& plan) {
-    // Marginal sums of the three axes in double; column sums of the rows not yet flushed.
-    const std::int64_t bytes = (std::int64_t{plan.n0} + plan.n1 + plan.n2) * 8 + std::int64_t{plan.n2} * sizeof(T);
-    return bytes + 64;
+    return (std::int64_t{plan.n2} + 2 * kLanes<T>)*static_cast<std::int64_t>(sizeof(T));
 }
 
+/// Sums of one field on their way to double.
 template <class T>
-void modes(const PlanTables<T>& plan, const ModesRequest<T>& request, std::int64_t index, void* scratch) {
-    constexpr int w = kLanes<T>;
-    const std::int64_t n = plan.n2;
-    const T* row = request.fields + index * n * plan.plane;
-    double* const along_z = static_cast<double*>(scratch);
-    double* const along_y = along_z + plan.n0;
-    double* const along_x = along_y + plan.n1;
-    T* const columns = reinterpret_cast<T*>(along_x + n);
-    for (std::int64_t i = 0; i < plan.n0 + plan.n1 + n; ++i) along_z[i] = 0.0;
-    for (std::int64_t x = 0; x < n; ++x) columns[x] = static_cast<T>(0);
-
-    double squares = 0.0;
-    std::int64_t unflushed = 0;
-    for (std::int64_t z = 0; z < plan.n0; ++z) {
-        for (std::int64_t y = 0; y < plan.n1; ++y, row += n) {
-            Vec<T> sum{};
-            Vec<T> square{};
-            std::int64_t x = 0;
-            for (; x + w <= n; x += w) {
-                const Vec<T> v = load(row + x);
-                sum += v;
-                square += v * v;
-                store(columns + x, load(columns + x) + v);
-            }
-            double row_sum = sum_lanes<T>(sum);
-            double row_square = sum_lanes<T>(square);
-            for (; x < n; ++x) {
-                const double v = row[x];
-                row_sum += v;
-                row_square += v * v;
-                columns[x] += row[x];
-            }
-            along_y[y] += row_sum;
-            along_z[z] += row_sum;
-            squares += row_square;
-            if (++unflushed == kRowsPerFlush || (z + 1 == plan.n0 && y + 1 == plan.n1)) {
-                for (std::int64_t i = 0; i < n; ++i) {
-                    along_x[i] += columns[i];
-                    columns[i] = static_cast<T>(0);
-                }
-                unflushed = 0;
-            }
-        }
-    }
-
-    double* out = request.out + index * (2 + 2 * request.ndim);
+struct ModeSums {
+    const PlanTables<T>& plan;
+    std::int64_t vectors;  ///< registers that a row takes; the last overlaps the one before
+    T* columns;            ///< sum of the rows since the last flush; of the overlap, zeros
+    Vec<T> last_mask;      ///< 0 in the lanes of the last register that the one before holds, otherwise 1
+    Vec<T> y_re{};         ///< rows times the first mode along y, since the last flush
+    Vec<T> y_im{};
     double total = 0.0;
-    for (std::int64_t z = 0; z < plan.n0; ++z) total += along_z[z];
-    *out++ = total;
-    *out++ = squares;
-    const double* const marginal[3] = {along_z, along_y, along_x};
-    const std::int32_t side[3] = {plan.n0, plan.n1, plan.n2};
-    for (int axis = 3 - request.ndim; axis < 3; ++axis) {
-        const double* const wave = plan.fundamental[axis];
-        double re = 0.0;
-        double im = 0.0;
-        for (std::int64_t i = 0; i < side[axis]; ++i) {
-            re += wave[2 * i] * marginal[axis][i];
-            im += wave[2 * i + 1] * marginal[axis][i];
-        }
-        *out++ = re;
-        *out++ = im;
+    double x[2] = {};
+    double y[2] = {};
+    double z[2] = {};
+
+    ModeSums(const PlanTables<T>& tables, void* scratch)
+        : plan(tables),
+          vectors((tables.n2 + kLanes<T> - 1) / kLanes<T>),
+          columns(static_cast<T*>(scratch)),
+          last_mask(Vec<T>{}) {
+        for (std::int64_t l = 0; l < kLanes<T>; ++l) last_mask[l] = l >= vectors * kLanes<T> - plan.n2 ? T{1} : T{0};
+        for (std::int64_t v = 0; v < vectors; ++v) store(columns + v * kLanes<T>, Vec<T>{});
     }
+
+    template <int Rows>
+    FASTCRIT_FLATTEN void add_rows(const T* row, std::int64_t first_y) {
+        const std::int64_t n = plan.n2;
+        Vec<T> sum[Rows] = {};
+        const auto add = [&](std::int64_t v, std::int64_t begin, bool masked) {
+            Vec<T> column = load(columns + v * kLanes<T>);
+            unroll<Rows>([&](auto r) {
+                Vec<T> value = load(row + r * n + begin);
+                if (masked) value *= last_mask;
+                sum[r] += value;
+                column += value;
+            });
+            store(columns + v * kLanes<T>, column);
+        };
+        for (std::int64_t v = 0; v + 1 < vectors; ++v) add(v, v * kLanes<T>, false);
+        add(vectors - 1, n - kLanes<T>, true);
+        unroll<Rows>([&](auto r) {
+            y_re += sum[r] * plan.wave_re[1][first_y + r];
+            y_im += sum[r] * plan.wave_im[1][first_y + r];
+        });
+    }
+
+    /// After the rows of plane z, or some of them.
+    void flush(std::int64_t plane) {
+        Vec<T> sum{};
+        Vec<T> re{};
+        Vec<T> im{};
+        for (std::int64_t v = 0; v < vectors; ++v) {
+            const std::int64_t begin = v + 1 < vectors ? v * kLanes<T> : plan.n2 - kLanes<T>;
+            const Vec<T> column = load(columns + v * kLanes<T>);
+            sum += column;
+            re += column * load(plan.wave_re[2] + begin);
+            im += column * load(plan.wave_im[2] + begin);
+            store(columns + v * kLanes<T>, Vec<T>{});
+        }
+        const double part = sum_lanes<T>(sum);
+        total += part;
+        x[0] += sum_lanes<T>(re);
+        x[1] += sum_lanes<T>(im);
+        y[0] += sum_lanes<T>(y_re);
+        y[1] += sum_lanes<T>(y_im);
+        z[0] += part * static_cast<double>(plan.wave_re[0][plane]);
+        z[1] += part * static_cast<double>(plan.wave_im[0][plane]);
+        y_re = y_im = Vec<T>{};
+    }
+
+    /// Rows shorter than a register, by the definition.
+    void add_short_rows(const T* field) {
+        for (std::int64_t k = 0; k < plan.n0; ++k) {
+            for (std::int64_t j = 0; j < plan.n1; ++j) {
+                for (std::int64_t i = 0; i < plan.n2; ++i) {
+                    const double value = *field++;
+                    const std::int64_t at[3] = {k, j, i};
+                    double* const sums[3] = {z, y, x};
+                    total += value;
+                    for (int axis = 0; axis < 3; ++axis) {
+                        sums[axis][0] += value * static_cast<double>(plan.wave_re[axis][at[axis]]);
+                        sums[axis][1] += value * static_cast<double>(plan.wave_im[axis][at[axis]]);
+                    }
+                }
+            }
+        }
+    }
+
+    void add_field(const T* field) {
+        if (plan.n2 < kLanes<T>) return add_short_rows(field);
+        for (std::int64_t plane = 0; plane < plan.n0; ++plane) {
+            for (std::int64_t begin = 0; begin < plan.n1; begin += kRowsPerFlush) {
+                const std::int64_t end = begin + kRowsPerFlush < plan.n1 ? begin + kRowsPerFlush : plan.n1;
+                const T* const rows = field + plane * plan.n1 * plan.n2;
+                std::int64_t row = begin;
+                for (; row + kRowsPerPass <= end; row += kRowsPerPass)
+                    add_rows<kRowsPerPass>(rows + row * plan.n2, row);
+                for (; row < end; ++row) add_rows<1>(rows + row * plan.n2, row);
+                flush(plane);
+            }
+        }
+    }
+};
+
+template <class T>
+bool modes(const PlanTables<T>& plan, const ModesRequest<T>& request, std::int64_t index, void* scratch) {
+    ModeSums<T> sums(plan, scratch);
+    sums.add_field(request.fields + index * plan.n2 * plan.plane);
+    double* out = request.out + index * (1 + 2 * request.ndim);
+    *out++ = sums.total;
+    const double* const axes[3] = {sums.z, sums.y, sums.x};
+    for (int axis = 3 - request.ndim; axis < 3; ++axis) {
+        *out++ = axes[axis][0];
+        *out++ = axes[axis][1];
+    }
+    return sums.total * 0.0 == 0.0;
 }
 
 }  // namespace fastcrit::FASTCRIT_ISA

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <memory>
 #include <vector>
 
 #include "fastcrit/lattice.hpp"
@@ -21,19 +22,24 @@ public:
 private:
     struct Fft {
         explicit Fft(std::int32_t n);
-        FftTables<T> tables() const;
+        void use_passes();
+        void use_convolution();
 
-        std::int32_t n;
+        FftTables<T> tables;
         std::vector<std::int32_t> radices;
         std::vector<T> twiddles;
         std::vector<T> roots;
+        std::unique_ptr<const Fft> convolution;
+        std::vector<T> chirp;
+        std::vector<T> chirp_spectrum;
     };
 
     bool split_row_;
     Fft along_z_, along_y_, along_x_;
     std::vector<T> split_twiddles_;
     std::vector<std::int32_t> mirror_;
-    std::array<std::vector<double>, 3> fundamental_;
+    std::array<std::vector<T>, 3> wave_re_;
+    std::array<std::vector<T>, 3> wave_im_;
     PlanTables<T> tables_;
 };
 

@@ -1,4 +1,4 @@
-// |phi^|^2 summed within bins, selected modes, and the autocorrelation: what is done with a finished plane.
+// |phi^|^2 summed within bins, selected modes, and the autocorrelation, with one field in each lane.
 #pragma once
 
 #include "block.hpp"
@@ -7,27 +7,110 @@ namespace fastcrit::FASTCRIT_ISA {
 
 using cpu::PowerRequest;
 
-/// Adds weight * value(mode) to the bin of every mode of a plane.
-template <class T, class Value>
-inline void add_to_bins(const std::int32_t* bin, std::int64_t modes, T weight, Vec<T>* bins, const Value& value) {
-    for (std::int64_t j = 0; j < modes; ++j) bins[bin[j]] += value(j) * weight;
+template <class T>
+inline Vec<T> square(const Complex<T>& z) {
+    return z.re * z.re + z.im * z.im;
 }
 
-/// out[field, bin] = bins[bin][lane] * scale, for the fields that exist.
+/// Sink that adds the power of a plane's modes to their bins and keeps selected ones. A mode and its mirror image in
+/// the plane are in one bin.
 template <class T>
-inline void write_bins(const Vec<T>* bins, std::int64_t n_bins, T scale, std::int64_t fields, T* out) {
-    constexpr int w = kLanes<T>;
+struct AddPower {
+    const std::int32_t* bin;  ///< of the plane's modes
+    Vec<T>* bins;
+    T weight;
+    const std::int32_t* slot;  ///< where each of the plane's modes is kept, or -1; null when none is
+    Complex<T>* kept;
+
+    void pair(std::int64_t j, std::int64_t mirror, const Complex<T>& z, const Complex<T>& opposite) const {
+        bins[bin[j]] += (square(z) + square(opposite)) * weight;
+        if (slot != nullptr) {
+            keep(j, z);
+            keep(mirror, opposite);
+        }
+    }
+    void alone(std::int64_t j, const Complex<T>& z) const {
+        bins[bin[j]] += square(z) * weight;
+        if (slot != nullptr) keep(j, z);
+    }
+
+private:
+    void keep(std::int64_t j, const Complex<T>& z) const {
+        if (slot[j] >= 0) kept[slot[j]] = z;
+    }
+};
+
+/// out[field, i] = values[i][lane] * scale[i], for the fields that exist; scale may be null for `factor` throughout.
+/// Returns the first lane with a value that is not finite, or `fields`.
+template <class T>
+FASTCRIT_FLATTEN inline std::int64_t write_rows(const Vec<T>* values, std::int64_t n, const T* scale, T factor,
+                                                std::int64_t fields, T* out) {
+    constexpr std::int64_t q = kPiece<T>;
+    Vec<T> check{};  // 0 * value is zero, or else NaN
     std::int64_t begin = 0;
-    for (; begin + w <= n_bins; begin += w) {
-        Vec<T> square[w];
-        for (int i = 0; i < w; ++i) square[i] = bins[begin + i] * scale;
-        transpose<T>(square);
-        for (std::int64_t l = 0; l < fields; ++l) store(out + l * n_bins + begin, square[l]);
+    for (; begin + q <= n; begin += q) {
+        Vec<T> square[q];
+        unroll<q>([&](auto i) {
+            square[i] = values[begin + i] * (scale != nullptr ? scale[begin + i] : factor);
+            check += square[i] * T{0};
+        });
+        transpose_pieces<T>(square);
+        T spare[q];
+        unroll<q>([&](auto r) {
+            store_pieces<T>(square[r], [&](int p) {
+                const std::int64_t l = p * q + decltype(r)::value;
+                return l < fields ? out + l * n + begin : spare;
+            });
+        });
     }
-    for (; begin < n_bins; ++begin) {
-        const Vec<T> value = bins[begin] * scale;
-        for (std::int64_t l = 0; l < fields; ++l) out[l * n_bins + begin] = value[l];
+    for (; begin < n; ++begin) {
+        const Vec<T> value = values[begin] * (scale != nullptr ? scale[begin] : factor);
+        check += value * T{0};
+        for (std::int64_t l = 0; l < fields; ++l) out[l * n + begin] = value[l];
     }
+    std::int64_t bad = 0;
+    while (bad < fields && check[bad] == T{0}) ++bad;
+    return bad;
+}
+
+/// Where the parts of a block's scratch lie.
+template <class T>
+struct BlockScratch {
+    Complex<T>* block;
+    Complex<T>* work;
+    Complex<T>* kept;
+    Vec<T>* bins;
+    Vec<T>* spectrum;  ///< full lattice, row after row (autocorrelation only)
+
+    BlockScratch(const PlanTables<T>& plan, const PowerRequest<T>& request, void* scratch)
+        : block(static_cast<Complex<T>*>(scratch)),
+          work(block + (plan.plane > 1 ? std::int64_t{plan.half} * plan.plane_stride : 0)),
+          kept(work + plan.work),
+          bins(reinterpret_cast<Vec<T>*>(kept + request.n_selected)),
+          spectrum(bins + request.bins) {}
+
+    static std::int64_t bytes(const PlanTables<T>& plan, const PowerRequest<T>& request, bool with_spectrum) {
+        const BlockScratch parts(plan, request, nullptr);
+        const std::int64_t sites = with_spectrum ? std::int64_t{plan.plane} * plan.n2 : 0;
+        return reinterpret_cast<std::intptr_t>(parts.spectrum + sites);
+    }
+};
+
+/// The W fields from `first` on. Lanes past the end of the batch repeat its last field.
+template <class T>
+inline RowReader<T> read_fields(const PlanTables<T>& plan, const PowerRequest<T>& request, std::int64_t first) {
+    RowReader<T> rows;
+    const std::int64_t sites = std::int64_t{plan.plane} * plan.n2;
+    rows.readable = sites;
+    rows.staged = meets_in_one_set<T>(sites);
+    for (int l = 0; l < kLanes<T>; ++l) {
+        const std::int64_t field = first + l < request.count ? first + l : request.count - 1;
+        rows.lane[l] = request.fields + field * sites;
+    }
+    rows.offset = request.offset;
+    rows.sign = request.sign;
+    rows.ahead = kLanes<T> * sites;
+    return rows;
 }
 
 template <class T>
@@ -38,82 +121,104 @@ inline std::int64_t fields_in_group(const PowerRequest<T>& request, std::int64_t
 
 template <class T>
 std::int64_t power_scratch(const PlanTables<T>& plan, const PowerRequest<T>& request) {
-    const std::int64_t complex_lanes = std::int64_t{plan.half} * plan.plane_stride + plan.work;
-    return (2 * complex_lanes + request.bins) * static_cast<std::int64_t>(sizeof(Vec<T>));
+    return BlockScratch<T>::bytes(plan, request, false);
 }
 
 template <class T>
-void power(const PlanTables<T>& plan, const PowerRequest<T>& request, std::int64_t first, void* scratch) {
-    const std::int64_t sites = std::int64_t{plan.plane} * plan.n2;
-    const std::int64_t fields = fields_in_group(request, first);
-    Complex<T>* const block = static_cast<Complex<T>*>(scratch);
-    Complex<T>* const work = block + std::int64_t{plan.half} * plan.plane_stride;
-    Vec<T>* const bins = reinterpret_cast<Vec<T>*>(work + plan.work);
-    for (std::int64_t b = 0; b < request.bins; ++b) bins[b] = Vec<T>{};
+std::int64_t power(const PlanTables<T>& plan, const PowerRequest<T>& request, std::int64_t first, void* scratch) {
+    const BlockScratch<T> at(plan, request, scratch);
+    for (std::int64_t b = 0; b < request.bins; ++b) at.bins[b] = Vec<T>{};
+    double totals[kLanes<T>] = {};
+    RowReader<T> rows = read_fields(plan, request, first);
+    if (request.totals != nullptr) rows.totals = totals;
 
-    const FieldRows<T> rows(request.fields, first, request.count, sites, request.offset);
-    transform_rows(plan, rows, block, work);
-
-    const std::int32_t* selected = request.selected;
-    T* const modes = request.modes + 2 * first * request.n_selected;
-    const std::int32_t* const selected_end = selected + request.n_selected;
-    const auto keep_selected = [&](std::int64_t kx, const Complex<T>* z) {
+    const std::int32_t* const slot = request.n_selected > 0 ? request.slot : nullptr;
+    const auto sink_of = [&](std::int64_t kx, T weight) {
         const std::int64_t begin = kx * plan.plane;
-        const std::int32_t* s = selected;
-        while (s != selected_end && *s < begin) ++s;
-        for (; s != selected_end && *s < begin + plan.plane; ++s) {
-            const Complex<T> value = z[*s - begin];
-            for (std::int64_t l = 0; l < fields; ++l) {
-                T* out = modes + 2 * (l * request.n_selected + (s - selected));
-                out[0] = value.re[l] * static_cast<T>(0.5);
-                out[1] = value.im[l] * static_cast<T>(0.5);
-            }
-        }
+        return AddPower<T>{request.bin_of_mode + begin, at.bins, weight, slot != nullptr ? slot + begin : nullptr,
+                           at.kept};
     };
-    transform_planes(plan, block, work, [&](std::int64_t kx, const Complex<T>* z, T weight) {
-        add_to_bins<T>(request.bin_of_mode + kx * plan.plane, plan.plane, weight, bins,
-                       [&](std::int64_t j) { return z[j].re * z[j].re + z[j].im * z[j].im; });
-        if (request.n_selected > 0) keep_selected(kx, z);
-    });
-    const T scale = static_cast<T>(0.25) / static_cast<T>(sites);
-    write_bins<T>(bins, request.bins, scale, fields, request.sums + first * request.bins);
+    if (plan.plane == 1) {
+        const std::int64_t own_mirror = plan.n2 % 2 == 0 ? plan.half - 1 : 0;
+        transform_single_row(plan, rows, at.work, [&](std::int64_t kx, const Complex<T>& z) {
+            sink_of(kx, kx == 0 || kx == own_mirror ? T{1} : T{2}).alone(0, z);
+        });
+    } else {
+        transform_rows(plan, rows, at.block, at.work);
+        transform_planes(plan, at.block, at.work, sink_of);
+    }
+    const std::int64_t fields = fields_in_group(request, first);
+    if (request.totals != nullptr) {
+        for (std::int64_t l = 0; l < fields; ++l) request.totals[first + l] = totals[l];
+    }
+    // Amplitudes are doubled: halves for modes, quarters (in the scale) for powers.
+    write_rows<T>(&at.kept[0].re, 2 * std::int64_t{request.n_selected}, nullptr, static_cast<T>(0.5), fields,
+                  request.modes + 2 * first * request.n_selected);
+    return write_rows<T>(at.bins, request.kept_bins, request.scale, request.factor, fields,
+                         request.out + first * request.kept_bins);
 }
+
+/// Sink that writes the power of a plane's modes to the full lattice.
+template <class T>
+struct StorePower {
+    Vec<T>* here;      ///< column kx of the lattice
+    Vec<T>* opposite;  ///< column -kx
+    std::int64_t n2;
+
+    void pair(std::int64_t j, std::int64_t mirror, const Complex<T>& z, const Complex<T>& other) const {
+        here[j * n2] = opposite[mirror * n2] = square(z);
+        here[mirror * n2] = opposite[j * n2] = square(other);
+    }
+    void alone(std::int64_t j, const Complex<T>& z) const { here[j * n2] = opposite[j * n2] = square(z); }
+};
+
+/// Sink that adds the real parts of a plane to their bins. A site and its mirror image in the plane are in one bin.
+template <class T>
+struct AddReal {
+    const std::int32_t* bin;
+    Vec<T>* bins;
+    T weight;
+
+    void pair(std::int64_t j, std::int64_t, const Complex<T>& z, const Complex<T>& other) const {
+        bins[bin[j]] += (z.re + other.re) * weight;
+    }
+    void alone(std::int64_t j, const Complex<T>& z) const { bins[bin[j]] += z.re * weight; }
+};
 
 template <class T>
 std::int64_t autocorrelation_scratch(const PlanTables<T>& plan, const PowerRequest<T>& request) {
-    const std::int64_t sites = std::int64_t{plan.plane} * plan.n2;
-    return power_scratch(plan, request) + sites * static_cast<std::int64_t>(sizeof(Vec<T>));
+    return BlockScratch<T>::bytes(plan, request, true);
 }
 
 /// C = inverse transform of |phi^|^2 / N. The power is real and even, so the forward transform serves.
 template <class T>
-void autocorrelation(const PlanTables<T>& plan, const PowerRequest<T>& request, std::int64_t first, void* scratch) {
-    const std::int64_t sites = std::int64_t{plan.plane} * plan.n2;
-    const std::int64_t fields = fields_in_group(request, first);
-    Complex<T>* const block = static_cast<Complex<T>*>(scratch);
-    Complex<T>* const work = block + std::int64_t{plan.half} * plan.plane_stride;
-    Vec<T>* const bins = reinterpret_cast<Vec<T>*>(work + plan.work);
-    Vec<T>* const spectrum = bins + request.bins;  // full lattice, row after row
-    for (std::int64_t b = 0; b < request.bins; ++b) bins[b] = Vec<T>{};
-
-    const FieldRows<T> rows(request.fields, first, request.count, sites, request.offset);
-    transform_rows(plan, rows, block, work);
-    transform_planes(plan, block, work, [&](std::int64_t kx, const Complex<T>* z, T) {
-        const std::int64_t opposite = kx > 0 ? plan.n2 - kx : 0;
-        for (std::int64_t j = 0; j < plan.plane; ++j) {
-            const Vec<T> value = z[j].re * z[j].re + z[j].im * z[j].im;
-            spectrum[j * plan.n2 + kx] = value;
-            spectrum[plan.mirror[j] * std::int64_t{plan.n2} + opposite] = value;
-        }
-    });
-    transform_rows(plan, LaneRows<T>{spectrum}, block, work);
-    transform_planes(plan, block, work, [&](std::int64_t x, const Complex<T>* c, T weight) {
-        add_to_bins<T>(request.bin_of_mode + x * plan.plane, plan.plane, weight, bins,
-                       [&](std::int64_t j) { return c[j].re; });
-    });
-    // 1/4 from the first transform, 1/2 from the second; 1/N for S and 1/N for the inverse.
-    const T scale = static_cast<T>(0.125) / static_cast<T>(sites) / static_cast<T>(sites);
-    write_bins<T>(bins, request.bins, scale, fields, request.sums + first * request.bins);
+std::int64_t autocorrelation(const PlanTables<T>& plan, const PowerRequest<T>& request, std::int64_t first,
+                             void* scratch) {
+    const BlockScratch<T> at(plan, request, scratch);
+    for (std::int64_t b = 0; b < request.bins; ++b) at.bins[b] = Vec<T>{};
+    const RowReader<T> rows = read_fields(plan, request, first);
+    const auto store_power = [&](std::int64_t kx, T) {
+        return StorePower<T>{at.spectrum + kx, at.spectrum + (kx > 0 ? plan.n2 - kx : 0), plan.n2};
+    };
+    const auto add_lags = [&](std::int64_t x, T weight) {
+        return AddReal<T>{request.bin_of_mode + x * plan.plane, at.bins, weight};
+    };
+    const LaneRows<T> spectrum{at.spectrum};
+    if (plan.plane == 1) {
+        const std::int64_t own_mirror = plan.n2 % 2 == 0 ? plan.half - 1 : 0;
+        transform_single_row(plan, rows, at.work,
+                             [&](std::int64_t kx, const Complex<T>& z) { store_power(kx, T{1}).alone(0, z); });
+        transform_single_row(plan, spectrum, at.work, [&](std::int64_t x, const Complex<T>& c) {
+            add_lags(x, x == 0 || x == own_mirror ? T{1} : T{2}).alone(0, c);
+        });
+    } else {
+        transform_rows(plan, rows, at.block, at.work);
+        transform_planes(plan, at.block, at.work, store_power);
+        transform_rows(plan, spectrum, at.block, at.work);
+        transform_planes(plan, at.block, at.work, add_lags);
+    }
+    return write_rows<T>(at.bins, request.kept_bins, request.scale, request.factor, fields_in_group(request, first),
+                         request.out + first * request.kept_bins);
 }
 
 }  // namespace fastcrit::FASTCRIT_ISA

@@ -1,14 +1,24 @@
 // Lanes: a register of W values, one from each of W fields of the batch. Compiled once per instruction set;
 // everything here lives in that set's namespace, so that no linker can mix them.
+// Needs __builtin_shufflevector: GCC 12 or Clang.
 // (No standard containers in these headers: an AVX-512 copy of std::vector must not reach an older processor.)
 #pragma once
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #ifndef FASTCRIT_ISA
 #error "FASTCRIT_ISA names the namespace of the instruction set being compiled"
+#endif
+
+// Inlines everything a function calls before anything is optimised: only then do its arrays stay in registers.
+// Sanitizers would take minutes to instrument the result.
+#ifdef FASTCRIT_SANITIZED
+#define FASTCRIT_FLATTEN
+#else
+#define FASTCRIT_FLATTEN [[gnu::flatten]]
 #endif
 
 // Bytes in a register. The widths are those of SSE2 and NEON (16), AVX2 (32) and AVX-512 (64).
@@ -61,6 +71,10 @@ template <class T>
 inline Complex<T> times(Complex<T> a, T re, T im) {
     return {a.re * re - a.im * im, a.re * im + a.im * re};
 }
+template <class T>
+inline Complex<T> conj(Complex<T> a) {
+    return {a.re, -a.im};
+}
 /// a * (-i)
 template <class T>
 inline Complex<T> minus_i(Complex<T> a) {
@@ -78,35 +92,94 @@ inline void store(T* p, Vec<T> v) {
     std::memcpy(p, &v, sizeof v);
 }
 
+// Memory is read and written in pieces of 16 bytes, Q values each: arrays are aligned to 16 bytes, so that no piece
+// straddles two cache lines as whole registers would, and a register of P pieces needs shuffles within pieces only.
+inline constexpr int kPieceBytes = 16;
+template <class T>
+inline constexpr int kPiece = kPieceBytes / static_cast<int>(sizeof(T));  ///< Q
+template <class T>
+inline constexpr int kPieces = kLanes<T> / kPiece<T>;  ///< P
+
+template <class T>
+struct PieceOf;
+template <>
+struct PieceOf<float> {
+    typedef float type __attribute__((vector_size(kPieceBytes)));
+};
+template <>
+struct PieceOf<double> {
+    typedef double type __attribute__((vector_size(kPieceBytes)));
+};
+template <class T>
+using Piece = typename PieceOf<T>::type;
+
+/// Calls f(integral_constant<int, 0>) .. f(integral_constant<int, N - 1>): a loop that is always unrolled.
+template <class F, int... I>
+inline void unroll(std::integer_sequence<int, I...>, const F& f) {
+    (f(std::integral_constant<int, I>{}), ...);
+}
+template <int N, class F>
+inline void unroll(const F& f) {
+    unroll(std::make_integer_sequence<int, N>{}, f);
+}
+
+/// Registers of 16, 32 or 64 bytes from their halves.
+template <class Half, int... I>
+inline auto join(Half a, Half b, std::integer_sequence<int, I...>) {
+    return __builtin_shufflevector(a, b, I...);
+}
+template <int N, class T, class Source>
+inline auto join_pieces(const Source& piece, int first) {
+    if constexpr (N == 1) {
+        Piece<T> v;
+        std::memcpy(&v, piece(first), sizeof v);
+        return v;
+    } else {
+        return join(join_pieces<N / 2, T>(piece, first), join_pieces<N / 2, T>(piece, first + N / 2),
+                    std::make_integer_sequence<int, N * kPiece<T>>{});
+    }
+}
+
+/// A register whose piece p is read from source(p).
+template <class T, class Source>
+inline Vec<T> load_pieces(const Source& source) {
+    return join_pieces<kPieces<T>, T>(source, 0);
+}
+
+template <class T, int P, int... I>
+inline void store_piece(Vec<T> v, T* to, std::integer_sequence<int, I...>) {
+    const Piece<T> piece = __builtin_shufflevector(v, v, (P * kPiece<T> + I)...);
+    std::memcpy(to, &piece, sizeof piece);
+}
+
+/// Writes piece p of the register to target(p).
+template <class T, class Target>
+inline void store_pieces(Vec<T> v, const Target& target) {
+    unroll<kPieces<T>>([&](auto p) {
+        store_piece<T, decltype(p)::value>(v, target(decltype(p)::value), std::make_integer_sequence<int, kPiece<T>>{});
+    });
+}
+
 template <class T, bool High, int... I>
 inline Vec<T> interleave(Vec<T> a, Vec<T> b, std::integer_sequence<int, I...>) {
-    constexpr int w = kLanes<T>;
-#if __has_builtin(__builtin_shufflevector)
-    return __builtin_shufflevector(a, b, (I / 2 + (High ? w / 2 : 0) + (I % 2 ? w : 0))...);
-#else  // GCC before 12
-    return __builtin_shuffle(a, b, typename VectorOf<T>::index{(I / 2 + (High ? w / 2 : 0) + (I % 2 ? w : 0))...});
-#endif
+    constexpr int q = kPiece<T>;
+    // Element I of the result is element (I % q) / 2 (+ q / 2) of its piece of a (even I) or b (odd I).
+    return __builtin_shufflevector(a, b, (I / q * q + I % q / 2 + (High ? q / 2 : 0) + (I % 2 ? kLanes<T> : 0))...);
 }
 
-/// a0 b0 a1 b1 ... from the lower (High = false) or upper halves of a and b.
-template <class T, bool High>
-inline Vec<T> interleave(Vec<T> a, Vec<T> b) {
-    return interleave<T, High>(a, b, std::make_integer_sequence<int, kLanes<T>>{});
-}
-
-/// Transpose of a W x W block: row r of the result holds element r of every input row. log2(W) perfect shuffles.
+/// Transposes every piece of Q registers: element j of piece p of register i becomes element i of piece p of register
+/// j. log2(Q) perfect shuffles.
 template <class T>
-inline void transpose(Vec<T>* rows) {
-    constexpr int w = kLanes<T>;
-    Vec<T> shuffled[w];
-    for (int stage = 1; stage < w; stage *= 2) {
-#pragma GCC unroll 16
-        for (int i = 0; i < w / 2; ++i) {
-            shuffled[2 * i] = interleave<T, false>(rows[i], rows[i + w / 2]);
-            shuffled[2 * i + 1] = interleave<T, true>(rows[i], rows[i + w / 2]);
-        }
-#pragma GCC unroll 16
-        for (int i = 0; i < w; ++i) rows[i] = shuffled[i];
+inline void transpose_pieces(Vec<T>* rows) {
+    constexpr int q = kPiece<T>;
+    const auto lanes = std::make_integer_sequence<int, kLanes<T>>{};
+    for (int stage = 1; stage < q; stage *= 2) {
+        Vec<T> shuffled[q];
+        unroll<q / 2>([&](auto i) {
+            shuffled[2 * i] = interleave<T, false>(rows[i], rows[i + q / 2], lanes);
+            shuffled[2 * i + 1] = interleave<T, true>(rows[i], rows[i + q / 2], lanes);
+        });
+        unroll<q>([&](auto i) { rows[i] = shuffled[i]; });
     }
 }
 

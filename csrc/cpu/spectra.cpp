@@ -1,118 +1,65 @@
-// Chooses the instruction set at run time and hands groups of fields to the threads.
+// Hands groups of fields to the threads.
 #include "fastcrit/spectra.hpp"
 
+#include <algorithm>
 #include <atomic>
-#include <cstdlib>
 #include <stdexcept>
 #include <string>
 
-#include "plan.hpp"
-#include "tables.hpp"
-#include "threads.hpp"
+#include "measurement.hpp"
 
 namespace fastcrit {
-
-#define FASTCRIT_DECLARE(isa)                         \
-    namespace isa {                                   \
-    extern const cpu::Kernels<float> kFloatKernels;   \
-    extern const cpu::Kernels<double> kDoubleKernels; \
-    }
-FASTCRIT_DECLARE(baseline)
-#ifdef FASTCRIT_X86
-FASTCRIT_DECLARE(avx2)
-FASTCRIT_DECLARE(avx512)
-#endif
-#undef FASTCRIT_DECLARE
-
 namespace {
 
-struct InstructionSet {
-    const char* name;
-    bool (*available)();
-    const cpu::Kernels<float>* single;
-    const cpu::Kernels<double>* twice;
-};
+// Measured on Zen 4 with 1 MiB of L2 and 32 MiB of L3 shared by many cores: fields in the lanes are the faster up to 17
+// MB where the L3 is free, by a quarter at 4 MiB; but threads share it, and lines need a W-th of the memory.
+constexpr std::int64_t kLargestBlock = std::int64_t{5} << 20;
 
-// Best first.
-const InstructionSet kSets[] = {
-#ifdef FASTCRIT_X86
-    {"avx512",
-     [] {
-         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
-     },
-     &avx512::kFloatKernels, &avx512::kDoubleKernels},
-    {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }, &avx2::kFloatKernels,
-     &avx2::kDoubleKernels},
-#endif
-    {"baseline", [] { return true; }, &baseline::kFloatKernels, &baseline::kDoubleKernels},
-};
-
-const InstructionSet* find_set(const std::string& name) {
-    std::string known;
-    for (const InstructionSet& set : kSets) {
-        if (name == set.name && set.available()) return &set;
-        if (set.available()) known += std::string(known.empty() ? "" : ", ") + set.name;
-    }
-    throw std::invalid_argument("instruction set: '" + name + "' is not available here; expected one of " + known);
+std::atomic<std::int64_t>& current_largest_block() {
+    static std::atomic<std::int64_t> bytes{kLargestBlock};
+    return bytes;
 }
 
-const InstructionSet* initial_set() {
-    if (const char* name = std::getenv("FASTCRIT_ISA")) return find_set(name);
-    for (const InstructionSet& set : kSets) {
-        if (set.available()) return &set;
-    }
-    return &kSets[0];  // not reached: the baseline is always available
-}
+// A task is a run of groups of fields, so that a thread knows what it will read next: as many as leave every thread
+// eight tasks, whose uneven times even out.
+constexpr std::int64_t kTasksPerThread = 8;
+constexpr std::int64_t kMostGroupsPerTask = 16;
 
-std::atomic<const InstructionSet*>& current_set() {
-    static std::atomic<const InstructionSet*> set{initial_set()};
-    return set;
-}
-
+/// Measures all fields. Returns the first whose result is not finite, or the number of fields.
 template <class T>
-const cpu::Kernels<T>& kernels();
-template <>
-const cpu::Kernels<float>& kernels<float>() {
-    return *current_set().load()->single;
+std::int64_t run(const cpu::Measurement<T>& measurement, const cpu::PowerRequest<T>& request) {
+    const std::int64_t groups = measurement.groups(request.count);
+    const std::int64_t length =
+        std::clamp<std::int64_t>(groups / (kTasksPerThread * num_threads()), 1, kMostGroupsPerTask);
+    std::atomic<std::int64_t> first_bad{request.count};
+    cpu::parallel_for((groups + length - 1) / length, [&](std::int64_t task) {
+        for (std::int64_t g = task * length; g < std::min(groups, (task + 1) * length); ++g) {
+            const std::int64_t first = g * measurement.kernel.fields;
+            const std::int64_t good = measurement.run(request, first);
+            if (good < measurement.group_end(request, first)) cpu::lower(first_bad, good);
+        }
+    });
+    return first_bad;
 }
-template <>
-const cpu::Kernels<double>& kernels<double>() {
-    return *current_set().load()->twice;
-}
-
-std::int64_t groups(std::int64_t count, int lanes) { return (count + lanes - 1) / lanes; }
 
 }  // namespace
 
-const char* instruction_set() { return current_set().load()->name; }
+std::int64_t cpu::largest_block() { return current_largest_block(); }
 
-std::vector<const char*> available_instruction_sets() {
-    std::vector<const char*> names;
-    for (const InstructionSet& set : kSets) {
-        if (set.available()) names.push_back(set.name);
-    }
-    return names;
-}
+void set_largest_block(std::int64_t bytes) { current_largest_block() = bytes < 0 ? kLargestBlock : bytes; }
 
-void use_instruction_set(const char* name) { current_set() = find_set(name); }
-
-struct Spectrometer::Tables {
-    explicit Tables(const std::vector<std::int64_t>& shape) : lattice(shape), single(lattice), twice(lattice) {}
-
-    template <class T>
-    const cpu::PlanTables<T>& of() const {
-        if constexpr (sizeof(T) == sizeof(float)) {
-            return single.tables();
-        } else {
-            return twice.tables();
+Selection::Selection(const Lattice& lattice, const std::vector<std::int32_t>& indices)
+    : size_(static_cast<std::int32_t>(indices.size())),
+      slot_(static_cast<std::size_t>(lattice.half()) * static_cast<std::size_t>(lattice.plane()), -1) {
+    const auto modes = static_cast<std::int32_t>(slot_.size());
+    for (std::size_t i = 0; i < indices.size(); ++i) {
+        if (indices[i] < 0 || indices[i] >= modes || (i > 0 && indices[i] <= indices[i - 1])) {
+            throw std::invalid_argument("selected: expected ascending indices below " + std::to_string(modes));
         }
+        slot_[static_cast<std::size_t>(indices[i])] = static_cast<std::int32_t>(i);
+        columns_ = indices[i] / lattice.plane() + 1;
     }
-
-    Lattice lattice;
-    cpu::Plan<float> single;
-    cpu::Plan<double> twice;
-};
+}
 
 Spectrometer::Spectrometer(const std::vector<std::int64_t>& shape) : tables_(std::make_unique<const Tables>(shape)) {}
 Spectrometer::~Spectrometer() = default;
@@ -124,71 +71,80 @@ std::int64_t Spectrometer::bins(Bins bins) const {
 }
 
 template <class T>
-void Spectrometer::power(const T* fields, std::int64_t count, const T* offset, Bins bins, T* sums,
-                         const std::vector<std::int32_t>& selected, T* modes) const {
-    const cpu::PlanTables<T>& plan = tables_->of<T>();
-    const std::int64_t half_modes = static_cast<std::int64_t>(plan.half) * plan.plane;
-    for (std::size_t i = 0; i < selected.size(); ++i) {
-        if (selected[i] < 0 || selected[i] >= half_modes || (i > 0 && selected[i] <= selected[i - 1])) {
-            throw std::invalid_argument("selected: expected ascending indices below " + std::to_string(half_modes));
-        }
+std::int64_t Spectrometer::shell_power(const T* fields, std::int64_t count, std::int64_t shells, T* mean) const {
+    if (shells < 1 || shells > lattice().shells()) {
+        throw std::invalid_argument("shells: expected 1 to " + std::to_string(lattice().shells()) + ", got " +
+                                    std::to_string(shells));
     }
-    const std::vector<std::int32_t>& bin = bins == Bins::shells ? lattice().shell_of_mode() : lattice().orbit_of_mode();
-    const cpu::PowerRequest<T> request{fields,
-                                       count,
-                                       offset,
-                                       bin.data(),
-                                       static_cast<std::int32_t>(this->bins(bins)),
-                                       sums,
-                                       selected.data(),
-                                       static_cast<std::int32_t>(selected.size()),
-                                       modes};
-    const cpu::Kernels<T>& kernel = kernels<T>();
-    cpu::parallel_for(groups(count, kernel.lanes), [&](std::int64_t group) {
-        kernel.power(plan, request, group * kernel.lanes, cpu::thread_scratch(kernel.power_scratch(plan, request)));
-    });
+    cpu::PowerRequest<T> request{};
+    request.fields = fields;
+    request.count = count;
+    request.kept_bins = static_cast<std::int32_t>(shells);
+    request.scale = tables_->of<T>().shell_scale.data();
+    request.out = mean;
+    return run(tables_->prepare(request, Bins::shells), request);
 }
 
 template <class T>
-void Spectrometer::autocorrelation(const T* fields, std::int64_t count, const T* offset, T* sums) const {
-    const cpu::PlanTables<T>& plan = tables_->of<T>();
-    const cpu::PowerRequest<T> request{fields,
-                                       count,
-                                       offset,
-                                       lattice().lag_shell_of_site().data(),
-                                       static_cast<std::int32_t>(lattice().lag_shells().size()),
-                                       sums,
-                                       nullptr,
-                                       0,
-                                       nullptr};
-    const cpu::Kernels<T>& kernel = kernels<T>();
-    cpu::parallel_for(groups(count, kernel.lanes), [&](std::int64_t group) {
-        kernel.autocorrelation(plan, request, group * kernel.lanes,
-                               cpu::thread_scratch(kernel.autocorrelation_scratch(plan, request)));
-    });
+std::int64_t Spectrometer::power(const T* fields, std::int64_t count, const T* offset, Bins bins, T* sums,
+                                 const Selection* selected, T* modes) const {
+    cpu::PowerRequest<T> request{};
+    request.fields = fields;
+    request.count = count;
+    request.offset = offset;
+    request.kept_bins = static_cast<std::int32_t>(this->bins(bins));
+    request.factor = static_cast<T>(0.25 / static_cast<double>(lattice().sites()));
+    request.out = sums;
+    if (selected != nullptr) {
+        request.n_selected = selected->size();
+        request.slot = selected->slot().data();
+        request.selected_columns = selected->columns();
+        request.modes = modes;
+    }
+    return run(tables_->prepare(request, bins), request);
 }
 
 template <class T>
-void Spectrometer::modes(const T* fields, std::int64_t count, double* out) const {
-    const cpu::PlanTables<T>& plan = tables_->of<T>();
+std::int64_t Spectrometer::autocorrelation(const T* fields, std::int64_t count, const T* offset, T* sums) const {
+    const auto sites = static_cast<double>(lattice().sites());
+    cpu::PowerRequest<T> request{};
+    request.fields = fields;
+    request.count = count;
+    request.offset = offset;
+    request.bin_of_mode = lattice().lag_shell_of_site().data();
+    request.bins = request.kept_bins = static_cast<std::int32_t>(lattice().lag_shells().size());
+    // 1/4 from the first transform, 1/2 from the second; 1/N for S and 1/N for the inverse.
+    request.factor = static_cast<T>(0.125 / sites / sites);
+    request.out = sums;
+    const cpu::PlanTables<T>& plan = tables_->of<T>().plan.tables();
+    const cpu::PowerKernel<T>& kernel = cpu::kernels<T>().autocorrelation;
+    return run(cpu::Measurement<T>{plan, kernel, kernel.scratch(plan, request)}, request);
+}
+
+template <class T>
+std::int64_t Spectrometer::first_modes(const T* fields, std::int64_t count, double* out) const {
+    const cpu::PlanTables<T>& plan = tables_->of<T>().plan.tables();
     const cpu::ModesRequest<T> request{fields, count, lattice().ndim(), out};
-    const cpu::Kernels<T>& kernel = kernels<T>();
-    // Fields are handed out in runs: one small field is less work than taking a task.
-    constexpr std::int64_t run = 16;
+    const cpu::Kernels<T>& kernel = cpu::kernels<T>();
+    // Fields are handed out in runs of about 64 KiB: less is less work than taking a task.
+    const std::int64_t run = std::max<std::int64_t>(1, (std::int64_t{1} << 16) / (lattice().sites() * sizeof(T)));
+    std::atomic<std::int64_t> first_bad{count};
     cpu::parallel_for((count + run - 1) / run, [&](std::int64_t task) {
-        void* scratch = cpu::thread_scratch(kernel.modes_scratch(plan));
-        for (std::int64_t i = task * run; i < count && i < (task + 1) * run; ++i) {
-            kernel.modes(plan, request, i, scratch);
+        void* scratch = cpu::thread_scratch(cpu::Scratch::task, kernel.modes_scratch(plan));
+        for (std::int64_t i = task * run; i < std::min(count, (task + 1) * run); ++i) {
+            if (!kernel.modes(plan, request, i, scratch)) cpu::lower(first_bad, i);
         }
     });
+    return first_bad;
 }
 
 // NOLINTBEGIN(bugprone-macro-parentheses): a type in a signature takes no parentheses.
-#define FASTCRIT_INSTANTIATE(T)                                                                                        \
-    template void Spectrometer::power<T>(const T*, std::int64_t, const T*, Bins, T*, const std::vector<std::int32_t>&, \
-                                         T*) const;                                                                    \
-    template void Spectrometer::autocorrelation<T>(const T*, std::int64_t, const T*, T*) const;                        \
-    template void Spectrometer::modes<T>(const T*, std::int64_t, double*) const;
+#define FASTCRIT_INSTANTIATE(T)                                                                                    \
+    template std::int64_t Spectrometer::shell_power<T>(const T*, std::int64_t, std::int64_t, T*) const;            \
+    template std::int64_t Spectrometer::power<T>(const T*, std::int64_t, const T*, Bins, T*, const Selection*, T*) \
+        const;                                                                                                     \
+    template std::int64_t Spectrometer::autocorrelation<T>(const T*, std::int64_t, const T*, T*) const;            \
+    template std::int64_t Spectrometer::first_modes<T>(const T*, std::int64_t, double*) const;
 // NOLINTEND(bugprone-macro-parentheses)
 FASTCRIT_INSTANTIATE(float)
 FASTCRIT_INSTANTIATE(double)

@@ -11,9 +11,13 @@ template <class T>
 struct FftTables {
     std::int32_t n;
     std::int32_t passes;
-    const std::int32_t* radices;  ///< product n; 4, 2, 3, 5, then other primes
+    const std::int32_t* radices;  ///< product n; primes without a codelet first, powers of two last
     const T* twiddles;  ///< per pass, for p = 0 .. m-1, u = 1 .. radix-1: re, im of exp(-2 pi i p u / (radix m))
     const T* roots;     ///< per pass of a radix without a codelet: re, im of exp(-2 pi i j / radix)
+    // Only where a prime factor is large: then there are no passes.
+    const FftTables* convolution;  ///< transform of a smooth length >= 2 n - 1; or null
+    const T* chirp;                ///< re, im of exp(-pi i j^2 / n), j < n
+    const T* chirp_spectrum;       ///< transform of the conjugate chirp over that length
 };
 
 /// What one lattice needs in one precision.
@@ -24,12 +28,14 @@ struct PlanTables {
     std::int32_t half;        ///< n2/2 + 1
     /// Distance between consecutive planes of a block, in complex lanes.
     std::int32_t plane_stride;
-    std::int32_t work;  ///< complex lanes of work space beside the block: a row pair twice, or one plane
-    bool split_row;     ///< a single row of even length: transformed as its even and odd halves
+    std::int32_t spare;  ///< complex lanes of work space beside the block: a row pair twice, or one plane
+    std::int32_t work;   ///< the same and, behind it, what convolutions need
+    bool split_row;      ///< a single row of even length: transformed as its even and odd halves
     FftTables<T> along_z, along_y, along_x;
-    const T* split_twiddles;       ///< re, im of exp(-2 pi i k / n2), k = 0 .. n2/2, when split_row
-    const std::int32_t* mirror;    ///< index in a plane of the mode with (z, y) negated
-    const double* fundamental[3];  ///< re, im of exp(-2 pi i j / side), j = 0 .. side-1
+    const T* split_twiddles;     ///< re, im of exp(-2 pi i k / n2), k = 0 .. n2/2, when split_row
+    const std::int32_t* mirror;  ///< index in a plane of the mode with (z, y) negated
+    const T* wave_re[3];         ///< of exp(-2 pi i j / side), j = 0 .. side-1, for each axis
+    const T* wave_im[3];
 };
 
 /// Power of every mode, summed within bins, field by field. Fields are contiguous and `count` of them follow each
@@ -38,17 +44,26 @@ template <class T>
 struct PowerRequest {
     const T* fields;
     std::int64_t count;
-    const T* offset;                  ///< one field, subtracted from each; or null
-    const std::int32_t* bin_of_mode;  ///< [kx][z][y]
+    const T* offset = nullptr;  ///< one field, subtracted from each; or null
+    bool sign = false;          ///< transform the signs, +1 or -1, of the values instead
+
     std::int32_t bins;
-    T* sums;                       ///< (count, bins): sum over the full lattice of |phi^|^2 / N in the bin
-    const std::int32_t* selected;  ///< indices into [kx][z][y], ascending
-    std::int32_t n_selected;
-    T* modes;  ///< (count, n_selected, 2): phi^ of the selected modes
+    const std::int32_t* bin_of_mode;           ///< [kx][z][y]
+    const std::int32_t* bin_by_row = nullptr;  ///< [z][y][kx], for `lines`
+    std::int32_t kept_bins;                    ///< bins written, from the first on
+    const T* scale = nullptr;  ///< per bin, what the sum of (2 |phi^|)^2 is multiplied with; or null for
+    T factor = T{1};           ///< the same in all bins
+    T* out;                    ///< (count, kept_bins)
+
+    std::int32_t n_selected = 0;
+    const std::int32_t* slot = nullptr;  ///< [kx][z][y]: place among the selected modes, or -1
+    std::int32_t selected_columns = 0;   ///< kx of all selected modes are below this
+    T* modes = nullptr;                  ///< (count, n_selected, re/im): phi^ of the selected modes
+    double* totals = nullptr;            ///< (count): sum over sites in double; or null. Not with an offset.
 };
 
-/// Sums that need no transform: (count, 2 + 2 ndim) doubles: sum, sum of squares, then phi^ at the first wavevector of
-/// each axis, slowest axis first.
+/// Modes that need no transform: (count, 1 + 2 ndim) doubles: sum over the field, then re and im of phi^ at the first
+/// wavevector of each axis, slowest axis first.
 template <class T>
 struct ModesRequest {
     const T* fields;
@@ -57,17 +72,26 @@ struct ModesRequest {
     double* out;
 };
 
-/// The kernels of one instruction set in one precision. Each call handles the fields from `first` on: one group of
-/// `lanes` fields (power, autocorrelation) or one field (modes). Scratch is 64-byte aligned.
+/// One kind of measurement of one instruction set. A call handles the `fields` fields from `first` on and returns how
+/// many there are before one whose result is not finite. Scratch is 64-byte aligned.
+template <class T>
+struct PowerKernel {
+    int fields;
+    std::int64_t (*scratch)(const PlanTables<T>&, const PowerRequest<T>&);  ///< bytes
+    std::int64_t (*run)(const PlanTables<T>&, const PowerRequest<T>&, std::int64_t first, void* scratch);
+};
+
+/// The kernels of one instruction set in one precision.
 template <class T>
 struct Kernels {
-    int lanes;
-    std::int64_t (*power_scratch)(const PlanTables<T>&, const PowerRequest<T>&);  ///< bytes
-    void (*power)(const PlanTables<T>&, const PowerRequest<T>&, std::int64_t first, void* scratch);
-    std::int64_t (*autocorrelation_scratch)(const PlanTables<T>&, const PowerRequest<T>&);
-    void (*autocorrelation)(const PlanTables<T>&, const PowerRequest<T>&, std::int64_t first, void* scratch);
+    PowerKernel<T> power;            ///< a field in each lane
+    PowerKernel<T> lines;            ///< power again, of one field with its lines in the lanes
+    PowerKernel<T> autocorrelation;  ///< a field in each lane
     std::int64_t (*modes_scratch)(const PlanTables<T>&);
-    void (*modes)(const PlanTables<T>&, const ModesRequest<T>&, std::int64_t first, void* scratch);
+    /// One field. False when it holds a value that is not finite.
+    bool (*modes)(const PlanTables<T>&, const ModesRequest<T>&, std::int64_t index, void* scratch);
+    void (*add_rows)(const T* from, std::int64_t pitch, std::int64_t rows, double* to, std::int64_t n);
+    void (*add_signs)(const T* from, std::int64_t pitch, std::int64_t rows, double* to, std::int64_t n);
 };
 
 }  // namespace fastcrit::cpu

@@ -72,6 +72,21 @@ struct Loop {
     }
 };
 
+// Waking a sleeping thread takes tens of microseconds, as long as a small batch. Loops often follow each other closely,
+// so a thread first looks this many times whether there is something to do (some ten microseconds in all).
+constexpr int kSpins = 400;
+
+template <class Condition>
+void spin_until(const Condition& met) {
+    for (int i = 0; i < kSpins && !met(); ++i) {
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#elif defined(__aarch64__)
+        __asm__ __volatile__("yield");
+#endif
+    }
+}
+
 class Pool {
 public:
     ~Pool() {
@@ -101,8 +116,12 @@ public:
         }
         wake_.notify_all();
         loop.run();
+        {
+            const std::lock_guard<std::mutex> lock(mutex_);
+            wanted_ = 0;
+        }
+        spin_until([this] { return running_ == 0; });
         std::unique_lock<std::mutex> lock(mutex_);
-        wanted_ = 0;
         done_.wait(lock, [this] { return running_ == 0; });
         loop_ = nullptr;
         return true;
@@ -110,8 +129,9 @@ public:
 
 private:
     void serve() {
-        std::unique_lock<std::mutex> lock(mutex_);
         for (;;) {
+            spin_until([this] { return stopping_ || wanted_ > 0; });
+            std::unique_lock<std::mutex> lock(mutex_);
             wake_.wait(lock, [this] { return stopping_ || wanted_ > 0; });
             if (stopping_) return;
             --wanted_;
@@ -129,9 +149,10 @@ private:
     std::condition_variable wake_;
     std::condition_variable done_;
     Loop* loop_ = nullptr;
-    int wanted_ = 0;
-    int running_ = 0;
-    bool stopping_ = false;
+    // Changed only under the mutex; read without it by threads that spin.
+    std::atomic<int> wanted_{0};
+    std::atomic<int> running_{0};
+    std::atomic<bool> stopping_{false};
     std::vector<std::thread> threads_;
 };
 
@@ -152,11 +173,11 @@ Pool& pool() {
     return **the_pool;
 }
 
-struct Scratch {
-    void* memory = nullptr;
+struct Memory {
+    void* begin = nullptr;
     std::int64_t size = 0;
 
-    ~Scratch() { std::free(memory); }
+    ~Memory() { std::free(begin); }
 };
 
 }  // namespace
@@ -182,18 +203,19 @@ void parallel_for(std::int64_t tasks, const std::function<void(std::int64_t)>& w
     if (loop.failed) std::rethrow_exception(loop.failed);
 }
 
-void* thread_scratch(std::int64_t bytes) {
-    thread_local Scratch scratch;
-    if (scratch.size < bytes) {
+void* thread_scratch(Scratch use, std::int64_t bytes) {
+    thread_local Memory kept[2];
+    Memory& memory = kept[static_cast<int>(use)];
+    if (memory.size < bytes) {
         constexpr std::int64_t alignment = 64;
         const std::int64_t rounded = (bytes + alignment - 1) / alignment * alignment;
-        std::free(scratch.memory);
-        scratch.size = 0;
-        scratch.memory = std::aligned_alloc(alignment, static_cast<std::size_t>(rounded));
-        if (scratch.memory == nullptr) throw std::bad_alloc();
-        scratch.size = rounded;
+        std::free(memory.begin);
+        memory.size = 0;
+        memory.begin = std::aligned_alloc(alignment, static_cast<std::size_t>(rounded));
+        if (memory.begin == nullptr) throw std::bad_alloc();
+        memory.size = rounded;
     }
-    return scratch.memory;
+    return memory.begin;
 }
 
 }  // namespace cpu

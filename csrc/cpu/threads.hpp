@@ -10,7 +10,10 @@ namespace fastcrit::cpu {
 /// caller runs everything itself. The first exception thrown by work is thrown here, after all threads have stopped.
 void parallel_for(std::int64_t tasks, const std::function<void(std::int64_t)>& work);
 
+/// What a thread keeps memory for: the work of one task, or the results of a batch before they are added up.
+enum class Scratch { task, batch };
+
 /// At least `bytes` of 64-byte aligned memory that belongs to the calling thread and is kept between calls.
-void* thread_scratch(std::int64_t bytes);
+void* thread_scratch(Scratch use, std::int64_t bytes);
 
 }  // namespace fastcrit::cpu

@@ -51,9 +51,9 @@ void several_callers_at_once() {
 }
 
 void scratch_is_aligned_and_kept() {
-    void* first = fastcrit::cpu::thread_scratch(1000);
+    void* first = fastcrit::cpu::thread_scratch(fastcrit::cpu::Scratch::task, 1000);
     CHECK(reinterpret_cast<std::uintptr_t>(first) % 64 == 0);
-    CHECK(fastcrit::cpu::thread_scratch(500) == first);
+    CHECK(fastcrit::cpu::thread_scratch(fastcrit::cpu::Scratch::task, 500) == first);
 }
 
 [[maybe_unused]] void a_forked_child_has_a_pool_of_its_own() {

@@ -45,8 +45,11 @@ public:
 
     const std::vector<Orbit>& orbits() const { return orbits_; }  ///< ascending |k|
     const std::vector<std::int32_t>& orbit_of_mode() const { return orbit_of_mode_; }
+    /// Number of each mode's shell among those that hold modes (all, on lattices that are not very long).
     const std::vector<std::int32_t>& shell_of_mode() const { return shell_of_mode_; }
-    std::int32_t shells() const { return shells_; }  ///< with corners: highest shell + 1
+    /// Shells that hold modes, corners included.
+    std::int32_t shells() const { return static_cast<std::int32_t>(shell_multiplicity_.size()); }
+    const std::vector<std::int64_t>& shell_multiplicity() const { return shell_multiplicity_; }
     /// Shells whose centre does not exceed the smallest Nyquist wavenumber of the axes.
     std::int32_t shells_below_nyquist() const { return shells_below_nyquist_; }
     double shell_width() const { return shell_width_; }  ///< dk, rad per site
@@ -66,7 +69,7 @@ private:
     std::vector<Orbit> orbits_;
     std::vector<std::int32_t> orbit_of_mode_;
     std::vector<std::int32_t> shell_of_mode_;
-    std::int32_t shells_ = 0;
+    std::vector<std::int64_t> shell_multiplicity_;
     std::int32_t shells_below_nyquist_ = 0;
     std::vector<std::int32_t> lag_shell_of_site_;
     std::vector<LagShell> lag_shells_;

@@ -13,6 +13,37 @@ namespace fastcrit {
 /// How modes are gathered: in shells of |k|, or in the finer classes that lattice symmetry makes equal.
 enum class Bins { shells, orbits };
 
+/// Modes whose phi^ is wanted, besides power.
+class Selection {
+public:
+    /// indices into the half spectrum [kx][z][y], ascending; throws std::invalid_argument where they are not.
+    Selection(const Lattice& lattice, const std::vector<std::int32_t>& indices);
+
+    std::int32_t size() const { return size_; }
+    /// [kx][z][y]: place of each mode among those selected, or -1.
+    const std::vector<std::int32_t>& slot() const { return slot_; }
+    std::int32_t columns() const { return columns_; }  ///< kx of all selected modes are below this
+
+private:
+    std::int32_t size_;
+    std::vector<std::int32_t> slot_;
+    std::int32_t columns_ = 0;
+};
+
+/// Sums over samples, by jackknife block: where `record` adds a batch. All in double; B blocks, C channels.
+struct Record {
+    std::int64_t blocks;
+    std::int64_t channels;
+    std::int64_t* count;  ///< (B): samples
+    double* power;        ///< (B, C, orbits): |phi^|^2 / N over the modes of the orbit
+    double* low;          ///< (B, C, selected, re/im): phi^ of the selected modes
+    double* first;        ///< (B, C, ndim): |phi^|^2 / N at 2 pi / L along each axis alone, slowest axis first
+    double* moments;      ///< (B, C, 4): m, |m|, m^2, m^4 of the mean m of a field
+    double* field;        ///< (C, sites)
+    double* sign_power;   ///< as power and field, of the signs (+1 for values >= 0, else -1); or both null
+    double* sign_field;
+};
+
 /// A lattice with its tables in both precisions. Immutable and shared freely between threads.
 class Spectrometer {
 public:
@@ -24,19 +55,33 @@ public:
     const Lattice& lattice() const;
     std::int64_t bins(Bins bins) const;
 
-    /// sums (count, bins): sum over the bin's modes of |phi^|^2 / N, phi = field - offset. offset may be null.
-    /// selected: indices into the half spectrum [kx][z][y], ascending; modes (count, selected, re/im): their phi^.
+    // Each of the following returns the number of the first field whose result is not finite, or `count`.
+
+    /// mean (count, shells): mean of |phi^|^2 / N over the modes of each of the first `shells` shells.
     template <class T>
-    void power(const T* fields, std::int64_t count, const T* offset, Bins bins, T* sums,
-               const std::vector<std::int32_t>& selected = {}, T* modes = nullptr) const;
+    std::int64_t shell_power(const T* fields, std::int64_t count, std::int64_t shells, T* mean) const;
+
+    /// sums (count, bins): sum over the bin's modes of |phi^|^2 / N, phi = field - offset. offset may be null.
+    /// modes (count, selected, re/im): phi^ of the selected modes; both null, or neither.
+    template <class T>
+    std::int64_t power(const T* fields, std::int64_t count, const T* offset, Bins bins, T* sums,
+                       const Selection* selected = nullptr, T* modes = nullptr) const;
 
     /// sums (count, lag shells): sum over the lags of the shell of C(r) = 1/N sum_x phi(x) phi(x + r), periodic.
     template <class T>
-    void autocorrelation(const T* fields, std::int64_t count, const T* offset, T* sums) const;
+    std::int64_t autocorrelation(const T* fields, std::int64_t count, const T* offset, T* sums) const;
 
-    /// out (count, 2 + 2 ndim): sum, sum of squares, then re and im of phi^ at 2 pi / L of each axis, slowest first.
+    /// Adds a batch of samples, each of `record.channels` fields; sample j goes to block (first + j) mod blocks. k = 0
+    /// is summed in double. `selected` holds k = 0 and the modes at 2 pi / L along each axis. Nothing is added when a
+    /// result is not finite.
     template <class T>
-    void modes(const T* fields, std::int64_t count, double* out) const;
+    std::int64_t record(const T* fields, std::int64_t samples, std::int64_t first, const Selection& selected,
+                        const Record& record) const;
+
+    /// out (count, 1 + 2 ndim): sum, then re and im of phi^ at 2 pi / L of each axis, slowest first. In one read,
+    /// without a transform.
+    template <class T>
+    std::int64_t first_modes(const T* fields, std::int64_t count, double* out) const;
 
 private:
     struct Tables;
@@ -49,6 +94,10 @@ const char* instruction_set();
 std::vector<const char*> available_instruction_sets();
 /// Throws std::invalid_argument when the processor lacks the set or it was not compiled in.
 void use_instruction_set(const char* name);
+
+/// Fields are transformed side by side, one in each lane of a register, while their block of half spectra takes no more
+/// than this many bytes a thread; larger ones are transformed one at a time. Negative: the default, 5 MiB.
+void set_largest_block(std::int64_t bytes);
 
 /// Threads that a call may use, this one included. At least 1.
 int num_threads();

@@ -1,0 +1,60 @@
+// Sums over samples in double, in the order of the samples.
+#pragma once
+
+#include "simd.hpp"
+
+namespace fastcrit::FASTCRIT_ISA {
+
+/// Doubles in a register, and as many values of T beside them.
+inline constexpr int kWide = FASTCRIT_VECTOR_BYTES / 8;
+template <class T>
+struct NarrowOf;
+template <>
+struct NarrowOf<float> {
+    typedef float type __attribute__((vector_size(FASTCRIT_VECTOR_BYTES / 2)));
+};
+template <>
+struct NarrowOf<double> {
+    typedef double type __attribute__((vector_size(FASTCRIT_VECTOR_BYTES)));
+};
+
+// Rows added to a register of sums before it is written back: as many streams as the L1 cache has ways.
+inline constexpr int kRowsAtOnce = 8;
+
+template <class T, int Rows>
+FASTCRIT_FLATTEN inline void add_rows_at_once(const T* from, std::int64_t pitch, double* to, std::int64_t n) {
+    std::int64_t i = 0;
+    for (; i + kWide <= n; i += kWide) {
+        Vec<double> sum = load(to + i);
+        unroll<Rows>([&](auto r) {
+            typename NarrowOf<T>::type value;
+            std::memcpy(&value, from + r * pitch + i, sizeof value);
+            sum += __builtin_convertvector(value, Vec<double>);
+        });
+        store(to + i, sum);
+    }
+    for (; i < n; ++i) {
+        double sum = to[i];
+        unroll<Rows>([&](auto r) { sum += static_cast<double>(from[r * pitch + i]); });
+        to[i] = sum;
+    }
+}
+
+/// to[i] += from[i] + from[pitch + i] + .. over `rows` rows, i < n, from left to right: the bits do not depend on how
+/// the rows are cut into calls.
+template <class T>
+void add_rows(const T* from, std::int64_t pitch, std::int64_t rows, double* to, std::int64_t n) {
+    std::int64_t r = 0;
+    for (; r + kRowsAtOnce <= rows; r += kRowsAtOnce) add_rows_at_once<T, kRowsAtOnce>(from + r * pitch, pitch, to, n);
+    for (; r < rows; ++r) add_rows_at_once<T, 1>(from + r * pitch, pitch, to, n);
+}
+
+/// As add_rows, of the signs: +1 for values >= 0, otherwise -1.
+template <class T>
+void add_signs(const T* from, std::int64_t pitch, std::int64_t rows, double* to, std::int64_t n) {
+    for (std::int64_t r = 0; r < rows; ++r) {
+        for (std::int64_t i = 0; i < n; ++i) to[i] += from[r * pitch + i] >= T{0} ? 1.0 : -1.0;
+    }
+}
+
+}  // namespace fastcrit::FASTCRIT_ISA

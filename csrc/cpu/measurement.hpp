@@ -1,0 +1,114 @@
+// What a Spectrometer holds, and how a request for binned power is run with it.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <mutex>
+#include <vector>
+
+#include "fastcrit/spectra.hpp"
+#include "instruction_sets.hpp"
+#include "plan.hpp"
+#include "threads.hpp"
+
+namespace fastcrit {
+
+namespace cpu {
+
+template <class T>
+struct PlanWithScale {
+    explicit PlanWithScale(const Lattice& lattice) : plan(lattice) {
+        const auto sites = static_cast<double>(lattice.sites());
+        for (const std::int64_t modes : lattice.shell_multiplicity()) {
+            shell_scale.push_back(static_cast<T>(0.25 / sites / static_cast<double>(modes)));
+        }
+    }
+
+    cpu::Plan<T> plan;
+    std::vector<T> shell_scale;  ///< from sums of (2 |phi^|)^2 to the mean power of each shell
+};
+
+/// A request that lacks its bins, made ready: the kernel to run it with.
+template <class T>
+struct Measurement {
+    const PlanTables<T>& plan;
+    const PowerKernel<T>& kernel;
+    std::int64_t scratch;  ///< bytes
+
+    /// Measures the group of fields that begins at `first`. Returns the first field whose result is not finite, or the
+    /// end of the group.
+    std::int64_t run(const PowerRequest<T>& request, std::int64_t first) const {
+        return first + kernel.run(plan, request, first, thread_scratch(Scratch::task, scratch));
+    }
+    std::int64_t groups(std::int64_t count) const { return (count + kernel.fields - 1) / kernel.fields; }
+    std::int64_t group_end(const PowerRequest<T>& request, std::int64_t first) const {
+        return std::min(first + kernel.fields, request.count);
+    }
+};
+
+/// value = min(value, to)
+inline void lower(std::atomic<std::int64_t>& value, std::int64_t to) {
+    std::int64_t known = value;
+    while (to < known && !value.compare_exchange_weak(known, to)) {
+    }
+}
+
+/// Bytes of a block of fields above which lines are in the lanes; see set_largest_block.
+std::int64_t largest_block();
+
+}  // namespace cpu
+
+struct Spectrometer::Tables {
+    explicit Tables(const std::vector<std::int64_t>& shape) : lattice(shape), single(lattice), twice(lattice) {}
+
+    template <class T>
+    const cpu::PlanWithScale<T>& of() const {
+        if constexpr (sizeof(T) == sizeof(float)) {
+            return single;
+        } else {
+            return twice;
+        }
+    }
+
+    const std::vector<std::int32_t>& bin_of_mode(Bins bins) const {
+        return bins == Bins::shells ? lattice.shell_of_mode() : lattice.orbit_of_mode();
+    }
+
+    /// The same in the order [z][y][kx], made when it is first asked for.
+    const std::int32_t* bin_by_row(Bins bins) const {
+        const auto which = static_cast<std::size_t>(bins);
+        std::call_once(made[which], [&] {
+            const std::vector<std::int32_t>& bin = bin_of_mode(bins);
+            const auto half = static_cast<std::size_t>(lattice.half());
+            const auto plane = static_cast<std::size_t>(lattice.plane());
+            rows[which].resize(bin.size());
+            for (std::size_t m = 0; m < bin.size(); ++m) rows[which][m % plane * half + m / plane] = bin[m];
+        });
+        return rows[which].data();
+    }
+
+    /// Fills in the bins of a request and chooses the kernel that suits the lattice: every field is measured in the
+    /// same way, whatever the batch.
+    template <class T>
+    cpu::Measurement<T> prepare(cpu::PowerRequest<T>& request, Bins bins) const {
+        const cpu::PlanTables<T>& plan = of<T>().plan.tables();
+        const cpu::Kernels<T>& kernels = cpu::kernels<T>();
+        request.bins = bins == Bins::shells ? lattice.shells() : static_cast<std::int32_t>(lattice.orbits().size());
+        request.bin_of_mode = bin_of_mode(bins).data();
+        const std::int64_t block = std::int64_t{plan.half} * plan.plane_stride * kernels.power.fields *
+                                   static_cast<std::int64_t>(2 * sizeof(T));
+        const bool whole = plan.plane == 1 || block <= cpu::largest_block();
+        if (!whole) request.bin_by_row = bin_by_row(bins);
+        const cpu::PowerKernel<T>& kernel = whole ? kernels.power : kernels.lines;
+        return {plan, kernel, kernel.scratch(plan, request)};
+    }
+
+    Lattice lattice;
+    cpu::PlanWithScale<float> single;
+    cpu::PlanWithScale<double> twice;
+    mutable std::once_flag made[2];
+    mutable std::vector<std::int32_t> rows[2];
+};
+
+}  // namespace fastcrit

@@ -1,0 +1,226 @@
+// Adds a batch of samples to sums by jackknife block, in one pass over the batch.
+//
+// The batch is cut into spans. A thread measures the fields of a span and keeps what it finds in its cache; when the
+// spans before have had their turn, it adds that to the record, block by block in the order of the samples. Only the
+// fields themselves are summed before: they would take too long in the turn.
+#include <array>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+#include <thread>
+
+#include "measurement.hpp"
+
+namespace fastcrit {
+namespace {
+
+// The cut into spans depends on the batch alone, and so do the sums. A span's turn should be short beside its fields,
+// and there should be spans for every thread.
+constexpr std::int64_t kSpans = 16;
+constexpr std::int64_t kSmallestSpan = std::int64_t{256} << 10;  // bytes
+constexpr std::int64_t kLargestSpan = std::int64_t{2} << 20;
+
+constexpr std::int64_t round_up(std::int64_t n, std::int64_t to) { return (n + to - 1) / to * to; }
+
+/// The arrays of a record that are not counts, and their sizes.
+struct Part {
+    double* data;
+    std::int64_t size;
+};
+std::array<Part, 7> parts(const Record& record, std::int64_t orbits, std::int64_t low, std::int64_t ndim,
+                          std::int64_t sites) {
+    const std::int64_t places = record.blocks * record.channels;
+    const std::int64_t signs = record.sign_power != nullptr ? 1 : 0;
+    return {{{record.power, places * orbits},
+             {record.low, places * low},
+             {record.first, places * ndim},
+             {record.moments, places * 4},
+             {record.field, record.channels * sites},
+             {record.sign_power, signs * places * orbits},
+             {record.sign_field, signs * record.channels * sites}}};
+}
+
+/// What a span gives: sums of fields, and results field by field.
+template <class T>
+struct Found {
+    double* field;       ///< (C, sites)
+    double* sign_field;  ///< likewise
+    double* totals;      ///< per field
+    T* power;            ///< (fields, orbits)
+    T* modes;            ///< (fields, selected, re/im)
+    T* sign_power;       ///< as power
+
+    /// Laid out from `memory` on; `end` is the first byte behind.
+    Found(char* memory, std::int64_t fields, std::int64_t field_sums, std::int64_t orbits, std::int64_t low,
+          bool signs) {
+        const auto take = [&](auto*& part, std::int64_t values) {
+            part = reinterpret_cast<std::remove_reference_t<decltype(part)>>(memory);
+            memory += round_up(values * static_cast<std::int64_t>(sizeof *part), 64);
+        };
+        take(field, field_sums);
+        take(sign_field, signs ? field_sums : 0);
+        take(totals, fields);
+        take(power, fields * orbits);
+        take(modes, fields * low);
+        take(sign_power, signs ? fields * orbits : 0);
+        end = memory;
+    }
+    char* end;
+};
+
+}  // namespace
+
+template <class T>
+std::int64_t Spectrometer::record(const T* fields, std::int64_t samples, std::int64_t first, const Selection& selected,
+                                  const Record& record) const {
+    std::vector<std::int64_t> along;  // place among the selected of the first mode of each axis
+    for (int axis = 3 - lattice().ndim(); axis < 3; ++axis) {
+        const std::int64_t step[3] = {lattice().sides()[1], 1, lattice().plane()};
+        const std::int64_t mode = lattice().sides()[axis] > 1 ? step[axis] : 0;
+        along.push_back(selected.slot()[static_cast<std::size_t>(mode)]);
+    }
+    if (selected.slot()[0] != 0 || *std::min_element(along.begin(), along.end()) < 0) {
+        throw std::invalid_argument("selected: expected k = 0 and the modes at 2 pi / L along each axis among them");
+    }
+    if (samples == 0) return 0;
+    const std::int64_t B = record.blocks;
+    const std::int64_t C = record.channels;
+    const std::int64_t sites = lattice().sites();
+    const std::int64_t orbits = bins(Bins::orbits);
+    const std::int64_t low = 2 * std::int64_t{selected.size()};
+    const auto ndim = static_cast<std::int64_t>(along.size());
+    const bool signs = record.sign_power != nullptr;
+
+    cpu::PowerRequest<T> common{};
+    common.kept_bins = static_cast<std::int32_t>(orbits);
+    common.factor = static_cast<T>(0.25 / static_cast<double>(sites));
+    common.n_selected = selected.size();
+    common.slot = selected.slot().data();
+    common.selected_columns = selected.columns();
+    const cpu::Measurement<T> measurement = tables_->prepare(common, Bins::orbits);
+    const cpu::Kernels<T>& kernel = cpu::kernels<T>();
+
+    const std::int64_t group = measurement.kernel.fields;
+    const std::int64_t sample_bytes = C * sites * static_cast<std::int64_t>(sizeof(T));
+    const std::int64_t span_bytes = std::clamp(samples * sample_bytes / kSpans, kSmallestSpan, kLargestSpan);
+    // Whole groups, and so whole registers, in every span but the last.
+    const std::int64_t span = std::min(samples, round_up(std::max<std::int64_t>(1, span_bytes / sample_bytes), group));
+    const std::int64_t spans = (samples + span - 1) / span;
+    const std::int64_t memory =
+        Found<T>(nullptr, span * C, C * sites, orbits, low, signs).end - static_cast<char*>(nullptr);
+
+    // Measures the fields [begin, end). Returns the first whose result is not finite, or the end.
+    const auto measure = [&](std::int64_t begin, std::int64_t end, const Found<T>& found) {
+        for (std::int64_t f = begin; f < end; f += group) {
+            const std::int64_t i = f - begin;
+            cpu::PowerRequest<T> request = common;
+            request.fields = fields + f * sites;
+            request.count = std::min(group, end - f);
+            request.out = found.power + i * orbits;
+            request.modes = found.modes + i * low;
+            request.totals = found.totals + i;
+            const std::int64_t good = measurement.run(request, 0);
+            if (good < request.count) return f + good;
+            for (std::int64_t c = 0; c < std::min(C, request.count); ++c) {
+                const std::int64_t rows = (request.count - c + C - 1) / C;
+                kernel.add_rows(request.fields + c * sites, C * sites, rows, found.field + (f + c) % C * sites, sites);
+            }
+            if (!signs) continue;
+            request.sign = true;
+            request.out = found.sign_power + i * orbits;
+            request.n_selected = 0;
+            request.totals = nullptr;
+            measurement.run(request, 0);
+            for (std::int64_t c = 0; c < std::min(C, request.count); ++c) {
+                const std::int64_t rows = (request.count - c + C - 1) / C;
+                kernel.add_signs(request.fields + c * sites, C * sites, rows, found.sign_field + (f + c) % C * sites,
+                                 sites);
+            }
+        }
+        return end;
+    };
+
+    // Adds the samples [begin, end) to the record.
+    const auto add = [&](std::int64_t begin, std::int64_t end, const Found<T>& found) {
+        const cpu::Kernels<double>& doubles = cpu::kernels<double>();
+        doubles.add_rows(found.field, 0, 1, record.field, C * sites);
+        if (signs) doubles.add_rows(found.sign_field, 0, 1, record.sign_field, C * sites);
+        for (std::int64_t j = begin; j < std::min(end, begin + B); ++j) {
+            const std::int64_t b = (first + j) % B;
+            const std::int64_t rows = (end - j + B - 1) / B;
+            record.count[b] += rows;
+            for (std::int64_t c = 0; c < C; ++c) {
+                const std::int64_t place = b * C + c;
+                const std::int64_t row = (j - begin) * C + c;
+                for (std::int64_t r = 0; r < rows; ++r) {
+                    const std::int64_t i = row + r * B * C;
+                    T* const modes = found.modes + i * low;
+                    // k = 0, the first orbit and the first selected mode, as float64 has it.
+                    const double total = found.totals[i];
+                    const double m = total / static_cast<double>(sites);
+                    record.power[place * orbits] += total * m;
+                    record.low[place * low] += total;
+                    found.power[i * orbits] = modes[0] = modes[1] = T{0};
+                    const double terms[4] = {m, std::abs(m), m * m, m * m * m * m};
+                    for (int n = 0; n < 4; ++n) record.moments[place * 4 + n] += terms[n];
+                    for (std::int64_t axis = 0; axis < ndim; ++axis) {
+                        const std::int64_t at = along[static_cast<std::size_t>(axis)];
+                        const double re = at == 0 ? total : static_cast<double>(modes[2 * at]);
+                        const double im = at == 0 ? 0.0 : static_cast<double>(modes[2 * at + 1]);
+                        record.first[place * ndim + axis] += (re * re + im * im) / static_cast<double>(sites);
+                    }
+                }
+                kernel.add_rows(found.power + row * orbits, B * C * orbits, rows, record.power + place * orbits,
+                                orbits);
+                kernel.add_rows(found.modes + row * low, B * C * low, rows, record.low + place * low, low);
+                if (!signs) continue;
+                kernel.add_rows(found.sign_power + row * orbits, B * C * orbits, rows,
+                                record.sign_power + place * orbits, orbits);
+            }
+        }
+    };
+
+    // So that nothing is added when a later span holds a value that is not finite.
+    const std::vector<std::int64_t> count_before(record.count, record.count + B);
+    std::vector<double> before;
+    for (const Part& part : parts(record, orbits, low, ndim, sites)) {
+        if (spans > 1) before.insert(before.end(), part.data, part.data + part.size);
+    }
+    std::atomic<std::int64_t> first_bad{samples * C};
+    std::atomic<std::int64_t> turn{0};
+    std::atomic<bool> failed{false};
+    cpu::parallel_for(spans, [&](std::int64_t s) {
+        try {
+            auto* const own = static_cast<char*>(cpu::thread_scratch(cpu::Scratch::batch, memory));
+            const Found<T> found(own, span * C, C * sites, orbits, low, signs);
+            std::memset(own, 0, static_cast<std::size_t>(reinterpret_cast<char*>(found.totals) - own));
+            const std::int64_t begin = s * span;
+            const std::int64_t end = std::min(samples, begin + span);
+            const std::int64_t good = measure(begin * C, end * C, found);
+            if (good < end * C) cpu::lower(first_bad, good);
+            while (turn != s && !failed) std::this_thread::yield();
+            if (first_bad == samples * C) add(begin, end, found);
+            ++turn;
+        } catch (...) {
+            failed = true;  // nobody waits for a turn that will not come
+            throw;
+        }
+    });
+    if (first_bad < samples * C && spans > 1) {
+        auto from = before.cbegin();
+        for (const Part& part : parts(record, orbits, low, ndim, sites)) {
+            std::copy(from, from + part.size, part.data);
+            from += part.size;
+        }
+        std::copy(count_before.begin(), count_before.end(), record.count);
+    }
+    return first_bad;
+}
+
+template std::int64_t Spectrometer::record<float>(const float*, std::int64_t, std::int64_t, const Selection&,
+                                                  const Record&) const;
+template std::int64_t Spectrometer::record<double>(const double*, std::int64_t, std::int64_t, const Selection&,
+                                                   const Record&) const;
+
+}  // namespace fastcrit
