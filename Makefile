@@ -1,5 +1,6 @@
 # make study   install into .venv and run the main job: both dictionaries, figures and tables in runs/
 # make test    everything that has to hold: lint, types, the compiled core, the package
+# make test-aarch64   the compiled core for ARM, cross-compiled and run under qemu
 # make bench   speed against named peers, into docs/benchmarks.md (under 10 minutes on 2 cores)
 # Every target sets up what it needs by itself. PYTHON=python3.12 chooses the interpreter.
 
@@ -10,7 +11,7 @@ CXX_FILES := $(wildcard csrc/*/*.?pp csrc/include/*/*.hpp python/*.cpp)
 TIDY_FILES := $(wildcard csrc/common/*.cpp csrc/cpu/*.cpp)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: study test lint format test-core test-python bench clean
+.PHONY: study test lint format test-core test-aarch64 test-python bench clean
 
 # Finished runs are kept; one that was stopped goes on where it was.
 RUNS := runs/pair runs/binary runs/fashion-mnist
@@ -43,6 +44,14 @@ test-core: build/core/build.ninja build/core-address/build.ninja build/core-thre
 	for build in core core-address core-thread; do \
 	  $(BIN)/cmake --build build/$$build && $(BIN)/ctest --test-dir build/$$build --output-on-failure || exit 1; \
 	done
+
+# The core for aarch64, run under emulation. Needs Debian's g++-aarch64-linux-gnu and qemu-user. Not part of make test.
+test-aarch64: .venv/dev
+	$(BIN)/cmake -S . -B build/core-aarch64 $(CORE_OPTIONS) -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+	  -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
+	  '-DCMAKE_CROSSCOMPILING_EMULATOR=qemu-aarch64;-L;/usr/aarch64-linux-gnu'
+	$(BIN)/cmake --build build/core-aarch64
+	$(BIN)/ctest --test-dir build/core-aarch64 --output-on-failure
 
 test-python: .venv/dev
 	$(BIN)/python -m pytest

@@ -131,16 +131,17 @@ def definitions(peers: tuple[Peer, ...]) -> str:
     return "".join(f"* **{p.name}**: {p.does}.\n" for p in peers)
 
 
-def by_side(rows: list[Row], value: Any) -> list[list[str]]:
-    """A line for each lattice, a column for each dtype."""
+def by_side(rows: list[Row], value: Any, column: Any = lambda r: r["dtype"]) -> str:
+    """A line for each lattice, a column for each dtype or what else tells the rows of a lattice apart."""
+    columns = list(dict.fromkeys(column(r) for r in rows))
     lines: dict[str, list[str]] = {}
     for r in rows:
-        lines.setdefault(lattice(r), ["–"] * len(DTYPES))[DTYPES.index(r["dtype"])] = value(r)
-    return [[name, *values] for name, values in lines.items()]
+        lines.setdefault(lattice(r), ["–"] * len(columns))[columns.index(column(r))] = value(r)
+    return table(["lattice", *columns], [[name, *values] for name, values in lines.items()])
 
 
-def units(rows: list[Row]) -> str:
-    return table(["lattice", *DTYPES], by_side(rows, lambda r: f"{ratio(r['ratio'])}, {duration(r['ratio']['peers'])}"))
+def units(rows: list[Row], column: Any = lambda r: r["dtype"]) -> str:
+    return by_side(rows, lambda r: f"{ratio(r['ratio'])}, {duration(r['ratio']['peers'])}", column)
 
 
 def samples(rows: list[Row]) -> str:
@@ -164,7 +165,7 @@ def memory(rows: list[Row]) -> str:
     def value(r: Row) -> str:
         return f"{r['extra'] / r['threads'] / MIB:.2f} ({r['extra'] / MIB:.2f} in all)"
 
-    return table(["lattice", *DTYPES], by_side(rows, value))
+    return by_side(rows, value)
 
 
 def sampler(rows: list[Row]) -> str:
@@ -266,9 +267,9 @@ time per field does not depend on how many there are. Ratios are of times per fi
 {spectra(spectrum, PACKAGES)}## Other statistics
 
 `fc.correlation_length(fields, method="second_moment", center="none", errors=None)`, in units of `torch.sum` of the same
-array, and its time for the batch:
+array, and its time for the batch. Arrays of 256 MiB come from memory, the smaller ones partly from the cache:
 
-{units(tables["second moment"])}
+{units(tables["second moment"], lambda r: f"{r['dtype']}, {r['MiB']} MiB")}
 `Recorder.update` with its default statistics, in units of the radial spectra of the same batch, and its time:
 
 {units(tables["recorder"])}

@@ -60,7 +60,7 @@ class Spectrometer:
 
     def autocorrelation(self, fields: NDArray[_Real], offset: NDArray[_Real] | None = None) -> NDArray[_Real]: ...
     def first_modes(self, fields: NDArray[np.floating[Any]], out: NDArray[np.float64]) -> int:
-        """Fill out (count, 1 + 2 ndim): sum, re and im at 2 pi / L of each axis; return as shell_power does."""
+        """Fill out (1 + 2 ndim, count): sum, re and im at 2 pi / L of each axis; return as shell_power does."""
 
 class Selection:
     """Modes whose amplitudes are wanted: ascending indices into the half spectrum [kx][z][y]."""

@@ -22,7 +22,7 @@ from fastcrit.spectra import (
     blocks_in_use,
     fewest_for_errors,
     mode_averages,
-    pieces,
+    parts,
 )
 
 Floats = NDArray[np.float64]
@@ -297,20 +297,25 @@ def _first_mode_averages(array: Fields, grid: Lattice, spacing: float, center: s
     power = np.zeros((used, fields, len(grid.orbit_k)))
     first = np.zeros((used, fields, grid.ndim))
     for m in range(fields):
-        # Per sample: k = 0, then real and imaginary part of the first mode of each axis.
-        amplitudes = np.empty((n, 1 + 2 * grid.ndim))
-        for begin, piece in pieces(stack[:, m]):
-            bad = grid.core.first_modes(piece, amplitudes[begin : begin + len(piece)])
-            if bad < len(piece):
-                row = begin + bad
-                check_finite(piece[bad : bad + 1], amplitudes[row : row + 1], row, (n,), "field_or_S")
+        # k = 0, then real and imaginary part of the first mode of each axis; a column per sample.
+        amplitudes = np.concatenate(
+            [_first_modes(grid, piece, begin, n) for begin, piece in parts(stack[:, m])], axis=1
+        )
         if center == "ensemble":
-            amplitudes -= amplitudes.mean(axis=0)
+            amplitudes -= amplitudes.mean(axis=1, keepdims=True)
         squares = block_sums(np.square(amplitudes, out=amplitudes), used) / grid.sites
-        power[:, m, 0] = squares[:, 0]
-        first[:, m] = squares[:, 1::2] + squares[:, 2::2]
+        power[:, m, 0] = squares[0]
+        first[:, m] = (squares[1::2] + squares[2::2]).T
     counts = np.bincount(np.arange(n) % used, minlength=used)
     return ModeAverages(grid, spacing, center, counts, power, first)
+
+
+def _first_modes(grid: Lattice, piece: Fields, begin: int, samples: int) -> Floats:
+    modes = np.empty((1 + 2 * grid.ndim, len(piece)))
+    bad = grid.core.first_modes(piece, modes)
+    if bad < len(piece):
+        check_finite(piece[bad : bad + 1], modes[:1, bad], begin + bad, (samples,), "field_or_S")
+    return modes
 
 
 def _second_moment(modes: ModeAverages, background: float) -> tuple[Floats, NDArray[np.bool_]]:

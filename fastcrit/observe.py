@@ -15,7 +15,7 @@ from fastcrit._arrays import check_finite, check_levels, check_positive, to_real
 from fastcrit._dataset import build_dataset
 from fastcrit._lattice import lattice, selection
 from fastcrit._statefile import read_state, write_state
-from fastcrit.spectra import DEFAULT_BLOCKS, add_to_blocks, pieces
+from fastcrit.spectra import DEFAULT_BLOCKS, add_to_blocks, parts
 
 Floats = NDArray[np.float64]
 
@@ -154,11 +154,10 @@ class Recorder:
         level = {name: values[i] for name, values in self.state.items()}
         # The core adds a whole piece or nothing. Where an array has to be copied piece by piece, whatever stops it
         # half-way, an interrupt included, leaves the level as it was.
-        whole = array.flags.c_contiguous
-        backup = {} if whole else {name: values.copy() for name, values in level.items()}
+        backup = {} if array.flags.c_contiguous else {name: values.copy() for name, values in level.items()}
         counted = level["count"].sum()
         try:
-            for begin, piece in [(0, array)] if whole else pieces(array):
+            for begin, piece in parts(array):
                 self._add(level, piece, first + begin, begin)
         except BaseException:
             for name, before in backup.items():

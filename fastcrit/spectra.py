@@ -135,8 +135,7 @@ def power_spectrum(
     keep = grid.kept_shells(corners)
     power = np.empty((len(flat), keep), dtype=array.dtype)
     taper = None if window is None else _taper(window, grid.shape, array.dtype)
-    ready = detrend is None and taper is None and flat.flags.c_contiguous
-    for begin, piece in [(0, flat)] if ready else pieces(flat):
+    for begin, piece in parts(flat) if detrend is None and taper is None else pieces(flat):
         prepared = _prepare(piece, detrend, taper)
         out = power[begin : begin + len(piece)]
         bad = grid.core.shell_power(prepared, out)
@@ -357,10 +356,11 @@ def add_to_blocks(blocks: NDArray[Any], values: NDArray[Any], first: int) -> Non
 
 
 def block_sums(values: NDArray[np.float64], blocks: int) -> NDArray[np.float64]:
-    """(blocks, ...): sums of the rows j, j + blocks, j + 2 blocks, .. of ``values``."""
-    whole = len(values) // blocks * blocks
-    sums = values[:whole].reshape(-1, blocks, *values.shape[1:]).sum(axis=0)
-    sums[: len(values) - whole] += values[whole:]
+    """(..., blocks): sums of the columns j, j + blocks, j + 2 blocks, .. of ``values``."""
+    n = values.shape[-1]
+    whole = n // blocks * blocks
+    sums = values[..., :whole].reshape(*values.shape[:-1], -1, blocks).sum(axis=-2)
+    sums[..., : n - whole] += values[..., whole:]
     return np.asarray(sums)
 
 
@@ -370,6 +370,11 @@ def ensemble_mean(samples: Fields, name: str = "field") -> Fields:
     if not np.isfinite(mean).all():  # once subtracted it would spoil every sample
         check_finite(samples, samples, 0, (len(samples),), name)
     return mean.astype(samples.dtype)
+
+
+def parts(fields: Fields) -> Iterator[tuple[int, Fields]]:
+    """All fields at once where they are contiguous, otherwise `pieces`."""
+    return iter([(0, fields)]) if fields.flags.c_contiguous else pieces(fields)
 
 
 def pieces(fields: Fields) -> Iterator[tuple[int, Fields]]:

@@ -174,7 +174,7 @@ std::int64_t record(const Spectrometer& self, const Array<T>& fields, std::int64
 template <class T>
 std::int64_t first_modes(const Spectrometer& self, const Array<T>& fields, Array<double> out) {
     const std::int64_t count = count_fields(fields, self.lattice());
-    double* const modes = output(out, {static_cast<py::ssize_t>(count), 1 + 2 * self.lattice().ndim()}, "out");
+    double* const modes = output(out, {1 + 2 * self.lattice().ndim(), static_cast<py::ssize_t>(count)}, "out");
     const T* const in = fields.data();
     const py::gil_scoped_release release;
     return self.first_modes<T>(in, count, modes);

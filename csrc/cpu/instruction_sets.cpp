@@ -43,7 +43,12 @@ const InstructionSet kSets[] = {
     {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }, &avx2::kFloatKernels,
      &avx2::kDoubleKernels},
 #endif
-    {"baseline", [] { return true; }, &baseline::kFloatKernels, &baseline::kDoubleKernels},
+#ifdef __aarch64__
+    {"neon",  // which every aarch64 processor has
+#else
+    {"baseline",
+#endif
+     [] { return true; }, &baseline::kFloatKernels, &baseline::kDoubleKernels},
 };
 
 const InstructionSet* find_set(const std::string& name) {

@@ -11,14 +11,19 @@ using cpu::PlanTables;
 
 // Sums over up to this many rows are kept in the precision of the field before they go to double.
 inline constexpr std::int64_t kRowsPerFlush = 64;
-// Rows read side by side, so that a column sum is loaded and stored once for all of them.
+// Short rows are read four at a time, so that a column sum is loaded and stored once for all of them; long ones one by
+// one, since four streams through memory are slower than one.
 inline constexpr int kRowsPerPass = 4;
+inline constexpr std::int64_t kShortRow = 512;  // bytes
 
+/// Sum over the lanes, in double.
 template <class T>
 inline double sum_lanes(Vec<T> v) {
-    double sum = 0.0;
-    for (int l = 0; l < kLanes<T>; ++l) sum += static_cast<double>(v[l]);
-    return sum;
+    T lanes[kLanes<T>];
+    store(lanes, v);
+    double part[4] = {};  // four chains of additions where there are as many lanes
+    for (int l = 0; l < kLanes<T>; ++l) part[l % 4] += static_cast<double>(lanes[l]);
+    return (part[0] + part[1]) + (part[2] + part[3]);
 }
 
 template <class T>
@@ -120,8 +125,11 @@ struct ModeSums {
                 const std::int64_t end = begin + kRowsPerFlush < plan.n1 ? begin + kRowsPerFlush : plan.n1;
                 const T* const rows = field + plane * plan.n1 * plan.n2;
                 std::int64_t row = begin;
-                for (; row + kRowsPerPass <= end; row += kRowsPerPass)
-                    add_rows<kRowsPerPass>(rows + row * plan.n2, row);
+                if (plan.n2 * static_cast<std::int64_t>(sizeof(T)) <= kShortRow) {
+                    for (; row + kRowsPerPass <= end; row += kRowsPerPass) {
+                        add_rows<kRowsPerPass>(rows + row * plan.n2, row);
+                    }
+                }
                 for (; row < end; ++row) add_rows<1>(rows + row * plan.n2, row);
                 flush(plane);
             }
@@ -133,12 +141,11 @@ template <class T>
 bool modes(const PlanTables<T>& plan, const ModesRequest<T>& request, std::int64_t index, void* scratch) {
     ModeSums<T> sums(plan, scratch);
     sums.add_field(request.fields + index * plan.n2 * plan.plane);
-    double* out = request.out + index * (1 + 2 * request.ndim);
-    *out++ = sums.total;
+    double* out = request.out + index;
+    *out = sums.total;
     const double* const axes[3] = {sums.z, sums.y, sums.x};
     for (int axis = 3 - request.ndim; axis < 3; ++axis) {
-        *out++ = axes[axis][0];
-        *out++ = axes[axis][1];
+        for (int part = 0; part < 2; ++part) *(out += request.count) = axes[axis][part];
     }
     return sums.total * 0.0 == 0.0;
 }

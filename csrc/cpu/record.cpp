@@ -8,7 +8,6 @@
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
-#include <thread>
 
 #include "measurement.hpp"
 
@@ -188,8 +187,7 @@ std::int64_t Spectrometer::record(const T* fields, std::int64_t samples, std::in
         if (spans > 1) before.insert(before.end(), part.data, part.data + part.size);
     }
     std::atomic<std::int64_t> first_bad{samples * C};
-    std::atomic<std::int64_t> turn{0};
-    std::atomic<bool> failed{false};
+    cpu::Turns turns;
     cpu::parallel_for(spans, [&](std::int64_t s) {
         try {
             auto* const own = static_cast<char*>(cpu::thread_scratch(cpu::Scratch::batch, memory));
@@ -199,11 +197,11 @@ std::int64_t Spectrometer::record(const T* fields, std::int64_t samples, std::in
             const std::int64_t end = std::min(samples, begin + span);
             const std::int64_t good = measure(begin * C, end * C, found);
             if (good < end * C) cpu::lower(first_bad, good);
-            while (turn != s && !failed) std::this_thread::yield();
+            if (!turns.wait_for(s)) return;
             if (first_bad == samples * C) add(begin, end, found);
-            ++turn;
+            turns.pass_on();
         } catch (...) {
-            failed = true;  // nobody waits for a turn that will not come
+            turns.give_up();
             throw;
         }
     });

@@ -126,8 +126,11 @@ std::int64_t Spectrometer::first_modes(const T* fields, std::int64_t count, doub
     const cpu::PlanTables<T>& plan = tables_->of<T>().plan.tables();
     const cpu::ModesRequest<T> request{fields, count, lattice().ndim(), out};
     const cpu::Kernels<T>& kernel = cpu::kernels<T>();
-    // Fields are handed out in runs of about 64 KiB: less is less work than taking a task.
-    const std::int64_t run = std::max<std::int64_t>(1, (std::int64_t{1} << 16) / (lattice().sites() * sizeof(T)));
+    // Fields are handed out in runs long enough for the processor to see a stream in memory, but a few to a thread.
+    constexpr std::int64_t longest = std::int64_t{1} << 20;  // bytes
+    const std::int64_t field = lattice().sites() * static_cast<std::int64_t>(sizeof(T));
+    const std::int64_t run =
+        std::max<std::int64_t>(1, std::min(longest / field, count / (kTasksPerThread * num_threads())));
     std::atomic<std::int64_t> first_bad{count};
     cpu::parallel_for((count + run - 1) / run, [&](std::int64_t task) {
         void* scratch = cpu::thread_scratch(cpu::Scratch::task, kernel.modes_scratch(plan));

@@ -62,7 +62,7 @@ struct PowerRequest {
     double* totals = nullptr;            ///< (count): sum over sites in double; or null. Not with an offset.
 };
 
-/// Modes that need no transform: (count, 1 + 2 ndim) doubles: sum over the field, then re and im of phi^ at the first
+/// Modes that need no transform: (1 + 2 ndim, count) doubles: sum over the field, then re and im of phi^ at the first
 /// wavevector of each axis, slowest axis first.
 template <class T>
 struct ModesRequest {

@@ -203,6 +203,30 @@ void parallel_for(std::int64_t tasks, const std::function<void(std::int64_t)>& w
     if (loop.failed) std::rethrow_exception(loop.failed);
 }
 
+bool Turns::wait_for(std::int64_t turn) {
+    const auto come = [this, turn] { return turn_ == turn || given_up_; };
+    spin_until(come);
+    std::unique_lock<std::mutex> lock(mutex_);
+    changed_.wait(lock, come);
+    return !given_up_;
+}
+
+void Turns::pass_on() {
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        ++turn_;
+    }
+    changed_.notify_all();
+}
+
+void Turns::give_up() {
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        given_up_ = true;
+    }
+    changed_.notify_all();
+}
+
 void* thread_scratch(Scratch use, std::int64_t bytes) {
     thread_local Memory kept[2];
     Memory& memory = kept[static_cast<int>(use)];

@@ -103,16 +103,16 @@ void power_and_modes(const Shape& shape, std::int64_t count, unsigned seed) {
         double sum = 0.0;
         double square = 0.0;
         for (std::size_t i = 0; i < sites; ++i) sum += field[i], square += static_cast<double>(field[i]) * field[i];
-        const double* row = sums.data() + f * width;
+        const auto found = [&](std::size_t i) { return sums[i * static_cast<std::size_t>(count) + f]; };
         const double scale = std::sqrt(square * static_cast<double>(sites));
-        CHECK(std::abs(row[0] - sum) <= tolerance<T>() * scale);
+        CHECK(std::abs(found(0) - sum) <= tolerance<T>() * scale);
         for (std::size_t axis = 0; axis < shape.size(); ++axis) {
             const auto [n0, n1, n2] = lattice.sides();
             const std::size_t which = axis + 3 - shape.size();
             const std::size_t mode = which == 2   ? (n2 > 1 ? static_cast<std::size_t>(lattice.plane()) : 0)
                                      : which == 1 ? static_cast<std::size_t>(n1 > 1)
                                                   : (n0 > 1 ? static_cast<std::size_t>(n1) : 0);
-            const std::complex<double> got(row[1 + 2 * axis], row[2 + 2 * axis]);
+            const std::complex<double> got(found(1 + 2 * axis), found(2 + 2 * axis));
             CHECK(std::abs(got - exact[mode]) <= tolerance<T>() * scale);
         }
     }
@@ -187,6 +187,62 @@ void nan_stays_in_its_field_and_is_reported() {
     for (std::size_t f = 0; f < 40; ++f) CHECK(std::isfinite(sums[f * bins]) == (f != 17 && f != 30));
 }
 
+/// Many spans: sums against those of the fields measured one by one, the same bits with any number of threads, and
+/// nothing added when a late field is not finite.
+template <class T>
+void recording() {
+    const Spectrometer spectrometer({12, 10});
+    constexpr std::int64_t samples = 3000;
+    constexpr std::int64_t channels = 2;
+    constexpr std::int64_t blocks = 7;
+    constexpr std::int64_t first = 4;
+    const auto sites = static_cast<std::size_t>(spectrometer.lattice().sites());
+    const auto orbits = static_cast<std::size_t>(spectrometer.bins(Bins::orbits));
+    const fastcrit::Selection selected(spectrometer.lattice(), {0, 1, 12});
+    std::vector<T> values = oracle::normal<T>(sites * samples * channels, 9);
+
+    struct Arrays {
+        std::vector<std::int64_t> count = std::vector<std::int64_t>(blocks);
+        std::vector<double> power, low, first_modes, moments, field, sign_power, sign_field;
+    };
+    const auto record = [&](int threads, Arrays& to) {
+        fastcrit::set_num_threads(threads);
+        to.power.resize(blocks * channels * orbits);
+        to.low.resize(blocks * channels * 6);
+        to.first_modes.resize(blocks * channels * 2);
+        to.moments.resize(blocks * channels * 4);
+        to.field.resize(channels * sites);
+        to.sign_power.resize(to.power.size());
+        to.sign_field.resize(to.field.size());
+        return spectrometer.record<T>(
+            values.data(), samples, first, selected,
+            {blocks, channels, to.count.data(), to.power.data(), to.low.data(), to.first_modes.data(),
+             to.moments.data(), to.field.data(), to.sign_power.data(), to.sign_field.data()});
+    };
+    Arrays one;
+    CHECK(record(1, one) == samples * channels);
+    for (int threads : {2, 5}) {
+        Arrays other;
+        record(threads, other);
+        CHECK(other.count == one.count && other.power == one.power && other.low == one.low);
+        CHECK(other.field == one.field && other.sign_power == one.sign_power && other.moments == one.moments);
+    }
+    std::vector<T> sums(orbits * samples * channels);
+    spectrometer.power<T>(values.data(), samples * channels, nullptr, Bins::orbits, sums.data());
+    std::vector<double> power(one.power.size());
+    for (std::size_t f = 0; f < samples * channels; ++f) {
+        const std::size_t place = (first + f / channels) % blocks * channels + f % channels;
+        for (std::size_t o = 0; o < orbits; ++o) power[place * orbits + o] += static_cast<double>(sums[f * orbits + o]);
+    }
+    // 429 samples a block, of a few modes an orbit with power 1.
+    for (std::size_t i = 0; i < power.size(); ++i) CHECK(std::abs(power[i] - one.power[i]) <= tolerance<T>() * 5000);
+
+    values[sites * 5990] = std::numeric_limits<T>::quiet_NaN();
+    const Arrays before = one;
+    CHECK(record(2, one) == 5990);
+    CHECK(before.count == one.count && before.power == one.power && before.field == one.field);
+}
+
 void misuse_is_refused() {
     const Spectrometer spectrometer({4, 4});
     std::vector<float> field(16), sums(16);
@@ -225,6 +281,8 @@ int main() {
             all_shapes<float>();
             all_shapes<double>();
             nan_stays_in_its_field_and_is_reported();
+            recording<float>();
+            recording<double>();
         }
         std::printf("spectra: all checks hold with %s\n", name);
     }

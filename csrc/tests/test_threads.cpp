@@ -75,7 +75,8 @@ int main() {
     an_exception_reaches_the_caller_and_the_pool_lives_on();
     several_callers_at_once();
     scratch_is_aligned_and_kept();
-#ifndef __SANITIZE_THREAD__  // its runtime does not follow a fork that starts threads
+    // ThreadSanitizer does not follow a fork that starts threads, and qemu-user 7.2 aborts in the child.
+#if !defined(__SANITIZE_THREAD__) && !defined(FASTCRIT_EMULATED)
     a_forked_child_has_a_pool_of_its_own();
 #endif
     std::puts("threads: all checks hold");

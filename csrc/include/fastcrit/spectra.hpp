@@ -78,7 +78,7 @@ public:
     std::int64_t record(const T* fields, std::int64_t samples, std::int64_t first, const Selection& selected,
                         const Record& record) const;
 
-    /// out (count, 1 + 2 ndim): sum, then re and im of phi^ at 2 pi / L of each axis, slowest first. In one read,
+    /// out (1 + 2 ndim, count): sum, then re and im of phi^ at 2 pi / L of each axis, slowest first. In one read,
     /// without a transform.
     template <class T>
     std::int64_t first_modes(const T* fields, std::int64_t count, double* out) const;
@@ -88,7 +88,7 @@ private:
     std::unique_ptr<const Tables> tables_;
 };
 
-/// Name of the instruction set in use: "baseline", "avx2" or "avx512".
+/// Name of the instruction set in use: "baseline" (SSE2), "avx2" or "avx512" on x86-64, "neon" on aarch64.
 const char* instruction_set();
 /// Sets that this processor can run, best first.
 std::vector<const char*> available_instruction_sets();
