@@ -1,4 +1,4 @@
-"""docs/benchmarks.md and its figure from the results of one run: python -m benches.report FILE.json."""
+"""docs/benchmarks.md and its figure: python -m benches.report FILE.json KEPT.json, made as in the Makefile."""
 # ruff: noqa: RUF001 - the page is typeset: a product has a ×, an empty cell a dash.
 
 from __future__ import annotations
@@ -234,9 +234,10 @@ def figure(rows: list[Row], path: Path) -> None:
         plt.close(fig)
 
 
-def page(results: Row) -> str:
+def page(results: Row, kept: Row) -> str:
     tables, machine = rows_by_table(results), results["machine_info"]
     spectrum = tables["spectrum"]
+    pipelines = tuple(peer for peer in BATCHED if peer.name not in ("FFTW", "torch.fft"))
     return f"""# Benchmarks
 
 {headline(spectrum, machine)}
@@ -258,7 +259,12 @@ fastcrit's time is that of `fc.power_spectrum(fields).power`: the finished spect
 and Inf included. Peers, with the time per field beside the ratio:
 
 {definitions(BATCHED)}
-{spectra(spectrum, BATCHED)}## Radial spectra: packages
+{spectra(spectrum, BATCHED)}## Pipelines whose memory is kept
+
+Results of more than 32 MiB are mapped afresh by glibc in every call, and the pages are cleared. With
+`GLIBC_TUNABLES` such that freed memory is kept (fastcrit allocates little beside its output):
+
+{spectra(rows_by_table(kept)["spectrum"], pipelines)}## Radial spectra: packages
 
 fastcrit has the whole batch. A package that takes one field at a time is called in a loop over a part of the batch: its
 time per field does not depend on how many there are. Ratios are of times per field.
@@ -295,10 +301,10 @@ MiB per thread with {THREADS} threads, from the high-water mark of a fresh proce
 {machine_notes(machine, results["datetime"])}"""
 
 
-def main(path: str) -> None:
+def main(path: str, kept: str) -> None:
     results = json.loads(Path(path).read_text())
     figure(rows_by_table(results)["spectrum"], DOCS / FIGURE)
-    (DOCS / "benchmarks.md").write_text(page(results))
+    (DOCS / "benchmarks.md").write_text(page(results, json.loads(Path(kept).read_text())))
 
 
 if __name__ == "__main__":

@@ -46,6 +46,8 @@ template <class T>
 void add_rows(const T* from, std::int64_t pitch, std::int64_t rows, double* to, std::int64_t n) {
     std::int64_t r = 0;
     for (; r + kRowsAtOnce <= rows; r += kRowsAtOnce) add_rows_at_once<T, kRowsAtOnce>(from + r * pitch, pitch, to, n);
+    for (; r + 4 <= rows; r += 4) add_rows_at_once<T, 4>(from + r * pitch, pitch, to, n);
+    for (; r + 2 <= rows; r += 2) add_rows_at_once<T, 2>(from + r * pitch, pitch, to, n);
     for (; r < rows; ++r) add_rows_at_once<T, 1>(from + r * pitch, pitch, to, n);
 }
 

@@ -14,7 +14,7 @@ inline constexpr std::int64_t kRowsPerFlush = 64;
 // Short rows are read four at a time, so that a column sum is loaded and stored once for all of them; long ones one by
 // one, since four streams through memory are slower than one.
 inline constexpr int kRowsPerPass = 4;
-inline constexpr std::int64_t kShortRow = 512;  // bytes
+inline constexpr std::int64_t kShortRow = 384;  // bytes
 
 /// Sum over the lanes, in double.
 template <class T>

@@ -182,15 +182,21 @@ std::int64_t Spectrometer::record(const T* fields, std::int64_t samples, std::in
 
     // So that nothing is added when a later span holds a value that is not finite.
     const std::vector<std::int64_t> count_before(record.count, record.count + B);
-    std::vector<double> before;
-    for (const Part& part : parts(record, orbits, low, ndim, sites)) {
-        if (spans > 1) before.insert(before.end(), part.data, part.data + part.size);
+    const auto all = parts(record, orbits, low, ndim, sites);
+    double* before = nullptr;
+    if (spans > 1) {
+        std::int64_t size = 0;
+        for (const Part& part : all) size += part.size;
+        before = static_cast<double*>(
+            cpu::thread_scratch(cpu::Scratch::before, size * static_cast<std::int64_t>(sizeof(double))));
+        double* to = before;
+        for (const Part& part : all) to = std::copy(part.data, part.data + part.size, to);
     }
     std::atomic<std::int64_t> first_bad{samples * C};
     cpu::Turns turns;
     cpu::parallel_for(spans, [&](std::int64_t s) {
         try {
-            auto* const own = static_cast<char*>(cpu::thread_scratch(cpu::Scratch::batch, memory));
+            auto* const own = static_cast<char*>(cpu::thread_scratch(cpu::Scratch::results, memory));
             const Found<T> found(own, span * C, C * sites, orbits, low, signs);
             std::memset(own, 0, static_cast<std::size_t>(reinterpret_cast<char*>(found.totals) - own));
             const std::int64_t begin = s * span;
@@ -206,8 +212,8 @@ std::int64_t Spectrometer::record(const T* fields, std::int64_t samples, std::in
         }
     });
     if (first_bad < samples * C && spans > 1) {
-        auto from = before.cbegin();
-        for (const Part& part : parts(record, orbits, low, ndim, sites)) {
+        const double* from = before;
+        for (const Part& part : all) {
             std::copy(from, from + part.size, part.data);
             from += part.size;
         }

@@ -29,8 +29,8 @@ private:
     std::condition_variable changed_;
 };
 
-/// What a thread keeps memory for: the work of one task, or the results of a batch before they are added up.
-enum class Scratch { task, batch };
+/// What a thread keeps memory for: the work of one task, results before they are added up, and what was there before.
+enum class Scratch { task, results, before };
 
 /// At least `bytes` of 64-byte aligned memory that belongs to the calling thread and is kept between calls.
 void* thread_scratch(Scratch use, std::int64_t bytes);
