@@ -15,11 +15,14 @@ namespace fastcrit::FASTCRIT_ISA {
 
 using cpu::PlanTables;
 
-/// Whether lanes that lie `pitch` values apart crowd one set of the L1 cache: 64 sets of 8 lines of 64 bytes repeat
-/// every 4096 bytes. Their values are then copied before they are gathered (RowReader::staged).
+inline constexpr int kLineBytes = 64;
+inline constexpr int kWays = 8;
+
+/// Whether lanes that lie `pitch` values apart crowd one set of the L1 cache: 64 sets of kWays lines repeat every 4096
+/// bytes. A line of each lane is then read whole before the next lane's.
 template <class T>
 inline bool meets_in_one_set(std::int64_t pitch) {
-    return kLanes<T> > 8 && pitch * static_cast<std::int64_t>(sizeof(T)) % 4096 == 0;
+    return kLanes<T> > kWays && pitch * static_cast<std::int64_t>(sizeof(T)) % 4096 == 0;
 }
 
 /// Reads pixels of W rows, one a lane, from the `readable` values that begin at each lane[l].
@@ -27,7 +30,7 @@ template <class T>
 struct RowReader {
     const T* lane[kLanes<T>];
     std::int64_t readable;
-    bool staged = false;        ///< copy before gathering
+    bool by_line = false;       ///< gather whole cache lines
     const T* offset = nullptr;  ///< as many values, subtracted; or null
     bool sign = false;          ///< read +1 or -1 instead of the value
     double* totals = nullptr;   ///< per lane, where what is read is summed; or null
@@ -45,12 +48,10 @@ struct RowReader {
             for (std::int64_t x = 0; x < n; ++x) {
                 for (int l = 0; l < kLanes<T>; ++l) to[x * stride][l] = lane[l][begin + x];
             }
-        } else if (staged) {
-            for (std::int64_t x = 0; x < n; x += kStage) {
-                read_staged(begin + x, n - x < kStage ? n - x : kStage, to + x * stride, stride);
-            }
+        } else if (by_line) {
+            gather<(kLanes<T> > kWays)>(begin, n, to, stride);
         } else {
-            gather(n, readable - begin, to, stride, [&](std::int64_t l) { return lane[l] + begin; });
+            gather<false>(begin, n, to, stride);
         }
         if (offset != nullptr) {
             for (std::int64_t x = 0; x < n; ++x) to[x * stride] -= offset[begin + x];
@@ -65,12 +66,13 @@ struct RowReader {
     }
 
 private:
-    /// Transposes n values of each lane, Q at a time. `room` values may be read from row(l); when the last Q would
-    /// reach past them, they are taken from further back.
-    template <class Row>
-    FASTCRIT_FLATTEN static void gather(std::int64_t n, std::int64_t room, Vec<T>* to, std::int64_t stride,
-                                        const Row& row) {
+    /// Transposes values begin .. begin + n of each lane, Q at a time, or a cache line at a time. When the last Q would
+    /// reach past what is readable, they are taken from further back.
+    template <bool ByLine>
+    FASTCRIT_FLATTEN void gather(std::int64_t begin, std::int64_t n, Vec<T>* to, std::int64_t stride) const {
         constexpr std::int64_t q = kPiece<T>;
+        const std::int64_t room = readable - begin;
+        const auto row = [&](std::int64_t l) { return lane[l] + begin; };
         Vec<T> square[q];
         const auto turn = [&](std::int64_t x) {
             unroll<q>([&](auto r) {
@@ -79,6 +81,22 @@ private:
             transpose_pieces<T>(square);
         };
         std::int64_t x = 0;
+        if constexpr (ByLine) {
+            constexpr int squares = kLineBytes / kPieceBytes;
+            for (; x + squares * q <= n; x += squares * q) {
+                Vec<T> line[squares][q];
+                unroll<q>([&](auto r) {
+                    unroll<squares>([&](auto k) {
+                        line[k][r] = load_pieces<T>(
+                            [&](int p) { return row(p * q + decltype(r)::value) + x + decltype(k)::value * q; });
+                    });
+                });
+                unroll<squares>([&](auto k) {
+                    transpose_pieces<T>(line[k]);
+                    unroll<q>([&](auto i) { to[(x + k * q + i) * stride] = line[k][i]; });
+                });
+            }
+        }
         for (; x + q <= n; x += q) {
             turn(x);
             unroll<q>([&](auto i) { to[(x + i) * stride] = square[i]; });
@@ -88,28 +106,6 @@ private:
             turn(x - back);
             for (std::int64_t i = 0; i < n - x; ++i) to[(x + i) * stride] = square[back + i];
         }
-    }
-
-    // A few whole cache lines of every lane at a time, in a buffer whose pitch spreads them over the sets.
-    static constexpr std::int64_t kStage = 256 / static_cast<std::int64_t>(sizeof(T));
-    static constexpr std::int64_t kPitch = kStage + kPiece<T>;
-
-    FASTCRIT_FLATTEN void read_staged(std::int64_t begin, std::int64_t n, Vec<T>* to, std::int64_t stride) const {
-        constexpr std::int64_t w = kLanes<T>;
-        alignas(64) T rows[w * kPitch];
-        for (std::int64_t l = 0; l < w; ++l) {
-            const T* const from = lane[l] + begin;
-            T* const row = rows + l * kPitch;
-            if (n == kStage) {
-                unroll<kStage / w>([&](auto i) { store(row + i * w, load(from + i * w)); });
-            } else if (n >= w) {  // the last register overlaps the one before
-                for (std::int64_t x = 0; x < n - w; x += w) store(row + x, load(from + x));
-                store(row + n - w, load(from + n - w));
-            } else {
-                for (std::int64_t x = 0; x < n; ++x) row[x] = from[x];
-            }
-        }
-        gather(n, kPitch, to, stride, [&](std::int64_t l) { return rows + l * kPitch; });
     }
 
     // Sums of up to 64 values are kept in the precision of the field before they go to double.

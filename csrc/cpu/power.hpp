@@ -102,7 +102,7 @@ inline RowReader<T> read_fields(const PlanTables<T>& plan, const PowerRequest<T>
     RowReader<T> rows;
     const std::int64_t sites = std::int64_t{plan.plane} * plan.n2;
     rows.readable = sites;
-    rows.staged = meets_in_one_set<T>(sites);
+    rows.by_line = meets_in_one_set<T>(sites);
     for (int l = 0; l < kLanes<T>; ++l) {
         const std::int64_t field = first + l < request.count ? first + l : request.count - 1;
         rows.lane[l] = request.fields + field * sites;

@@ -72,8 +72,9 @@ struct Loop {
     }
 };
 
-// Waking a sleeping thread takes tens of microseconds, as long as a small batch, and calls often follow each other closely:
-// a thread first looks this many times whether there is something to do, 50 microseconds where a pause takes 25 ns.
+// Waking a sleeping thread takes tens of microseconds, as long as a small batch, and calls often follow each other
+// closely: a thread first looks this many times whether there is something to do, 50 microseconds where a pause takes
+// 25 ns.
 constexpr int kSpins = 2000;
 
 template <class Condition>
