@@ -30,7 +30,7 @@ template <class T>
 struct RowReader {
     const T* lane[kLanes<T>];
     std::int64_t readable;
-    bool by_line = false;       ///< gather whole cache lines
+    bool by_line = false;       ///< lanes crowd a cache set: read pairs of rows by whole cache lines
     const T* offset = nullptr;  ///< as many values, subtracted; or null
     bool sign = false;          ///< read +1 or -1 instead of the value
     double* totals = nullptr;   ///< per lane, where what is read is summed; or null
@@ -38,21 +38,40 @@ struct RowReader {
 
     /// to[x * stride] = value `begin + x` of every lane, x < n.
     void read(std::int64_t begin, std::int64_t n, Vec<T>* to, std::int64_t stride) const {
-        if (ahead != 0) {
-            constexpr std::int64_t line = 64 / static_cast<std::int64_t>(sizeof(T));
-            for (const T* values : lane) {
-                for (std::int64_t x = 0; x < n; x += line) __builtin_prefetch(values + begin + x + ahead, 0, 2);
-            }
-        }
+        prefetch(begin, n);
         if (readable < kLanes<T>) {
             for (std::int64_t x = 0; x < n; ++x) {
                 for (int l = 0; l < kLanes<T>; ++l) to[x * stride][l] = lane[l][begin + x];
             }
-        } else if (by_line) {
-            gather<(kLanes<T> > kWays)>(begin, n, to, stride);
         } else {
-            gather<false>(begin, n, to, stride);
+            gather(begin, n, to, stride);
         }
+        finish(begin, n, to, stride);
+    }
+
+    /// Rows `begin` and `begin + n` of every lane: to[2 x] and to[2 x + 1].
+    void read_pair(std::int64_t begin, std::int64_t n, Vec<T>* to) const {
+        if (kLanes<T> <= kWays || !by_line || n % kPiece<T> != 0) {
+            read(begin, n, to, 2);
+            read(begin + n, n, to + 1, 2);
+            return;
+        }
+        prefetch(begin, 2 * n);
+        gather_lines(begin, n, to);
+        finish(begin, n, to, 2);
+        finish(begin + n, n, to + 1, 2);
+    }
+
+private:
+    void prefetch(std::int64_t begin, std::int64_t n) const {
+        if (ahead == 0) return;
+        constexpr std::int64_t line = kLineBytes / static_cast<std::int64_t>(sizeof(T));
+        for (const T* values : lane) {
+            for (std::int64_t x = 0; x < n; x += line) __builtin_prefetch(values + begin + x + ahead, 0, 2);
+        }
+    }
+
+    void finish(std::int64_t begin, std::int64_t n, Vec<T>* to, std::int64_t stride) const {
         if (offset != nullptr) {
             for (std::int64_t x = 0; x < n; ++x) to[x * stride] -= offset[begin + x];
         }
@@ -65,46 +84,62 @@ struct RowReader {
         if (totals != nullptr) add_to_totals(n, to, stride);
     }
 
-private:
-    /// Transposes values begin .. begin + n of each lane, Q at a time, or a cache line at a time. When the last Q would
-    /// reach past what is readable, they are taken from further back.
-    template <bool ByLine>
+    /// Registers of Q values each of all lanes, from value `at` on, transposed.
+    void turn(std::int64_t at, Vec<T>* square) const {
+        unroll<kPiece<T>>([&](auto r) {
+            square[r] = load_pieces<T>([&](int p) { return lane[p * kPiece<T> + decltype(r)::value] + at; });
+        });
+        transpose_pieces<T>(square);
+    }
+
+    /// Transposes Q values at a time. When the last Q would reach past what is readable, they are taken from further
+    /// back.
     FASTCRIT_FLATTEN void gather(std::int64_t begin, std::int64_t n, Vec<T>* to, std::int64_t stride) const {
         constexpr std::int64_t q = kPiece<T>;
-        const std::int64_t room = readable - begin;
-        const auto row = [&](std::int64_t l) { return lane[l] + begin; };
         Vec<T> square[q];
-        const auto turn = [&](std::int64_t x) {
-            unroll<q>([&](auto r) {
-                square[r] = load_pieces<T>([&](int p) { return row(p * q + decltype(r)::value) + x; });
-            });
-            transpose_pieces<T>(square);
-        };
         std::int64_t x = 0;
-        if constexpr (ByLine) {
-            constexpr int squares = kLineBytes / kPieceBytes;
-            for (; x + squares * q <= n; x += squares * q) {
-                Vec<T> line[squares][q];
-                unroll<q>([&](auto r) {
-                    unroll<squares>([&](auto k) {
-                        line[k][r] = load_pieces<T>(
-                            [&](int p) { return row(p * q + decltype(r)::value) + x + decltype(k)::value * q; });
-                    });
-                });
-                unroll<squares>([&](auto k) {
-                    transpose_pieces<T>(line[k]);
-                    unroll<q>([&](auto i) { to[(x + k * q + i) * stride] = line[k][i]; });
-                });
-            }
-        }
         for (; x + q <= n; x += q) {
-            turn(x);
+            turn(begin + x, square);
             unroll<q>([&](auto i) { to[(x + i) * stride] = square[i]; });
         }
         if (x < n) {
-            const std::int64_t back = x + q > room ? x + q - room : 0;
-            turn(x - back);
+            const std::int64_t past_end = begin + x + q - readable;
+            const std::int64_t back = past_end > 0 ? past_end : 0;
+            turn(begin + x - back, square);
             for (std::int64_t i = 0; i < n - x; ++i) to[(x + i) * stride] = square[back + i];
+        }
+    }
+
+    /// Two rows, both multiples of Q, as one run: a cache line of each lane is read whole before the next lane's.
+    FASTCRIT_FLATTEN void gather_lines(std::int64_t begin, std::int64_t n, Vec<T>* to) const {
+        constexpr std::int64_t q = kPiece<T>;
+        constexpr int squares = kLineBytes / kPieceBytes;
+        const auto put = [&](std::int64_t x, const Vec<T>* square) {
+            Vec<T>* const place = x < n ? to + 2 * x : to + 2 * (x - n) + 1;
+            unroll<q>([&](auto i) { place[2 * i] = square[i]; });
+        };
+        Vec<T> line[squares][q];
+        std::int64_t x = 0;
+        // Up to where lines begin. All lanes lie alike: they are a multiple of 4096 bytes apart.
+        for (; x < 2 * n && reinterpret_cast<std::uintptr_t>(lane[0] + begin + x) % kLineBytes >= kPieceBytes; x += q) {
+            turn(begin + x, line[0]);
+            put(x, line[0]);
+        }
+        for (; x + squares * q <= 2 * n; x += squares * q) {
+            unroll<q>([&](auto r) {
+                unroll<squares>([&](auto k) {
+                    line[k][r] = load_pieces<T>(
+                        [&](int p) { return lane[p * q + decltype(r)::value] + begin + x + decltype(k)::value * q; });
+                });
+            });
+            unroll<squares>([&](auto k) {
+                transpose_pieces<T>(line[k]);
+                put(x + k * q, line[k]);
+            });
+        }
+        for (; x < 2 * n; x += q) {
+            turn(begin + x, line[0]);
+            put(x, line[0]);
         }
     }
 
@@ -135,6 +170,10 @@ struct LaneRows {
     void read(std::int64_t begin, std::int64_t n, Vec<T>* to, std::int64_t stride) const {
         for (std::int64_t x = 0; x < n; ++x) to[x * stride] = block[begin + x];
     }
+    void read_pair(std::int64_t begin, std::int64_t n, Vec<T>* to) const {
+        read(begin, n, to, 2);
+        read(begin + n, n, to + 1, 2);
+    }
 };
 
 /// Sequences a and b from z = a + i b: A_k = Z_k + conj Z_(n-k) and B_k = (Z_k - conj Z_(n-k)) / i, both doubled.
@@ -161,10 +200,10 @@ template <class T, class Rows>
 inline void transform_rows(const PlanTables<T>& plan, const Rows& rows, Complex<T>* block, Complex<T>* work) {
     const std::int64_t n = plan.n2;
     for (std::int64_t row = 0; row < plan.plane; row += 2) {
-        rows.read(row * n, n, &work[0].re, 2);
         if (row + 1 < plan.plane) {
-            rows.read((row + 1) * n, n, &work[0].im, 2);
+            rows.read_pair(row * n, n, &work[0].re);
         } else {  // its partner's spectrum goes to the gap between planes
+            rows.read(row * n, n, &work[0].re, 2);
             for (std::int64_t x = 0; x < n; ++x) work[x].im = Vec<T>{};
         }
         fft_pairs(plan.along_x, work, work + n, work + plan.spare, SplitRows<T>{block + row, plan.plane_stride});

@@ -174,7 +174,6 @@ template <class T>
 inline RowReader<T> read_lines(const PlanTables<T>& plan, const T* field, std::int64_t first, std::int64_t member) {
     RowReader<T> rows;
     rows.readable = plan.n2;
-    rows.by_line = meets_in_one_set<T>(2 * std::int64_t{plan.n2});
     for (std::int64_t l = 0; l < kLanes<T>; ++l) {
         const std::int64_t row = 2 * (first + l) + member;
         rows.lane[l] = field + (row < plan.plane ? row : plan.plane - 1) * std::int64_t{plan.n2};
