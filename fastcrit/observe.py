@@ -120,7 +120,7 @@ class Recorder:
                 f"got {list(gain_shells)}"
             )
         self.low = sorted(_low_modes(self.grid.shape, self.low_modes), key=self.grid.mode_index)
-        self._low_modes = tuple(self.grid.mode_index(n) for n in self.low)
+        self._low_indices = tuple(self.grid.mode_index(n) for n in self.low)
         self._next = np.zeros(len(self.levels), np.int64)
         self._next_gain = np.zeros(len(self.levels), np.int64)
         self.state = self._empty_state()
@@ -284,7 +284,7 @@ class Recorder:
     def _add(self, level: dict[str, NDArray[Any]], piece: Any, first: int, begin: int) -> None:
         """Add samples ``first``, .. of the run to the arrays of a level; in their batch they begin at ``begin``."""
         flat = piece.reshape(-1, *self.grid.shape)
-        modes = selection(self.grid.shape, self._low_modes)
+        modes = selection(self.grid.shape, self._low_indices)
         bad = self.grid.core.record(flat, self.channels, first, modes, self.blocks, level)
         if bad < len(flat):
             power, _ = self.grid.core.power(flat[bad : bad + 1], "orbits")

@@ -51,7 +51,7 @@ struct RowReader {
 
     /// Rows `begin` and `begin + n` of every lane: to[2 x] and to[2 x + 1].
     void read_pair(std::int64_t begin, std::int64_t n, Vec<T>* to) const {
-        if (kLanes<T> <= kWays || !by_line || n % kPiece<T> != 0) {
+        if (!by_line || n % kPiece<T> != 0) {
             read(begin, n, to, 2);
             read(begin + n, n, to + 1, 2);
             return;

@@ -25,7 +25,7 @@ struct PlanWithScale {
         }
     }
 
-    cpu::Plan<T> plan;
+    Plan<T> plan;
     std::vector<T> shell_scale;  ///< from sums of (2 |phi^|)^2 to the mean power of each shell
 };
 
@@ -88,13 +88,32 @@ struct Spectrometer::Tables {
         return rows[which].data();
     }
 
+    /// A request for sums over the modes of each bin, and for the modes selected, if any. Amplitudes in the kernels are
+    /// doubled.
+    template <class T>
+    cpu::PowerRequest<T> sums(Bins bins, const Selection* selected) const {
+        cpu::PowerRequest<T> request{};
+        request.kept_bins = number_of(bins);
+        request.factor = static_cast<T>(0.25 / static_cast<double>(lattice.sites()));
+        if (selected != nullptr) {
+            request.n_selected = selected->size();
+            request.slot = selected->slot().data();
+            request.selected_columns = selected->columns();
+        }
+        return request;
+    }
+
+    std::int32_t number_of(Bins bins) const {
+        return bins == Bins::shells ? lattice.shells() : static_cast<std::int32_t>(lattice.orbits().size());
+    }
+
     /// Fills in the bins of a request and chooses the kernel that suits the lattice: every field is measured in the
     /// same way, whatever the batch.
     template <class T>
     cpu::Measurement<T> prepare(cpu::PowerRequest<T>& request, Bins bins) const {
         const cpu::PlanTables<T>& plan = of<T>().plan.tables();
         const cpu::Kernels<T>& kernels = cpu::kernels<T>();
-        request.bins = bins == Bins::shells ? lattice.shells() : static_cast<std::int32_t>(lattice.orbits().size());
+        request.bins = number_of(bins);
         request.bin_of_mode = bin_of_mode(bins).data();
         const std::int64_t block = std::int64_t{plan.half} * plan.plane_stride * kernels.power.fields *
                                    static_cast<std::int64_t>(2 * sizeof(T));

@@ -91,12 +91,7 @@ std::int64_t Spectrometer::record(const T* fields, std::int64_t samples, std::in
     const auto ndim = static_cast<std::int64_t>(along.size());
     const bool signs = record.sign_power != nullptr;
 
-    cpu::PowerRequest<T> common{};
-    common.kept_bins = static_cast<std::int32_t>(orbits);
-    common.factor = static_cast<T>(0.25 / static_cast<double>(sites));
-    common.n_selected = selected.size();
-    common.slot = selected.slot().data();
-    common.selected_columns = selected.columns();
+    cpu::PowerRequest<T> common = tables_->sums<T>(Bins::orbits, &selected);
     const cpu::Measurement<T> measurement = tables_->prepare(common, Bins::orbits);
     const cpu::Kernels<T>& kernel = cpu::kernels<T>();
 
@@ -121,26 +116,25 @@ std::int64_t Spectrometer::record(const T* fields, std::int64_t samples, std::in
             request.totals = found.totals + i;
             const std::int64_t good = measurement.run(request, 0);
             if (good < request.count) return f + good;
-            for (std::int64_t c = 0; c < std::min(C, request.count); ++c) {
-                const std::int64_t rows = (request.count - c + C - 1) / C;
-                kernel.add_rows(request.fields + c * sites, C * sites, rows, found.field + (f + c) % C * sites, sites);
-            }
+            const auto sum_by_channel = [&](const auto& add_rows, double* to) {
+                for (std::int64_t c = 0; c < std::min(C, request.count); ++c) {
+                    const std::int64_t rows = (request.count - c + C - 1) / C;
+                    add_rows(request.fields + c * sites, C * sites, rows, to + (f + c) % C * sites, sites);
+                }
+            };
+            sum_by_channel(kernel.add_rows, found.field);
             if (!signs) continue;
             request.sign = true;
             request.out = found.sign_power + i * orbits;
             request.n_selected = 0;
             request.totals = nullptr;
             measurement.run(request, 0);
-            for (std::int64_t c = 0; c < std::min(C, request.count); ++c) {
-                const std::int64_t rows = (request.count - c + C - 1) / C;
-                kernel.add_signs(request.fields + c * sites, C * sites, rows, found.sign_field + (f + c) % C * sites,
-                                 sites);
-            }
+            sum_by_channel(kernel.add_signs, found.sign_field);
         }
         return end;
     };
 
-    // Adds the samples [begin, end) to the record.
+    // Adds the samples [begin, end) to the record, but for their number.
     const auto add = [&](std::int64_t begin, std::int64_t end, const Found<T>& found) {
         const cpu::Kernels<double>& doubles = cpu::kernels<double>();
         doubles.add_rows(found.field, 0, 1, record.field, C * sites);
@@ -148,7 +142,6 @@ std::int64_t Spectrometer::record(const T* fields, std::int64_t samples, std::in
         for (std::int64_t j = begin; j < std::min(end, begin + B); ++j) {
             const std::int64_t b = (first + j) % B;
             const std::int64_t rows = (end - j + B - 1) / B;
-            record.count[b] += rows;
             for (std::int64_t c = 0; c < C; ++c) {
                 const std::int64_t place = b * C + c;
                 const std::int64_t row = (j - begin) * C + c;
@@ -180,8 +173,7 @@ std::int64_t Spectrometer::record(const T* fields, std::int64_t samples, std::in
         }
     };
 
-    // So that nothing is added when a later span holds a value that is not finite.
-    const std::vector<std::int64_t> count_before(record.count, record.count + B);
+    // So that nothing is added when a later span fails or holds a value that is not finite.
     const auto all = parts(record, orbits, low, ndim, sites);
     double* before = nullptr;
     if (spans > 1) {
@@ -192,34 +184,46 @@ std::int64_t Spectrometer::record(const T* fields, std::int64_t samples, std::in
         double* to = before;
         for (const Part& part : all) to = std::copy(part.data, part.data + part.size, to);
     }
-    std::atomic<std::int64_t> first_bad{samples * C};
-    cpu::Turns turns;
-    cpu::parallel_for(spans, [&](std::int64_t s) {
-        try {
-            auto* const own = static_cast<char*>(cpu::thread_scratch(cpu::Scratch::results, memory));
-            const Found<T> found(own, span * C, C * sites, orbits, low, signs);
-            std::memset(own, 0, static_cast<std::size_t>(reinterpret_cast<char*>(found.totals) - own));
-            const std::int64_t begin = s * span;
-            const std::int64_t end = std::min(samples, begin + span);
-            const std::int64_t good = measure(begin * C, end * C, found);
-            if (good < end * C) cpu::lower(first_bad, good);
-            if (!turns.wait_for(s)) return;
-            if (first_bad == samples * C) add(begin, end, found);
-            turns.pass_on();
-        } catch (...) {
-            turns.give_up();
-            throw;
-        }
-    });
-    if (first_bad < samples * C && spans > 1) {
+    const auto restore = [&] {
+        if (spans == 1) return;  // which adds at its very end
         const double* from = before;
         for (const Part& part : all) {
             std::copy(from, from + part.size, part.data);
             from += part.size;
         }
-        std::copy(count_before.begin(), count_before.end(), record.count);
+    };
+    std::atomic<std::int64_t> first_bad{samples * C};
+    cpu::Turns turns;
+    try {
+        cpu::parallel_for(spans, [&](std::int64_t s) {
+            try {
+                auto* const own = static_cast<char*>(cpu::thread_scratch(cpu::Scratch::results, memory));
+                const Found<T> found(own, span * C, C * sites, orbits, low, signs);
+                std::memset(own, 0, static_cast<std::size_t>(reinterpret_cast<char*>(found.totals) - own));
+                const std::int64_t begin = s * span;
+                const std::int64_t end = std::min(samples, begin + span);
+                const std::int64_t good = measure(begin * C, end * C, found);
+                if (good < end * C) cpu::lower(first_bad, good);
+                if (!turns.wait_for(s)) return;
+                if (first_bad == samples * C) add(begin, end, found);
+                turns.pass_on();
+            } catch (...) {
+                turns.give_up();
+                throw;
+            }
+        });
+    } catch (...) {
+        restore();
+        throw;
     }
-    return first_bad;
+    if (first_bad < samples * C) {
+        restore();
+        return first_bad;
+    }
+    for (std::int64_t j = 0; j < std::min(B, samples); ++j) {
+        record.count[(first + j) % B] += (samples - j + B - 1) / B;
+    }
+    return samples * C;
 }
 
 template std::int64_t Spectrometer::record<float>(const float*, std::int64_t, std::int64_t, const Selection&,

@@ -66,9 +66,7 @@ Spectrometer::~Spectrometer() = default;
 
 const Lattice& Spectrometer::lattice() const { return tables_->lattice; }
 
-std::int64_t Spectrometer::bins(Bins bins) const {
-    return bins == Bins::shells ? lattice().shells() : static_cast<std::int64_t>(lattice().orbits().size());
-}
+std::int64_t Spectrometer::bins(Bins bins) const { return tables_->number_of(bins); }
 
 template <class T>
 std::int64_t Spectrometer::shell_power(const T* fields, std::int64_t count, std::int64_t shells, T* mean) const {
@@ -88,19 +86,12 @@ std::int64_t Spectrometer::shell_power(const T* fields, std::int64_t count, std:
 template <class T>
 std::int64_t Spectrometer::power(const T* fields, std::int64_t count, const T* offset, Bins bins, T* sums,
                                  const Selection* selected, T* modes) const {
-    cpu::PowerRequest<T> request{};
+    cpu::PowerRequest<T> request = tables_->sums<T>(bins, selected);
     request.fields = fields;
     request.count = count;
     request.offset = offset;
-    request.kept_bins = static_cast<std::int32_t>(this->bins(bins));
-    request.factor = static_cast<T>(0.25 / static_cast<double>(lattice().sites()));
     request.out = sums;
-    if (selected != nullptr) {
-        request.n_selected = selected->size();
-        request.slot = selected->slot().data();
-        request.selected_columns = selected->columns();
-        request.modes = modes;
-    }
+    request.modes = modes;
     return run(tables_->prepare(request, bins), request);
 }
 
