@@ -13,7 +13,7 @@ from fastcrit import _core, errors, schedules
 from fastcrit.correlation import METHODS, CorrelationLength, correlation_length
 from fastcrit.critical import CriticalPoint, critical_point
 from fastcrit.errors import FileFormatError, NoTransitionError
-from fastcrit.modes import dispersion_length
+from fastcrit.modes import ModeResponse, dispersion_length, mode_response
 from fastcrit.observe import Recorder
 from fastcrit.spectra import (
     RadialCorrelation,
@@ -25,7 +25,7 @@ from fastcrit.spectra import (
 )
 
 if TYPE_CHECKING:
-    from fastcrit import data, patch, plot, store, studies, theory
+    from fastcrit import data, diffusion, patch, plot, store, studies, theory
 
 __version__ = "0.1.0"
 
@@ -34,6 +34,7 @@ __all__ = [
     "CorrelationLength",
     "CriticalPoint",
     "FileFormatError",
+    "ModeResponse",
     "NoTransitionError",
     "RadialCorrelation",
     "RadialSpectrum",
@@ -44,8 +45,10 @@ __all__ = [
     "correlation_length",
     "critical_point",
     "data",
+    "diffusion",
     "dispersion_length",
     "errors",
+    "mode_response",
     "patch",
     "plot",
     "power_spectrum",
@@ -57,7 +60,7 @@ __all__ = [
     "theory",
 ]
 
-_SUBMODULES = ("data", "patch", "plot", "store", "studies", "theory")
+_SUBMODULES = ("data", "diffusion", "patch", "plot", "store", "studies", "theory")
 
 
 def core_info() -> dict[str, Any]:

@@ -174,6 +174,23 @@ class Recorder:
             raise ValueError(f"levels: this recorder has {level:.6g} at index {i}, the sampler {float(s):.6g}")
         self.update(i, y)
 
+    def positions_in(self, levels: Any) -> dict[int, int]:
+        """Where this recorder's levels are among a sampler's: {index in ``levels``: index here}.
+
+        Raises
+        ------
+        ValueError
+            A level that is not among them.
+        """
+        among = np.asarray(levels, dtype=np.float64)
+        found = {}
+        for i, s in enumerate(self.levels):
+            at = np.flatnonzero(np.isclose(among, s, rtol=1e-12, atol=0))
+            if at.size != 1:
+                raise ValueError(f"recorder: its level {s:.6g} is not among the sampling levels")
+            found[int(at[0])] = i
+        return found
+
     def update_gain(self, i: int, gain: Any, *, sample: int | None = None) -> None:
         """Add mode gains (batch, len(gain_shells)) of states at ``levels[i]``: the real part, averaged over a shell.
 

@@ -23,6 +23,9 @@ class Schedule(Protocol):
     def t(self, s: ArrayLike) -> Any:
         """Time at noise level s."""
 
+    def alpha(self, s: Any) -> Any:
+        """Scale of the signal at noise level s, of an array or a tensor: the process's own x is alpha y."""
+
 
 def log_levels(n: int, *, high: float, low: float) -> Floats:
     """``n`` noise levels from ``high`` down to ``low``, even in log s.
@@ -61,6 +64,10 @@ class OrnsteinUhlenbeck:
         """Time at noise level s."""
         return np.log1p(np.square(np.asarray(s, dtype=np.float64)))
 
+    def alpha(self, s: Any) -> Any:
+        """Scale of the signal at noise level s: alpha^2 + sigma^2 = 1."""
+        return (1.0 + s * s) ** -0.5
+
     def levels(self, n: int, *, t_max: float = 50.0, t_min: float = 1e-3) -> Floats:
         """``n`` noise levels, even in t from ``t_max`` to ``t_min``; the defaults are the range of arXiv:2603.20092."""
         _check_range(n, t_max, t_min, "t_max", "t_min", most=700.0)
@@ -86,6 +93,10 @@ class EDM:
     def t(self, s: ArrayLike) -> Any:
         """Time at noise level s: s itself."""
         return np.asarray(s, dtype=np.float64)
+
+    def alpha(self, s: Any) -> Any:
+        """Scale of the signal: 1 at every level."""
+        return s * 0.0 + 1.0
 
     def levels(self, n: int) -> Floats:
         """``n`` noise levels from sigma_max to sigma_min, even in s^(1/rho)."""
@@ -124,6 +135,11 @@ class VP:
         self._log_s = 0.5 * (np.log1p(-abar) - np.log(abar))
         self._t = np.arange(abar.size, dtype=np.float64)
 
+    @property
+    def highest(self) -> float:
+        """Noise level at the table's end."""
+        return float(np.exp(self._log_s[-1]))
+
     def s(self, t: ArrayLike) -> Any:
         """Noise level at (fractional) step t; clipped to the table's ends."""
         return np.exp(np.interp(np.asarray(t, dtype=np.float64), self._t, self._log_s))
@@ -131,6 +147,10 @@ class VP:
     def t(self, s: ArrayLike) -> Any:
         """Fractional step at noise level s; clipped to the table's ends."""
         return np.interp(np.log(np.asarray(s, dtype=np.float64)), self._log_s, self._t)
+
+    def alpha(self, s: Any) -> Any:
+        """Scale of the signal at noise level s: alpha^2 + sigma^2 = 1."""
+        return (1.0 + s * s) ** -0.5
 
     def levels(self, n: int) -> Floats:
         """``n`` noise levels at steps even in t, from the last of the table to the first."""
@@ -158,6 +178,10 @@ class Cosine:
         root = np.cos(self._angle(0.0)) / np.sqrt(1.0 + np.square(np.asarray(s, dtype=np.float64)))
         return np.arccos(root) * 2.0 / np.pi * (1.0 + self.offset) - self.offset
 
+    def alpha(self, s: Any) -> Any:
+        """Scale of the signal at noise level s: alpha^2 + sigma^2 = 1."""
+        return (1.0 + s * s) ** -0.5
+
     def levels(self, n: int, *, t_max: float = 0.999, t_min: float = 1e-3) -> Floats:
         """``n`` noise levels, even in t."""
         _check_range(n, t_max, t_min, "t_max", "t_min", most=1.0 - 1e-9)
@@ -177,6 +201,10 @@ class FlowMatching:
         """Time at noise level s."""
         s = np.asarray(s, dtype=np.float64)
         return s / (1.0 + s)
+
+    def alpha(self, s: Any) -> Any:
+        """Scale of the signal at noise level s: 1 - t."""
+        return 1.0 / (1.0 + s)
 
     def levels(self, n: int, *, t_max: float = 0.999, t_min: float = 1e-3) -> Floats:
         """``n`` noise levels, even in t."""

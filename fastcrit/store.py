@@ -42,6 +42,53 @@ def create_run(path: str | os.PathLike[str]) -> Path:
     return folder
 
 
+def begin_run(path: str | os.PathLike[str], config: dict[str, Any], *, finished: str, resume: bool = False) -> Path:
+    """The folder of a run: made, with its config.json, or with ``resume`` found to hold the same run, not finished.
+
+    Parameters
+    ----------
+    path : path
+    config : dict
+        What the result follows from, as JSON holds it.
+    finished : str
+        Name of what lies in the folder once the run is finished.
+    resume : bool
+
+    Raises
+    ------
+    FileExistsError
+        The folder exists and ``resume`` is False, or it holds a finished run.
+    FileNotFoundError, ValueError
+        ``resume`` without a run to resume, or one with another configuration (the message says what differs).
+    FileFormatError
+        config.json is damaged.
+    """
+    folder = Path(path)
+    file = folder / "config.json"
+    mine = json.loads(json.dumps(config))
+    if not resume:
+        create_run(folder)
+        with file.open("x") as new:  # of two runs that begin at once, one is refused
+            new.write(json.dumps(mine, indent=2) + "\n")
+        return folder
+    if (folder / finished).exists():
+        raise FileExistsError(f"out: {folder} holds a finished run")
+    if not file.exists():
+        raise FileNotFoundError(f"out: no run to resume in {folder}")
+    try:
+        theirs = json.loads(file.read_text())
+    except ValueError as error:
+        raise FileFormatError(f"{file}: damaged ({error})") from error
+    if not isinstance(theirs, dict):
+        raise FileFormatError(f"{file}: not the configuration of a run")
+    different = [f"{k} = {theirs.get(k)!r} there, {v!r} here" for k, v in mine.items() if theirs.get(k) != v]
+    if different:
+        raise ValueError(f"out: {folder} was begun with another configuration: {'; '.join(different)}")
+    for left_over in (p for p in folder.glob(".*.*") if p.is_dir()):
+        shutil.rmtree(left_over, ignore_errors=True)  # of a save that was killed
+    return folder
+
+
 def save_dataset(ds: xr.Dataset, path: str | os.PathLike[str]) -> None:
     """Write a dataset to a new Zarr folder with a format version and a checksum; it appears when it is complete.
 

@@ -339,13 +339,8 @@ def _recorded_levels(
         raise ValueError(f"recorder: made for states of shape {recorder.shape}, sampling states of shape {shape}")
     if recorder.gain_shells and dictionary.position_specific:
         raise ValueError("recorder: gain_shells needs an equivariant dictionary (plane waves are its modes)")
-    found = {}
-    for i, s in enumerate(recorder.levels):
-        at = np.flatnonzero(np.isclose(levels, s, rtol=1e-12, atol=0))
-        if at.size != 1:
-            raise ValueError(f"recorder: its level {s:.6g} is not among the sampling levels")
-        found[int(at[0])] = i
-    return found
+    positions: dict[int, int] = recorder.positions_in(levels)
+    return positions
 
 
 def _check_model(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -150,7 +149,8 @@ class PatchStudy:
             need("matplotlib", "a study that writes its figures")
         theory = PatchTheory(self.model, self.lattice)
         recorder = self._recorder()
-        folder = None if out is None else self._folder(Path(out), resume)
+        config = {"study": "patch", **asdict(self)}
+        folder = None if out is None else store.begin_run(out, config, finished="dataset.zarr", resume=resume)
         saved = None if folder is None else folder / "recorder.safetensors"
         if saved is not None and saved.exists():
             loaded = Recorder.load(saved)
@@ -176,31 +176,6 @@ class PatchStudy:
             data_std=self.model.variance**0.5 or 1.0,  # one pattern has no scale of its own
             gain_shells=[k for k in _SHELLS if k <= self.lattice // 2],
         )
-
-    def _folder(self, folder: Path, resume: bool) -> Path:
-        config = folder / "config.json"
-        mine = {"study": "patch", **asdict(self)}
-        if not resume:
-            store.create_run(folder)
-            with config.open("x") as file:  # of two runs that begin at once, one is refused
-                file.write(json.dumps(mine, indent=2) + "\n")
-            return folder
-        if (folder / "dataset.zarr").exists():
-            raise FileExistsError(f"out: {folder} holds a finished run")
-        if not config.exists():
-            raise FileNotFoundError(f"out: no run to resume in {folder}")
-        try:
-            theirs = json.loads(config.read_text())
-        except ValueError as error:
-            raise FileFormatError(f"{config}: damaged ({error})") from error
-        if not isinstance(theirs, dict):
-            raise FileFormatError(f"{config}: not the configuration of a run")
-        different = [f"{k} = {theirs.get(k)!r} there, {v!r} here" for k, v in mine.items() if theirs.get(k) != v]
-        if different:
-            raise ValueError(f"out: {folder} was begun with another configuration: {'; '.join(different)}")
-        for left_over in (*folder.glob(".recorder.safetensors.*"), *folder.glob(".dataset.zarr.*")):
-            shutil.rmtree(left_over, ignore_errors=True)  # of a save that was killed
-        return folder
 
     def _sample(self, recorder: Recorder, saved: Path | None, progress: bool) -> None:
         from fastcrit.patch import sample  # brings numba

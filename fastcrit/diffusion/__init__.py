@@ -1,0 +1,38 @@
+"""Trained models: adapters to one call D(y, s, labels), sampling, and a small network with its training. Needs torch."""
+
+from __future__ import annotations
+
+from fastcrit._extras import need
+
+need("torch", "fastcrit.diffusion")
+
+from fastcrit.diffusion.denoiser import (  # noqa: E402 (after the check, for its message)
+    Denoiser,
+    from_denoiser,
+    from_diffusers,
+    from_edm,
+    from_epsilon,
+    from_gaussian,
+    from_patch,
+    from_velocity,
+)
+from fastcrit.diffusion.net import Net, NetConfig  # noqa: E402
+from fastcrit.diffusion.sample import sample  # noqa: E402
+from fastcrit.diffusion.train import Training, load_net, save_net  # noqa: E402
+
+__all__ = [
+    "Denoiser",
+    "Net",
+    "NetConfig",
+    "Training",
+    "from_denoiser",
+    "from_diffusers",
+    "from_edm",
+    "from_epsilon",
+    "from_gaussian",
+    "from_patch",
+    "from_velocity",
+    "load_net",
+    "sample",
+    "save_net",
+]

@@ -1,0 +1,242 @@
+"""Sampling of any denoiser: levels and a solver, with recorder and observers attached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from fastcrit._arrays import check_choice, check_levels
+from fastcrit.diffusion.denoiser import Denoiser
+from fastcrit.observe import Recorder
+
+Observer = Callable[[int, float, Tensor, Tensor], None]
+
+SOLVERS = ("euler", "heun", "sde", "dpmpp-2m")
+
+
+def sample(
+    D: Denoiser,
+    labels: Any = None,
+    n_samples: int = 64,
+    levels: Any = None,
+    solver: str = "heun",
+    seed: int = 0,
+    recorder: Recorder | None = None,
+    *,
+    observers: Sequence[Observer | Recorder] = (),
+    shape: Sequence[int] | None = None,
+    first_sample: int = 0,
+    initial: Tensor | None = None,
+    batch_size: int = 256,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+    autocast: torch.dtype | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """Run the reverse process of a denoiser.
+
+    Parameters
+    ----------
+    D : Denoiser
+    labels : int or sequence of int (n_samples,) or one-hot (n_samples, classes), optional
+    n_samples : int
+    levels : sequence of float
+        Noise levels s, strictly decreasing, one solver step from each to the next; 0 may follow at the end, for the
+        denoised image. ``fc.schedules.EDM().levels(n)``, ``fc.schedules.log_levels``, ``VP(...).s(timesteps)``.
+    solver : "euler", "heun", "sde" or "dpmpp-2m"
+        Probability-flow ODE by Euler steps in s (= DDIM), or by Heun's (= EDM: two evaluations a step, one where it
+        ends on 0); reverse SDE by ancestral steps; DPM-Solver++(2M) (2211.01095), as k-diffusion has it.
+    seed : int
+        0 <= seed < 2^64. The noise of sample j is a function of seed and j alone, on every device; its result then
+        differs with the batch by the network's rounding only.
+    recorder : Recorder, optional
+        Records the states at those of its levels that are among ``levels`` (they must all be), the first and the last
+        included.
+    observers : sequence of callables or Recorders
+        Each is called for every batch at every level as ``observer(i, s, y, D)`` with y and D = D(y; s) of shape
+        (batch, C, H, W), without waiting for the device. Tensors belong to the solver: copy what you change or keep.
+        At the last level D costs one evaluation more; at s = 0 it is the state.
+    shape : (C, H, W), optional
+        Of a state, where ``D.shape`` is None.
+    first_sample : int
+        Number of the first sample: 0..63 and then 64..127 with ``first_sample=64`` equals 128 samples.
+    initial : tensor (n_samples, C, H, W), optional
+        States at levels[0] instead of levels[0] times normal noise.
+    batch_size : int
+        States that are evaluated together.
+    dtype : torch.dtype
+        Of the states: float32 or float64. The network sees its own.
+    device : torch.device, optional
+        Default: the network's.
+    autocast : torch.dtype, optional
+        Run the network under torch.autocast with this type. States stay in ``dtype``. (A network that is told
+        ``force_fp32`` by `from_edm` does not listen.)
+    progress : bool
+        Show a progress bar (only on a terminal).
+
+    Returns
+    -------
+    tensor (n_samples, C, H, W)
+        States at levels[-1].
+
+    Raises
+    ------
+    ValueError
+        Levels that are not positive and decreasing or above the denoiser's highest; an unknown solver; labels that do
+        not fit; initial states of another shape; a recorder of another shape or with other levels.
+    FloatingPointError
+        A state became NaN or infinite; the message says which.
+
+    Notes
+    -----
+    Source: Karras et al. 2206.00364 (algorithm 1), Song et al. 2010.02502 (DDIM), ancestral steps of 2006.11239 in s.
+
+    Examples
+    --------
+    >>> import fastcrit as fc
+    >>> theory = fc.theory.GaussianTheory.ornstein_zernike(xi=2.0, lattice=16)
+    >>> D = fc.diffusion.from_gaussian(theory)
+    >>> y = fc.diffusion.sample(D, n_samples=200, levels=fc.schedules.log_levels(40, high=50, low=0.01), seed=1)
+    >>> y.shape, bool(abs(fc.structure_factor(y[:, 0]).S[1] * (2**-2 + 0.2) - 1) < 0.2)
+    (torch.Size([200, 1, 16, 16]), True)
+    """
+    if not isinstance(D, Denoiser):
+        raise TypeError(
+            f"D: expected a Denoiser, got {type(D).__name__}; wrap the network with fc.diffusion.from_edm, from_diffusers, "
+            "from_epsilon, from_velocity or from_denoiser"
+        )
+    if levels is None:
+        raise ValueError("levels: expected decreasing noise levels, for example fc.schedules.EDM().levels(32)")
+    s = check_levels(levels, allow_zero_end=True)
+    D.check_level(s[0])
+    check_choice(solver, SOLVERS, "solver")
+    for name, value, lowest in (
+        ("n_samples", n_samples, 1), ("first_sample", first_sample, 0), ("seed", seed, 0), ("batch_size", batch_size, 1)
+    ):  # fmt: skip
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not lowest <= value < 2**64:
+            raise ValueError(f"{name}: expected an integer from {lowest} to 2^64 - 1, got {value!r}")
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
+    state_shape = _state_shape(D, shape, initial, n_samples)
+    watchers = [_Watcher(o, s, state_shape) for o in ([] if recorder is None else [recorder]) + list(observers)]
+    place = torch.device(device if device is not None else D.device or "cpu")
+    prepared = D.prepare_labels(labels, n_samples, place)
+
+    states = torch.empty((n_samples, *state_shape), dtype=dtype, device=place)
+    with tqdm(total=-(-n_samples // batch_size) * (len(s) - 1), disable=None if progress else True, unit="step") as bar:
+        for begin in range(0, n_samples, batch_size):
+            batch = slice(begin, min(begin + batch_size, n_samples))
+            noise = _Noise(seed, range(first_sample + batch.start, first_sample + batch.stop), state_shape, states)
+            y = noise() * s[0] if initial is None else initial[batch].detach().to(device=place, dtype=dtype, copy=True)
+            some = None if prepared is None else prepared[batch]
+
+            def denoise(y: Tensor, level: float, some: Tensor | None = some) -> Tensor:
+                with torch.autocast(place.type, autocast, enabled=autocast is not None):
+                    return D(y, level, some)
+
+            with torch.no_grad():
+                for i, (level, y, denoised) in enumerate(_trajectory(denoise, y, s.tolist(), solver, noise)):  # noqa: B020
+                    last = i == len(s) - 1
+                    for watch in watchers:
+                        if watch.wants(i):
+                            if denoised is None and watch.needs_denoised:
+                                denoised = denoise(y, level) if level > 0 else y
+                            watch(i, level, y, denoised, first_sample + begin)
+                    if not last:
+                        bar.update()
+            states[batch] = y
+    finite = torch.isfinite(states).flatten(1).all(dim=1)
+    if not bool(finite.all()):
+        bad = first_sample + int(torch.argmin(finite.int()))
+        raise FloatingPointError(f"the state of sample {bad} became NaN or infinite; check the network at its levels")
+    return states
+
+
+def _trajectory(
+    D: Callable[[Tensor, float], Tensor], y: Tensor, levels: list[float], solver: str, noise: Callable[[], Tensor]
+) -> Iterator[tuple[float, Tensor, Tensor | None]]:
+    """Level, state and denoised state at every level; None for what was not computed at the last."""
+    before: Tensor | None = None  # of the last step, for dpmpp-2m
+    for i, (s, t) in enumerate(zip(levels, levels[1:], strict=False)):
+        x0 = D(y, s)
+        yield s, y, x0
+        if solver == "sde":
+            y = x0 + (t / s) ** 2 * (y - x0)
+            if t > 0:
+                y = y + t * (1.0 - (t / s) ** 2) ** 0.5 * noise()
+        elif solver == "dpmpp-2m":
+            ahead = x0
+            if before is not None and t > 0:
+                # Linear extrapolation in log s to the middle of the step.
+                r = np.log(levels[i - 1] / s) / np.log(s / t)
+                ahead = x0 + (x0 - before) / (2.0 * r)
+            y = ahead + (t / s) * (y - ahead)
+            before = x0
+        else:
+            slope = (y - x0) / s
+            end = y + (t - s) * slope
+            if solver == "heun" and t > 0:
+                end = y + (t - s) * 0.5 * (slope + (end - D(end, t)) / t)
+            y = end
+    yield levels[-1], y, None
+
+
+class _Noise:
+    """Standard normal noise of a batch: one Philox stream a sample, keyed by seed and number of the sample."""
+
+    def __init__(self, seed: int, samples: range, shape: tuple[int, ...], like: Tensor) -> None:
+        self._streams = [np.random.Generator(np.random.Philox(key=int(seed) + (j << 64))) for j in samples]
+        self._shape = shape
+        self._like = like
+
+    def __call__(self) -> Tensor:
+        rows = np.stack([g.standard_normal(self._shape, dtype=np.float32) for g in self._streams])
+        return torch.from_numpy(rows).to(device=self._like.device, dtype=self._like.dtype, non_blocking=True)
+
+
+class _Watcher:
+    """An observer, and for a recorder at which steps its levels are."""
+
+    def __init__(self, observer: Any, levels: Any, shape: tuple[int, ...]) -> None:
+        self.observer = observer
+        self.needs_denoised = not isinstance(observer, Recorder)
+        self.steps: dict[int, int] | None = None
+        if isinstance(observer, Recorder):
+            if observer.shape != shape and (1, *observer.shape) != shape:
+                raise ValueError(f"recorder: made for states of shape {observer.shape}, sampling states of shape {shape}")
+            self.steps = observer.positions_in(levels)
+        elif not callable(observer):
+            raise TypeError(f"observers: expected a Recorder or a callable, got {type(observer).__name__}")
+
+    def wants(self, i: int) -> bool:
+        return self.steps is None or i in self.steps
+
+    def __call__(self, i: int, s: float, y: Tensor, D: Tensor | None, first: int) -> None:
+        if self.steps is None:
+            self.observer(i, s, y, D)
+        else:
+            self.observer.update(self.steps[i], y.reshape(len(y), *self.observer.shape), sample=first)
+
+
+def _state_shape(D: Denoiser, shape: Sequence[int] | None, initial: Tensor | None, n_samples: int) -> tuple[int, ...]:
+    if initial is not None:
+        if not isinstance(initial, Tensor) or not initial.is_floating_point() or len(initial) != n_samples:
+            got = tuple(initial.shape) if isinstance(initial, Tensor) else type(initial).__name__
+            raise ValueError(f"initial: expected a floating-point tensor of {n_samples} states, got {got}")
+        if not bool(torch.isfinite(initial).all()):
+            raise ValueError("initial: NaN or infinite values")
+        shape = shape or tuple(initial.shape[1:])
+        if tuple(initial.shape[1:]) != tuple(shape):
+            raise ValueError(f"initial: expected states of shape {tuple(shape)}, got {tuple(initial.shape[1:])}")
+    if shape is None:
+        shape = D.shape
+    if shape is None:
+        raise ValueError(f"shape: {D.name} takes any shape; say which, as (C, H, W)")
+    if D.shape is not None and tuple(shape) != D.shape:
+        raise ValueError(f"shape: {D.name} takes states of shape {D.shape}, got {tuple(shape)}")
+    return tuple(int(n) for n in shape)

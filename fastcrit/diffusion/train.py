@@ -1,0 +1,283 @@
+"""Training of a denoiser on images in memory: EDM's loss, an average of the weights, checkpoints from which it goes on.
+
+Everything random is a function of the seed and the step, so a run that was stopped and resumed takes the same steps.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from fastcrit import _statefile, store
+from fastcrit._arrays import check_choice, check_positive
+from fastcrit.diffusion.net import Net, NetConfig
+from fastcrit.errors import FileFormatError
+
+NET_FORMAT = "fastcrit.net"
+TRAINING_FORMAT = "fastcrit.training"
+FORMAT_VERSION = 1
+
+# Losses are averaged over this many steps before they are kept and shown.
+_STEPS_A_LOSS = 100
+
+
+@dataclass(frozen=True)
+class Training:
+    """Configuration of a training run.
+
+    Parameters
+    ----------
+    net : NetConfig
+    steps, batch : int
+    learning_rate : float
+        Adam's, after a linear rise over 2 % of the steps; it falls to zero along a cosine.
+    log_level_mean, log_level_std : float
+        Noise levels are log-normal, one from each of ``batch`` equally likely intervals.
+    label_dropout : float
+        Share of images shown without their label: the same net is then conditional and unconditional.
+    average : float
+        Decay a step of the running average of the weights, which is what is kept (shorter at the beginning).
+    precision : "float32" or "bfloat16"
+        Of the convolutions (autocast); bfloat16 is twice as fast or more where the processor has AMX.
+    seed : int
+    """
+
+    net: NetConfig = field(default_factory=NetConfig)
+    steps: int = 5000
+    batch: int = 128
+    learning_rate: float = 2e-3
+    log_level_mean: float = -0.4
+    log_level_std: float = 1.6
+    label_dropout: float = 0.2
+    average: float = 0.999
+    precision: str = "float32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, lowest in (("steps", 1), ("batch", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < lowest:
+                raise ValueError(f"{name}: expected an integer of at least {lowest}, got {value!r}")
+        for name in ("learning_rate", "log_level_std"):
+            check_positive(getattr(self, name), name)
+        for name in ("label_dropout", "average"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name}: expected a number in [0, 1), got {getattr(self, name)!r}")
+        check_choice(self.precision, ("float32", "bfloat16"), "precision")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON keeps it."""
+        return {**asdict(self), "net": self.net.to_dict()}
+
+    def run(
+        self,
+        images: NDArray[np.float32],
+        labels: NDArray[np.int64],
+        out: str | os.PathLike[str] | None = None,
+        *,
+        resume: bool = False,
+        progress: bool = False,
+        save_every: float = 60.0,
+    ) -> tuple[Net, dict[str, Any]]:
+        """Train; with ``out``, write RUN/net.safetensors at the end and RUN/training.safetensors on the way.
+
+        Parameters
+        ----------
+        images : (n, C, H, W) float32
+        labels : (n,) int64
+            Classes from 0 to ``net.classes`` - 1.
+        out : path, optional
+        resume : bool
+            Go on with the run in ``out``.
+        progress : bool
+        save_every : float
+            Seconds between two checkpoints.
+
+        Returns
+        -------
+        net : Net
+            With the averaged weights, in evaluation mode.
+        history : dict
+            ``loss`` (means of 100 steps) and ``seconds``.
+
+        Raises
+        ------
+        ValueError
+            Images of another shape, labels outside the classes, another configuration than the run's in ``out``.
+        FileExistsError
+            ``out`` exists and ``resume`` is False, or it holds a finished net.
+        FileNotFoundError
+            ``resume`` without a run.
+        FileFormatError
+            The checkpoint is damaged.
+        """
+        self._check(images, labels)
+        config = {"training": "denoiser", **self.to_dict()}
+        folder = None if out is None else store.begin_run(out, config, finished="net.safetensors", resume=resume)
+        state = _State(self)
+        if folder is not None and (folder / "training.safetensors").exists():
+            state.load(folder / "training.safetensors")
+        begun = saved = time.monotonic()
+        spent = state.seconds
+        with tqdm(total=self.steps, initial=state.step, disable=None if progress else True, unit="step") as bar:
+            for picture, label, s, noise in _batches(self, images, labels, state.step):
+                loss = state.advance(picture, label, s, noise)
+                bar.update()
+                if state.step % _STEPS_A_LOSS == 0:
+                    bar.set_postfix(loss=f"{loss:.4f}")
+                now = time.monotonic()
+                state.seconds = spent + now - begun
+                if folder is not None and now - saved > save_every:
+                    state.save(folder / "training.safetensors")
+                    saved = now
+        history = {"loss": [round(x, 6) for x in state.losses], "seconds": round(state.seconds, 1)}
+        net = state.average
+        if folder is not None:
+            save_net(folder / "net.safetensors", net, {"training": self.to_dict(), **history})
+            (folder / "training.safetensors").unlink(missing_ok=True)
+        return net, history
+
+    def _check(self, images: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
+        if images.ndim != 4 or images.shape[1:] != self.net.shape or images.dtype != np.float32 or not len(images):
+            raise ValueError(f"images: expected float32 (n, *{self.net.shape}), got {images.dtype} {images.shape}")
+        if not np.isfinite(images).all():
+            raise ValueError("images: NaN or infinite values")
+        if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
+            raise ValueError(f"labels: expected {len(images)} integers, got {labels.dtype} {labels.shape}")
+        if self.net.classes and not (labels.min() >= 0 and labels.max() < self.net.classes):
+            raise ValueError(f"labels: expected classes from 0 to {self.net.classes - 1}")
+
+
+def save_net(path: Any, net: Net, card: dict[str, Any]) -> None:
+    """Write a net with its card (anything JSON holds) to one safetensors file with a checksum."""
+    arrays = {name: value.detach().cpu().numpy() for name, value in net.state_dict().items()}
+    _statefile.write_state(path, NET_FORMAT, FORMAT_VERSION, {"net": net.config.to_dict(), "card": card}, arrays)
+
+
+def load_net(path: Any) -> tuple[Net, dict[str, Any]]:
+    """Read a file of `save_net`: the net in evaluation mode, and its card.
+
+    Raises
+    ------
+    FileNotFoundError
+        No such file.
+    FileFormatError
+        The file is damaged or is no net.
+    """
+    config, arrays = _statefile.read_state(path, NET_FORMAT, FORMAT_VERSION)
+    try:
+        net = Net(NetConfig(**config["net"]))
+        net.load_state_dict({name: torch.from_numpy(value) for name, value in arrays.items()})
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise FileFormatError(f"{path}: not the weights of a net of this version ({error})") from error
+    return net.eval().requires_grad_(False), config["card"]
+
+
+class _State:
+    """What a step changes: weights, their average, Adam's moments, the losses."""
+
+    def __init__(self, training: Training) -> None:
+        self.training = training
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(training.seed)
+            self.net = Net(training.net)
+        self.average = copy.deepcopy(self.net).eval().requires_grad_(False)
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=training.learning_rate, betas=(0.9, 0.99))
+        self.step = 0
+        self.losses: list[float] = []
+        self.seconds = 0.0
+        self._sum = 0.0
+
+    def advance(self, images: Tensor, labels: Tensor | None, s: Tensor, noise: Tensor) -> float:
+        """One step of Adam on EDM's loss; the mean loss since the last that was kept."""
+        t, d = self.training, self.training.net.data_std
+        rise = max(1, t.steps // 50)
+        rate = min(1.0, (self.step + 1) / rise) * 0.5 * (1.0 + math.cos(math.pi * self.step / t.steps))
+        self.optimizer.param_groups[0]["lr"] = t.learning_rate * rate
+        level = s[:, None, None, None]
+        noisy = images + level * noise
+        with torch.autocast("cpu", torch.bfloat16, enabled=t.precision == "bfloat16"):
+            D = self.net(noisy, s, labels)
+        weight = (level**2 + d**2) / (level * d) ** 2
+        loss = (weight * (D.float() - images) ** 2).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.step += 1
+        decay = min(t.average, (1.0 + self.step) / (10.0 + self.step))
+        with torch.no_grad():
+            for mean, value in zip(self.average.parameters(), self.net.parameters(), strict=True):
+                mean.lerp_(value, 1.0 - decay)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise FloatingPointError(f"the loss is {value} at step {self.step}; try a smaller learning_rate")
+        self._sum += value
+        count = (self.step - 1) % _STEPS_A_LOSS + 1
+        mean_loss = self._sum / count
+        if count == _STEPS_A_LOSS:
+            self.losses.append(mean_loss)
+            self._sum = 0.0
+        return mean_loss
+
+    def save(self, path: Path) -> None:
+        arrays = {f"net.{k}": v.numpy() for k, v in self.net.state_dict().items()}
+        arrays |= {f"average.{k}": v.numpy() for k, v in self.average.state_dict().items()}
+        for i, values in self.optimizer.state_dict()["state"].items():
+            arrays |= {f"adam.{i}.{k}": v.numpy() for k, v in values.items()}
+        arrays["losses"] = np.array([*self.losses, self._sum])
+        config = {**self.training.to_dict(), "step": self.step, "seconds": self.seconds}
+        _statefile.write_state(path, TRAINING_FORMAT, FORMAT_VERSION, config, arrays)
+
+    def load(self, path: Path) -> None:
+        config, arrays = _statefile.read_state(path, TRAINING_FORMAT, FORMAT_VERSION)
+        tensors = {k: torch.from_numpy(v.copy()) for k, v in arrays.items()}
+        self.step, self.seconds = config.pop("step"), config.pop("seconds")
+        if config != json.loads(json.dumps(self.training.to_dict())):
+            raise FileFormatError(f"{path}: the checkpoint of another run")
+        for name, net in (("net", self.net), ("average", self.average)):
+            net.load_state_dict({k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")})
+        adam = self.optimizer.state_dict()
+        adam["state"] = {
+            i: {k: tensors[f"adam.{i}.{k}"] for k in ("step", "exp_avg", "exp_avg_sq")}
+            for i in range(len(list(self.net.parameters())))
+        }
+        self.optimizer.load_state_dict(adam)
+        *self.losses, self._sum = arrays["losses"].tolist()
+
+
+def _batches(
+    training: Training, images: NDArray[np.float32], labels: NDArray[np.int64], first: int
+) -> Iterator[tuple[Tensor, Tensor | None, Tensor, Tensor]]:
+    """Images, one-hot labels, noise levels and noise of every step from ``first`` on; each epoch in an order of its own."""
+    B, n, classes = training.batch, len(images), training.net.classes
+    epoch, order = -1, np.zeros(0, np.int64)
+    for step in range(first, training.steps):
+        rng = np.random.default_rng([training.seed, step, 0])
+        position = np.arange(step * B, (step + 1) * B)
+        chosen = np.empty(B, np.int64)
+        for e in np.unique(position // n):
+            if e != epoch:
+                epoch, order = e, np.random.default_rng([training.seed, e, 1]).permutation(n)
+            here = position // n == e
+            chosen[here] = order[position[here] % n]
+        quantile = torch.from_numpy((rng.permutation(B) + rng.random(B)) / B)
+        s = torch.exp(training.log_level_mean + training.log_level_std * torch.special.ndtri(quantile)).float()
+        noise = torch.from_numpy(rng.standard_normal((B, *images.shape[1:]), dtype=np.float32))
+        one_hot = None
+        if classes:
+            one_hot = torch.nn.functional.one_hot(torch.from_numpy(labels[chosen]), classes).float()
+            one_hot[torch.from_numpy(rng.random(B) < training.label_dropout)] = 0.0
+        yield torch.from_numpy(images[chosen]), one_hot, s, noise
