@@ -83,6 +83,7 @@ def build_dataset(rec: Recorder, lengths: tuple[str, ...]) -> xr.Dataset:
         coords["channel"] = np.arange(rec.channels)
     if rec.gain_shells:
         data |= _gains(rec)
+        coords["n_gains"] = ("level", rec.state["gain_count"].sum(axis=1), {"long_name": "states with gains"})
         coords["shell"] = ("shell", list(rec.gain_shells), {"long_name": "shell of wavenumbers"})
         coords["shell_k"] = ("shell", grid.shell_k[list(rec.gain_shells)] / rec.spacing, {"units": "rad/length"})
     attrs = {

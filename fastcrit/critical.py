@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import scipy  # submodules load on first use
@@ -15,6 +16,7 @@ from fastcrit.errors import NoTransitionError
 Floats = NDArray[np.float64]
 
 SIGNATURES = ("softening", "xi_eq", "growth", "susceptibility")
+_OF_GAINS = ("softening", "xi_eq")
 # The reason when the dataset lacks a signature's curve: missing data, which are no answer about a transition.
 NOT_RECORDED = "not recorded"
 
@@ -91,6 +93,13 @@ class CriticalPoint:
         """Largest over smallest of the levels found; NaN with fewer than two."""
         levels = [s.level for s in self.found.values()]
         return max(levels) / min(levels) if len(levels) > 1 else float("nan")
+
+    def to_json(self) -> str:
+        """The signatures as JSON, in which what has no value is null."""
+        found = {name: asdict(s) for name, s in self.signatures.items()}
+        for values in found.values():
+            values |= {k: None for k, v in values.items() if isinstance(v, float) and not np.isfinite(v)}
+        return json.dumps(found)
 
     def __str__(self) -> str:
         return "\n".join(f"{s.name:<15}{s.verdict}" for s in self.signatures.values())
@@ -177,8 +186,12 @@ def critical_point(
 
     found = {}
     for name in names:
-        curve = _CURVES[name](ds, log_s)
-        found[name] = _locate(name, curve, log_s, draws, confidence)
+        part, at = ds, log_s
+        if name in _OF_GAINS and "n_gains" in ds.coords:
+            # Gains cost more than states and are often taken at some of the levels.
+            part = ds.isel(level=np.flatnonzero(ds["n_gains"].values[: log_s.size] > 0))
+            at = np.log(part["level"].values)
+        found[name] = _locate(name, _CURVES[name](part, at), at, draws, confidence)
     if signature is not None and found[signature].reason == NOT_RECORDED:
         raise ValueError(f"signature: the curve of {signature!r} was not recorded (gains are, with gain_shells=...)")
     if signature is not None and not found[signature].found:

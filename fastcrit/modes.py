@@ -80,8 +80,8 @@ def dispersion_length(k2: Any, gain: Any = None, stderr: Any = None, *, points: 
     Parameters
     ----------
     k2 : ModeResponse, or (shells,)
-        A response, which brings gain and stderr with it; or the lattice momentum :math:`\hat k^2 = \sum_i 4\sin^2(k_i/2)` of each shell (mean over its modes), ascending from
-        k = 0. Lengths come out in the unit of 1/k, normally sites.
+        A response, which brings gain and stderr with it; or the lattice momentum
+        :math:`\hat k^2 = \sum_i 4\sin^2(k_i/2)` of each shell (mean over its modes), ascending from k = 0. Lengths come out in the unit of 1/k, normally sites.
     gain, stderr : (..., shells)
         Mode gains, and their standard errors as weights (equal weights when left out or as small as rounding).
     points : int
@@ -185,7 +185,7 @@ def mode_response(
     D: Denoiser,
     y: Tensor,
     s: float,
-    shells: Sequence[int] = range(6),
+    shells: Sequence[int] | None = None,
     labels: Any = None,
     *,
     waves: int | None = None,
@@ -203,8 +203,8 @@ def mode_response(
         States at which J is taken.
     s : float
         Noise level.
-    shells : sequence of int
-        Shells of wavenumbers, ascending, as in spectra.
+    shells : sequence of int, optional
+        Shells of wavenumbers, ascending, as in spectra. Default: the first six that the lattice has.
     labels : optional
         As for D.
     waves : int, optional
@@ -253,16 +253,14 @@ def mode_response(
     if waves is not None and (isinstance(waves, bool) or not isinstance(waves, (int, np.integer)) or waves < 1):
         raise ValueError(f"waves: expected a positive integer or None for all, got {waves!r}")
     grid = lattice(tuple(int(n) for n in y.shape[-2:]))
-    chosen = [int(k) for k in shells]
-    if not chosen or any(b <= a for a, b in zip(chosen, chosen[1:], strict=False)) or not (
-        0 <= chosen[0] and chosen[-1] < len(grid.shell_k)
-    ):
-        raise ValueError(f"shells: expected ascending numbers below {len(grid.shell_k)}, got {list(shells)}")
+    chosen = list(range(min(6, grid.shells_below_nyquist))) if shells is None else [int(k) for k in shells]
+    if not chosen or chosen[0] < 0 or chosen[-1] >= len(grid.shell_k) or chosen != sorted(set(chosen)):
+        raise ValueError(f"shells: expected ascending numbers below {len(grid.shell_k)}, got {chosen}")
     y = y.detach()
     prepared = D.prepare_labels(labels, len(y), y.device)
     h = step if step is not None else float(torch.finfo(y.dtype).eps) ** 0.2 * (1.0 + s)
     take = _Derivative(D, s, method, check_positive(h, "step"))
-    with _forward_derivatives_of_attention(torch):
+    with _forward_derivatives():
         if method == "auto":
             take.choose(y, prepared)
         rows = max(1, int(memory) // take.bytes_a_row(y[:1], None if prepared is None else prepared[:1]))
@@ -336,14 +334,14 @@ class _Derivative:
 
         total = 0
 
-        class Count(TorchDispatchMode):
+        class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not type it
             def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
                 nonlocal total
                 out = func(*args, **(kwargs or {}))
                 total += sum(t.numel() * t.element_size() for t in tree_leaves(out) if isinstance(t, torch.Tensor))
                 return out
 
-        with torch.no_grad(), Count():
+        with torch.no_grad(), Count():  # type: ignore[no-untyped-call]  # likewise
             self.D(y, self.s, labels)
         return 2 * max(total, 1)
 
@@ -397,10 +395,21 @@ _PROBE_TOLERANCE = 0.1
 
 
 @contextmanager
-def _forward_derivatives_of_attention(torch: Any) -> Iterator[None]:
+def _forward_derivatives() -> Iterator[None]:
+    """Two operations that torch has forward derivatives for, but not along every path."""
+    import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.overrides import TorchFunctionMode
 
-    with sdpa_kernel(SDPBackend.MATH):
+    class Contiguous(TorchFunctionMode):
+        """group_norm's rule takes views of the tangent, which attention leaves transposed: a copy puts it in order."""
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func in (torch.group_norm, torch.nn.functional.group_norm):
+                args = (args[0].clone(memory_format=torch.contiguous_format), *args[1:])
+            return func(*args, **(kwargs or {}))
+
+    with sdpa_kernel(SDPBackend.MATH), Contiguous():
         yield
 
 
@@ -428,16 +437,14 @@ class _Plan:
     own: NDArray[np.bool_]  # (states, waves): k is its own opposite
 
     def average(self, values: Floats) -> Floats:
-        """Values (channels, states, waves) averaged to (states, shells): a wave counts twice if it stands for k and -k."""
+        """Averages (states, shells) of values (channels, states, waves); a wave that stands for k and -k counts twice."""
         weight = np.where(self.own, 1.0, 2.0)
         total = weight * values.mean(axis=0)
         starts = np.flatnonzero(np.diff(self.column, prepend=-1))
         return np.asarray(np.add.reduceat(total, starts, axis=1) / np.add.reduceat(weight, starts, axis=1))
 
 
-def _draw_plan(
-    shape: tuple[int, ...], shells: list[int], states: int, waves: int | None, seed: int
-) -> _Plan:
+def _draw_plan(shape: tuple[int, ...], shells: list[int], states: int, waves: int | None, seed: int) -> _Plan:
     found = [_waves_of_shell(shape, shell) for shell in shells]
     sizes = [len(k) if waves is None else min(waves, len(k)) for k, _ in found]
     k, own = [], []
@@ -479,7 +486,7 @@ def _respond(
     """
     import torch
 
-    _, C, H, W = y.shape
+    H, W = y.shape[2:]
     k = np.moveaxis(k, 0, 1)[..., None, None]  # (waves, states, 2, 1, 1)
     phase = k[:, :, 0] * np.arange(H)[:, None] + k[:, :, 1] * np.arange(W)
     cosine, sine = np.cos(phase), np.where(own.T[..., None, None], 0.0, np.sin(phase))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["gains", "lengths", "save_figures", "softening", "states", "structure_factors"]
+__all__ = ["deficits", "gains", "lengths", "save_figures", "softening", "states", "structure_factors"]
 
 # Okabe and Ito's palette: what is measured, what theory says, and further series.
 _MEASURED, _THEORY, _OTHERS = "#0072B2", "#D55E00", ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -61,7 +61,9 @@ def lengths(ds: xr.Dataset) -> Figure:
         # A length that is not known to its own size would only fill the figure with its error bar.
         known = np.isfinite(value) & (error < np.abs(value))
         value, error = (np.where(known, a, np.nan) for a in (value, error))  # gaps stay gaps
-        axes.errorbar(s, value, error, color=colour, label=label, linewidth=1, capsize=2, marker=".", markersize=3)
+        taken = _with_gains(ds) if name == "xi_eq" else slice(None)
+        style: dict[str, Any] = {"linewidth": 1, "capsize": 2, "marker": ".", "markersize": 3}
+        axes.errorbar(s[taken], value[taken], error[taken], color=colour, label=label, **style)
     top = axes.get_ylim()[1]
     if "xi_eq_theory" in ds:
         # It diverges at the critical level; below, y = 0 is not where the states are.
@@ -77,8 +79,9 @@ def lengths(ds: xr.Dataset) -> Figure:
 
 
 def gains(ds: xr.Dataset) -> Figure:
-    """Mode gains on trajectories with theory's at the symmetric point; 1 is critical."""
-    figure, axes = _shells_over_levels(ds, "gain_on_trajectories", "gain_at_symmetric_point")
+    """Mode gains on trajectories with theory's at the symmetric point, or the Gaussian bound; 1 is critical."""
+    references = {"gain_at_symmetric_point": "theory at y = 0", "gaussian_bound": "Gaussian bound P/(P + s²)"}
+    figure, axes = _shells_over_levels(ds, "gain_on_trajectories", references)
     axes.axhline(1.0, color="0.5", linewidth=0.8)
     axes.set_ylim(-0.1, 2.0)
     axes.set_ylabel("mode gain g")
@@ -88,10 +91,20 @@ def gains(ds: xr.Dataset) -> Figure:
 
 def softening(ds: xr.Dataset) -> Figure:
     """Softening (1 - g)/sigma^2, sigma^2 = s^2/(s^2 + data variance): the stiffness of a mode; 0 is critical."""
-    figure, axes = _shells_over_levels(ds, "softening")
+    figure, axes = _shells_over_levels(ds, "softening", {"softening_gaussian": "Gaussian data of this spectrum"})
     axes.set_ylim(0, 2.0)
     axes.set_ylabel("softening (1 - g)/sigma^2")
     _title(figure, ds, "Softening: modes are softest at its minimum")
+    return figure
+
+
+def deficits(ds: xr.Dataset) -> Figure:
+    """Response deficit 1 - g (P + s^2)/P: 0 is Gaussian response, below 0 the network is not the posterior's mean."""
+    figure, axes = _shells_over_levels(ds, "response_deficit", {"forward_response_deficit": "on forward trajectories"})
+    axes.axhline(0.0, color="0.5", linewidth=0.8)
+    axes.set_ylim(-1.0, 1.05)
+    axes.set_ylabel("response deficit")
+    _title(figure, ds, "Response deficit: it rises where states commit")
     return figure
 
 
@@ -123,6 +136,8 @@ def save_figures(ds: xr.Dataset, folder: str | os.PathLike[str]) -> list[Path]:
     made: dict[str, Callable[[xr.Dataset], Figure]] = {"structure_factors": structure_factors, "lengths": lengths}
     if "gain_on_trajectories" in ds:
         made |= {"gains": gains, "softening": softening}
+    if "response_deficit" in ds:
+        made["response_deficit"] = deficits
     if "states" in ds:
         made["states"] = states
     paths = []
@@ -137,23 +152,30 @@ def save_figures(ds: xr.Dataset, folder: str | os.PathLike[str]) -> list[Path]:
     return paths
 
 
-def _shells_over_levels(ds: xr.Dataset, name: str, theory: str = "") -> tuple[Figure, Axes]:
-    """Curves of a few shells over the levels, theory's dashed where the dataset has them, and the critical levels."""
+def _shells_over_levels(ds: xr.Dataset, name: str, references: dict[str, str]) -> tuple[Figure, Axes]:
+    """Curves of a few shells over the levels, dashed the first reference that the dataset has, the critical levels."""
     figure, axes = _figure()
     s = ds["level"].values
+    taken = _with_gains(ds)
+    dashed = next((reference for reference in references if reference in ds), None)
     shown = [j for j in range(ds.sizes["shell"]) if j in (0, 3, 5)]
     for colour, j in zip((_MEASURED, *_OTHERS), shown, strict=False):
-        value, error = ds[name].values[:, j], ds[f"{name}_stderr"].values[:, j]
+        value, error = ds[name].values[taken, j], ds[f"{name}_stderr"].values[taken, j]
         label = f"on trajectories, k = {float(ds['shell_k'][j]):.2f} rad/site"
-        axes.errorbar(s, value, error, color=colour, label=label, linewidth=1, capsize=2)
-        if theory in ds:
-            axes.plot(s, ds[theory].values[:, j], color=colour, linestyle="--", linewidth=1)
-    if theory in ds:
-        axes.plot([], [], color="0.3", linestyle="--", label="dashed: theory at y = 0")
+        axes.errorbar(s[taken], value, error, color=colour, label=label, linewidth=1, capsize=2)
+        if dashed:
+            axes.plot(s[taken], ds[dashed].values[taken, j], color=colour, linestyle="--", linewidth=1)
+    if dashed:
+        axes.plot([], [], color="0.3", linestyle="--", label=f"dashed: {references[dashed]}")
     _mark_levels(axes, ds)
     _level_axis(axes, s)
     _legend(axes)
     return figure, axes
+
+
+def _with_gains(ds: xr.Dataset) -> Any:
+    """Levels at which gains were taken: curves join these."""
+    return np.flatnonzero(ds["n_gains"].values > 0) if "n_gains" in ds.coords else slice(None)
 
 
 def _one_channel(ds: xr.Dataset) -> xr.Dataset:

@@ -1,4 +1,4 @@
-"""Trained models: adapters to one call D(y, s, labels), sampling, and a small network with its training. Needs torch."""
+"""Trained models: adapters to one call D(y, s, labels), sampling, a small network and its training. Needs torch."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from fastcrit.diffusion.denoiser import (  # noqa: E402 (after the check, for it
     from_velocity,
 )
 from fastcrit.diffusion.net import Net, NetConfig  # noqa: E402
+from fastcrit.diffusion.pretrained import SHIPPED, pretrained  # noqa: E402
 from fastcrit.diffusion.sample import sample  # noqa: E402
 from fastcrit.diffusion.train import Training, load_net, save_net  # noqa: E402
 
 __all__ = [
+    "SHIPPED",
     "Denoiser",
     "Net",
     "NetConfig",
@@ -33,6 +35,7 @@ __all__ = [
     "from_patch",
     "from_velocity",
     "load_net",
+    "pretrained",
     "sample",
     "save_net",
 ]

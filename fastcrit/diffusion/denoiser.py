@@ -7,6 +7,7 @@ the network predicts into the denoised image. Nothing here samples.
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,9 +19,6 @@ from fastcrit import schedules
 from fastcrit._arrays import check_choice
 from fastcrit.gaussian import GaussianTheory
 from fastcrit.patch.dictionary import Dictionary, lattice_shape
-
-# A table of alpha-bar that ends on 0 (zero terminal SNR) has no finite level there; schedulers use this instead.
-_LEAST_ALPHA_BAR = 2.0**-24
 
 Level = float | Tensor
 
@@ -43,6 +41,10 @@ class Denoiser:
         Highest noise level the network was made for.
     device, dtype : torch.device or None, torch.dtype or None
         Of the network's parameters.
+    data_std : float or None
+        Standard deviation of the data, where known.
+    card : dict
+        How the network came about, where it was read with its card.
 
     Examples
     --------
@@ -69,6 +71,10 @@ class Denoiser:
         self.classes = int(classes)
         self.unlabelled = self.classes == 0 if unlabelled is None else bool(unlabelled)
         self.highest = float(highest)
+        self.data_std: float | None = None
+        self.card: dict[str, Any] = {}
+        if isinstance(network, torch.nn.Module) and network.training:
+            warnings.warn(f"{name} is in training mode, where dropout makes D random; call .eval()", stacklevel=3)
         weight = next(iter(network.parameters()), None) if isinstance(network, torch.nn.Module) else None
         self.device: torch.device | None = None if weight is None else weight.device
         self.dtype: torch.dtype | None = None if weight is None else weight.dtype
@@ -158,7 +164,7 @@ class Denoiser:
             kind = f"{y.dtype}" if isinstance(y, Tensor) else type(y).__name__
             raise TypeError(f"y: expected a floating-point tensor (batch, C, H, W), got {kind}")
         if self.shape is not None and tuple(y.shape[1:]) != self.shape:
-            raise ValueError(f"y: {self.name} takes states (batch, {', '.join(map(str, self.shape))}), got {tuple(y.shape)}")
+            raise ValueError(f"y: {self.name} takes states of shape (batch, *{self.shape}), got {tuple(y.shape)}")
         if y.ndim < 2:
             raise ValueError(f"y: expected states (batch, C, H, W), got shape {tuple(y.shape)}")
         if self.device is not None and y.device != self.device:
@@ -292,7 +298,7 @@ def from_diffusers(
     The scheduler says what the network predicts (epsilon, sample, v_prediction, or the velocity of the flow-matching
     schedulers) and at which time a noise level lies, interpolated in log s and passed as a float tensor (batch,). Its
     ``step`` is never called, and its clipping and thresholding are not applied. Channels of a learned variance are
-    dropped. A table with zero terminal SNR is capped at alpha-bar = 2^-24, s = 4096.
+    dropped. A table that ends on zero terminal SNR is capped at its last step with a finite level.
 
     Parameters
     ----------
@@ -320,7 +326,7 @@ def from_diffusers(
         kind, scale = "velocity", float(settings["num_train_timesteps"])
     elif hasattr(scheduler, "alphas_cumprod") and not hasattr(scheduler, "precondition_inputs"):
         table = scheduler.alphas_cumprod.double().cpu().numpy()
-        schedule = schedules.VP(np.maximum(table, _LEAST_ALPHA_BAR))
+        schedule = schedules.VP(table[table > 0])  # zero terminal SNR has no finite level
         kind, scale = str(settings.get("prediction_type", "epsilon")), 1.0
         check_choice(kind, ("epsilon", "sample", "v_prediction"), "prediction_type")
     else:
@@ -338,7 +344,7 @@ def from_diffusers(
         if not classes:
             return model(x, t)
         if labels is None:
-            labels = torch.full((len(x),), null_label, device=x.device)
+            labels = torch.full((len(x),), -1 if null_label is None else null_label, device=x.device)
         return model(x, t, class_labels=labels)
 
     if null_label is not None and not 0 <= null_label < classes:
@@ -390,7 +396,8 @@ def from_patch(
         overlap = torch.nn.functional.conv2d(padded, taps[:, None])
         bias = log_prior.to(y)[:, None, None]
         weights = torch.softmax((overlap - taps.square().sum((1, 2))[:, None, None] / 2) / column**2 + bias, dim=1)
-        return torch.einsum("bphw,p->bhw", weights, taps[:, half, half])[:, None]
+        out: Tensor = torch.einsum("bphw,p->bhw", weights, taps[:, half, half])
+        return out[:, None]
 
     shape = None if lattice is None else (1, *lattice_shape(dictionary, lattice))
     return Denoiser(denoise, name="patch model", shape=shape)
@@ -427,7 +434,7 @@ def _scheduled(
 
     def denoise(y: Tensor, s: Level, labels: Tensor | None) -> Tensor:
         level = _column(s, y)
-        alpha = schedule.alpha(level)
+        alpha: Tensor = schedule.alpha(level)
         x = alpha * y
         given = x if dtype is None else x.to(dtype)
         out = _prediction(fn(given, _time(schedule, s, given, time_scale), *((labels,) if labelled else ())))
@@ -459,15 +466,16 @@ def _time(schedule: Any, s: Level, x: Tensor, scale: float) -> Tensor:
     """The schedule's time at level s, (batch,), as a float tensor: times are rounded by half precision."""
     dtype = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
     if isinstance(s, Tensor):
-        t = torch.from_numpy(np.asarray(schedule.t(s.detach().double().cpu().numpy()) * scale))
-        return t.to(device=x.device, dtype=dtype).expand(len(x))
+        t: Tensor = torch.from_numpy(np.asarray(schedule.t(s.detach().double().cpu().numpy()) * scale))
+        t = t.to(device=x.device, dtype=dtype)
+        return torch.broadcast_to(t, (len(x),))
     return torch.full((len(x),), float(schedule.t(s)) * scale, device=x.device, dtype=dtype)
 
 
 def _batch(s: Level, x: Tensor) -> Tensor:
     """Noise levels (batch,)."""
     if isinstance(s, Tensor):
-        return s.to(device=x.device, dtype=x.dtype).expand(len(x))
+        return torch.broadcast_to(s.to(device=x.device, dtype=x.dtype), (len(x),))
     return torch.full((len(x),), s, device=x.device, dtype=x.dtype)
 
 

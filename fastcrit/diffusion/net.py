@@ -1,13 +1,14 @@
-"""A small class-conditional convolutional denoiser: U-Net without attention, EDM preconditioning, circular or zero padding.
+"""A small class-conditional denoiser: convolutional U-Net without attention, EDM preconditioning.
 
-Its normalisation is per pixel (over channels), never over the image, so what a pixel depends on is what the convolutions
-reach: locality and equivariance are the subject. Pooling leaves equivariance under shifts by 2^(number of poolings) sites.
+Its normalisation is per pixel (over channels), never over the image, so what a pixel depends on is what the
+convolutions reach: locality and equivariance are the subject. With circular padding it commutes with shifts by
+2^(number of poolings) sites; with a single scale, by any.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -98,7 +99,8 @@ class Net(nn.Module):
         s = sigma.to(x.dtype).reshape(-1, 1, 1, 1)
         total = s * s + d * d
         F = self.F(x / total.sqrt(), s.flatten().log() / 4, class_labels)
-        return x * (d * d / total) + F * (s * d / total.sqrt())
+        D: Tensor = x * (d * d / total) + F * (s * d / total.sqrt())
+        return D
 
 
 class _UNet(nn.Module):
@@ -142,16 +144,17 @@ class _UNet(nn.Module):
         for i, scale in enumerate(self.down):
             if i:
                 x = functional.avg_pool2d(x, 2)
-            for block in scale:
+            for block in cast("nn.ModuleList", scale):
                 x = block(x, e)
                 skips.append(x)
         x = self.middle(x, e)
         for i, scale in enumerate(self.up):
             if i:
                 x = functional.interpolate(x, scale_factor=2, mode="nearest")
-            for block in scale:
+            for block in cast("nn.ModuleList", scale):
                 x = block(torch.cat([x, skips.pop()], dim=1), e)
-        return self.leave(functional.silu(_pixel_norm(torch.cat([x, skips.pop()], dim=1))))
+        out: Tensor = self.leave(functional.silu(_pixel_norm(torch.cat([x, skips.pop()], dim=1))))
+        return out
 
 
 class _Block(nn.Module):
@@ -169,7 +172,8 @@ class _Block(nn.Module):
         h = self.first(functional.silu(_pixel_norm(x)))
         scale, shift = self.modulate(e)[..., None, None].chunk(2, dim=1)
         h = self.second(functional.silu(h * (1 + scale) + shift))
-        return (self.skip(x) + h) * 0.5**0.5
+        out: Tensor = (self.skip(x) + h) * 0.5**0.5
+        return out
 
 
 class _FourierFeatures(nn.Module):
@@ -187,7 +191,8 @@ class _FourierFeatures(nn.Module):
 
 
 def _conv(before: int, after: int, padding: str) -> nn.Conv2d:
-    return nn.Conv2d(before, after, 3, padding=1, padding_mode=padding)
+    mode: Literal["circular", "zeros"] = "circular" if padding == "circular" else "zeros"
+    return nn.Conv2d(before, after, 3, padding=1, padding_mode=mode)
 
 
 def _pixel_norm(x: Tensor) -> Tensor:

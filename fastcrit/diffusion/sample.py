@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -107,8 +108,8 @@ def sample(
     """
     if not isinstance(D, Denoiser):
         raise TypeError(
-            f"D: expected a Denoiser, got {type(D).__name__}; wrap the network with fc.diffusion.from_edm, from_diffusers, "
-            "from_epsilon, from_velocity or from_denoiser"
+            f"D: expected a Denoiser, got {type(D).__name__}; wrap the network with fc.diffusion.from_edm, "
+            "from_diffusers, from_epsilon, from_velocity or from_denoiser"
         )
     if levels is None:
         raise ValueError("levels: expected decreasing noise levels, for example fc.schedules.EDM().levels(32)")
@@ -162,7 +163,7 @@ def _trajectory(
 ) -> Iterator[tuple[float, Tensor, Tensor | None]]:
     """Level, state and denoised state at every level; None for what was not computed at the last."""
     before: Tensor | None = None  # of the last step, for dpmpp-2m
-    for i, (s, t) in enumerate(zip(levels, levels[1:], strict=False)):
+    for i, (s, t) in enumerate(pairwise(levels)):
         x0 = D(y, s)
         yield s, y, x0
         if solver == "sde":
@@ -208,7 +209,9 @@ class _Watcher:
         self.steps: dict[int, int] | None = None
         if isinstance(observer, Recorder):
             if observer.shape != shape and (1, *observer.shape) != shape:
-                raise ValueError(f"recorder: made for states of shape {observer.shape}, sampling states of shape {shape}")
+                raise ValueError(
+                    f"recorder: made for states of shape {observer.shape}, sampling those of shape {shape}"
+                )
             self.steps = observer.positions_in(levels)
         elif not callable(observer):
             raise TypeError(f"observers: expected a Recorder or a callable, got {type(observer).__name__}")

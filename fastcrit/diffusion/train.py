@@ -261,7 +261,7 @@ class _State:
 def _batches(
     training: Training, images: NDArray[np.float32], labels: NDArray[np.int64], first: int
 ) -> Iterator[tuple[Tensor, Tensor | None, Tensor, Tensor]]:
-    """Images, one-hot labels, noise levels and noise of every step from ``first`` on; each epoch in an order of its own."""
+    """Images, one-hot labels, noise levels and noise of every step from ``first`` on; each epoch has its own order."""
     B, n, classes = training.batch, len(images), training.net.classes
     epoch, order = -1, np.zeros(0, np.int64)
     for step in range(first, training.steps):

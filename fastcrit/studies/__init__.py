@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fastcrit.studies.fashion_mnist import FashionMnistStudy
 from fastcrit.studies.patch import PatchStudy
 
-__all__ = ["PatchStudy"]
+__all__ = ["FashionMnistStudy", "PatchStudy"]

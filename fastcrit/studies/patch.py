@@ -212,8 +212,7 @@ class PatchStudy:
         ds.attrs |= {"title": self._title(), "dictionary_mean": self.model.mean}
         ds.attrs |= {"fastcrit": fastcrit.__version__, "config": json.dumps({"study": "patch", **asdict(self)})}
         ds.attrs |= _predictions(theory)
-        found = critical_point(ds, seed=self.seed).signatures
-        ds.attrs["critical_point"] = json.dumps({name: _finite(asdict(s)) for name, s in found.items()})
+        ds.attrs["critical_point"] = critical_point(ds, seed=self.seed).to_json()
         return ds
 
     def _title(self) -> str:
@@ -245,11 +244,6 @@ class PatchStudy:
             },
             {"strip_level": ("strip_level", self.grid[steps], {"long_name": "noise level s of the strip"})},
         )
-
-
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN: what has no value becomes null."""
-    return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in values.items()}
 
 
 def _predictions(theory: PatchTheory) -> dict[str, Any]:

@@ -1,0 +1,352 @@
+"""A trained model from noise to image: forward and reverse trajectories, gains beside the Gaussian bound."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+import fastcrit
+from fastcrit import data, schedules, store
+from fastcrit._arrays import check_choice, check_positive
+from fastcrit._extras import need
+from fastcrit._lattice import lattice
+from fastcrit.critical import critical_point
+from fastcrit.errors import FileFormatError
+from fastcrit.modes import gaussian_bound, mode_response, response_deficit
+from fastcrit.observe import Recorder
+
+if TYPE_CHECKING:
+    from fastcrit.diffusion.denoiser import Denoiser
+
+Floats = NDArray[np.float64]
+
+DIRECTIONS = ("reverse", "forward")
+_SHELLS = range(6)
+# States between two saves of a run. Gains are taken on the first states, so they come first.
+_CHUNK = 64
+_STRIP_SAMPLES, _STRIP_LEVELS = 3, 8
+# A gain this many standard errors above the bound is listed.
+_VIOLATION = 2.0
+
+
+@dataclass(frozen=True)
+class FashionMnistStudy:
+    """Configuration of a study of a network for Fashion-MNIST; everything in the result follows from it.
+
+    Parameters
+    ----------
+    net : str
+        Name or path of the network, as `fastcrit.diffusion.pretrained` takes it.
+    samples : int
+        Trajectories, forward and reverse each; without labels.
+    levels : int
+        Noise levels, even in log s from ``high`` to ``low``: steps of the solver, all recorded.
+    solver : "dpmpp-2m", "heun", "euler" or "sde"
+    gain_samples, gain_every : int
+        Gains are measured on the first ``gain_samples`` states of each direction, at every ``gain_every``-th level.
+    waves : int
+        Wavevectors a shell for each of these states.
+    seed : int
+    blocks : int
+        Jackknife blocks.
+    """
+
+    net: str = "circular-0"
+    samples: int = 512
+    levels: int = 49
+    high: float = 80.0
+    low: float = 0.02
+    solver: str = "dpmpp-2m"
+    gain_samples: int = 64
+    gain_every: int = 2
+    waves: int = 2
+    seed: int = 0
+    blocks: int = 32
+
+    def __post_init__(self) -> None:
+        for name, lowest in (
+            ("samples", 3), ("levels", 5), ("gain_samples", 2), ("gain_every", 1), ("waves", 1), ("seed", 0),
+            ("blocks", 2),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not lowest <= value < 2**64:
+                raise ValueError(f"{name}: expected an integer of at least {lowest}, got {value!r}")
+            object.__setattr__(self, name, int(value))
+        if self.gain_samples > self.samples:
+            raise ValueError(f"gain_samples: expected at most {self.samples} (samples), got {self.gain_samples}")
+        check_choice(self.solver, ("dpmpp-2m", "heun", "euler", "sde"), "solver")
+        for name in ("high", "low"):
+            object.__setattr__(self, name, check_positive(getattr(self, name), name))
+
+    @property
+    def grid(self) -> Floats:
+        """The noise levels."""
+        return schedules.log_levels(self.levels, high=self.high, low=self.low)
+
+    def run(
+        self, out: str | os.PathLike[str] | None = None, *, resume: bool = False, progress: bool = False
+    ) -> xr.Dataset:
+        """Sample, measure, find the critical levels; with ``out``, write RUN/dataset.zarr, figures and summary.txt.
+
+        After every 64 trajectories the recorders are saved in RUN, from where ``resume=True`` goes on.
+
+        Raises
+        ------
+        FileExistsError
+            ``out`` exists and ``resume`` is False, or holds a finished run.
+        FileNotFoundError, ValueError
+            ``resume`` without a run to resume, or one with another configuration; no such network.
+        FileFormatError
+            A saved state, or the network, is damaged.
+        """
+        if out is not None:
+            need("zarr", "a study that writes its result")
+            need("matplotlib", "a study that writes its figures")
+        from fastcrit import diffusion
+
+        D = diffusion.pretrained(self.net)
+        side = (D.shape or ())[1:]
+        images = data.fashion_mnist().pixels()
+        if side != images.shape[1:]:
+            raise ValueError(f"net: expected one for images of {images.shape[1:]}, got {D}")
+        config = {"study": "fashion-mnist", **asdict(self)}
+        folder = None if out is None else store.begin_run(out, config, finished="dataset.zarr", resume=resume)
+        recorders = {direction: self._recorder(D, folder, direction) for direction in DIRECTIONS}
+        for direction, recorder in recorders.items():
+            run = _Run(self, D, images, recorder)
+            for first in range(int(recorder.state["count"][-1].sum()), self.samples, _CHUNK):
+                n = min(_CHUNK, self.samples - first)
+                if progress:
+                    print(f"{direction} trajectories {first + 1} to {first + n} of {self.samples}", file=sys.stderr)
+                getattr(run, direction)(first, n)
+                if folder is not None:
+                    recorder.save(_saved(folder, direction))
+        ds = self._dataset(recorders, D, images)
+        if folder is not None:
+            from fastcrit import plot
+
+            plot.save_figures(ds, folder)
+            (folder / "summary.txt").write_text(summary(ds) + "\n")
+            store.save_dataset(ds, folder / "dataset.zarr")
+            for direction in DIRECTIONS:
+                _saved(folder, direction).unlink()
+        return ds
+
+    def _recorder(self, D: Denoiser, folder: Path | None, direction: str) -> Recorder:
+        side = (D.shape or ())[1:]
+        recorder = Recorder(self.grid, shape=side, blocks=self.blocks, data_std=D.data_std or 1.0, gain_shells=_SHELLS)
+        if folder is not None and _saved(folder, direction).exists():
+            loaded = Recorder.load(_saved(folder, direction))
+            if loaded.config() != recorder.config():
+                raise FileFormatError(f"{_saved(folder, direction)}: the recorder of another run")
+            return loaded
+        return recorder
+
+    def _dataset(self, recorders: dict[str, Recorder], D: Denoiser, images: NDArray[np.float32]) -> xr.Dataset:
+        ds = recorders["reverse"].dataset()
+        forward = recorders["forward"].dataset()
+        kept = [
+            str(name) for name in forward.data_vars
+            if not str(name).endswith(("_jackknife", "_flags")) and name not in ("C", "C_stderr")
+        ]  # fmt: skip
+        ds = ds.merge(forward[kept].rename({name: f"forward_{name}" for name in kept}))
+        bound = data_bound(images, ds["level"].values, _SHELLS)
+        about = "P/(P + s^2) of the data, averaged over the shell's modes: what Gaussian response would be"
+        ds["gaussian_bound"] = (("level", "shell"), bound, {"long_name": about})
+        scale = (ds["level"].values ** 2 + ds.attrs["data_std"] ** 2) / ds["level"].values ** 2
+        about = "softening of Gaussian data of this spectrum"
+        ds["softening_gaussian"] = (("level", "shell"), (1 - bound) * scale[:, None], {"long_name": about})
+        for prefix in ("", "forward_"):
+            gain = ds[f"{prefix}gain_on_trajectories"]
+            ds[f"{prefix}response_deficit"] = (
+                gain.dims, response_deficit(gain.values, bound), {"long_name": "1 - E g (P + s^2)/P"}
+            )  # fmt: skip
+            error = ds[f"{prefix}gain_on_trajectories_stderr"].values / bound
+            ds[f"{prefix}response_deficit_stderr"] = (gain.dims, error)
+        ds = ds.merge(self._mean_image(D, images)).merge(self._strip(D))
+        name = self.net if os.sep not in self.net else Path(self.net).name
+        ds.attrs |= {"title": f"network {name} for Fashion-MNIST", "fastcrit": fastcrit.__version__}
+        ds.attrs |= {"config": json.dumps({"study": "fashion-mnist", **asdict(self)}), "card": json.dumps(D.card)}
+        ds.attrs["critical_point"] = critical_point(ds, seed=self.seed).to_json()
+        return ds
+
+    def _mean_image(self, D: Denoiser, images: NDArray[np.float32]) -> xr.Dataset:
+        """Gains and leakage at the mean image, the state of no information: one state, every wavevector."""
+        import torch
+
+        y = torch.from_numpy(images.mean(axis=0, dtype=np.float64).astype(np.float32))[None, None]
+        levels = self.grid
+        gain, leakage = np.full((2, len(levels), len(_SHELLS)), np.nan)
+        for i in range(0, len(levels), self.gain_every):
+            response = mode_response(D, y, float(levels[i]), _SHELLS)
+            gain[i], leakage[i] = response.gain, response.leakage
+        dims = ("level", "shell")
+        return xr.Dataset(
+            {
+                "gain_at_mean_image": (dims, gain, {"long_name": "mode gain at the mean image, without noise"}),
+                "leakage_at_mean_image": (dims, leakage, {"long_name": "share of J e_k in other modes"}),
+            }
+        )
+
+    def _strip(self, D: Denoiser) -> xr.Dataset:
+        """The first few trajectories again, kept at a few levels: they depend on the seed alone."""
+        from fastcrit.diffusion import sample
+
+        kept = np.unique(np.linspace(0, self.levels - 1, min(_STRIP_LEVELS, self.levels)).round().astype(int))
+        frames: dict[int, Floats] = {}
+
+        def keep(i: int, s: float, y: Any, D_y: Any) -> None:
+            if i in kept:
+                frames[i] = np.stack([y[:, 0].cpu().numpy(), D_y[:, 0].cpu().numpy()])
+
+        n = min(_STRIP_SAMPLES, self.samples)
+        sample(D, n_samples=n, levels=self.grid, solver=self.solver, seed=self.seed, observers=[keep])
+        states = np.stack([frames[i] for i in kept])
+        dims = ("strip_level", "sample", "y", "x")
+        return xr.Dataset(
+            {
+                "states": (dims, states[:, 0], {"long_name": "state y"}),
+                "denoised": (dims, states[:, 1], {"long_name": "denoised state D(y; s)"}),
+            },
+            {"strip_level": ("strip_level", self.grid[kept], {"long_name": "noise level s of the strip"})},
+        )
+
+
+@dataclass
+class _Run:
+    """Trajectories of a study, a chunk at a time, into a recorder."""
+
+    study: FashionMnistStudy
+    D: Denoiser
+    images: NDArray[np.float32]
+    recorder: Recorder
+
+    def reverse(self, first: int, n: int) -> None:
+        """Sample the network."""
+        from fastcrit.diffusion import sample
+
+        def gains(i: int, s: float, y: Any, D_y: Any) -> None:
+            self._gains(i, s, y, first)
+
+        sample(
+            self.D, n_samples=n, levels=self.study.grid, solver=self.study.solver, seed=self.study.seed,
+            recorder=self.recorder, observers=[gains] if first < self.study.gain_samples else [], first_sample=first,
+        )  # fmt: skip
+
+    def forward(self, first: int, n: int) -> None:
+        """Images with noise: the same noise at every level."""
+        import torch
+
+        order = np.random.default_rng([self.study.seed, 1]).permutation(len(self.images))
+        x0 = torch.from_numpy(self.images[order[np.arange(first, first + n) % len(order)]])[:, None]
+        noise = torch.from_numpy(
+            np.stack(
+                [
+                    np.random.default_rng([self.study.seed, 2, j]).standard_normal(x0.shape[1:], dtype=np.float32)
+                    for j in range(first, first + n)
+                ]
+            )
+        )
+        for i, s in enumerate(self.study.grid.tolist()):
+            y = x0 + s * noise
+            self.recorder.update(i, y[:, 0], sample=first)
+            self._gains(i, s, y, first)
+
+    def _gains(self, i: int, s: float, y: Any, first: int) -> None:
+        some = y[: max(0, self.study.gain_samples - first)]
+        if i % self.study.gain_every == 0 and len(some):
+            seed = self.study.seed * len(self.study.grid) + i
+            response = mode_response(self.D, some, s, _SHELLS, waves=self.study.waves, seed=seed)
+            self.recorder.update_gain(i, response.samples, sample=first)
+
+
+def data_bound(images: NDArray[np.float32], levels: Any, shells: Any) -> Floats:
+    """Gaussian bound (levels, shells) of images (n, H, W): P/(P + s^2) of every mode, averaged over each shell."""
+    grid = lattice(tuple(images.shape[1:]))
+    deviations = images - images.mean(axis=0, dtype=np.float64)
+    half = np.moveaxis(np.fft.rfft2(deviations), -1, 1).reshape(len(images), -1)
+    # n - 1: the ensemble mean is removed.
+    power = (np.abs(half) ** 2).sum(axis=0) / (grid.sites * (len(images) - 1))
+    shell = np.searchsorted(grid.shell_starts, grid.orbit_of_mode, side="right") - 1
+    bound = gaussian_bound(power, np.asarray(levels)[:, None])
+    return np.stack(
+        [np.average(bound[:, shell == k], axis=1, weights=grid.half_weights[shell == k]) for k in shells], axis=1
+    )
+
+
+def violations(ds: xr.Dataset) -> list[str]:
+    """Levels and shells at which a measured gain exceeds the Gaussian bound by more than its error allows."""
+    found = []
+    for direction in DIRECTIONS:
+        prefix = "" if direction == "reverse" else "forward_"
+        deficit, error = (ds[f"{prefix}response_deficit{e}"].values for e in ("", "_stderr"))
+        gain = ds[f"{prefix}gain_on_trajectories"].values
+        for i, j in np.argwhere(deficit < -_VIOLATION * error):
+            found.append(
+                f"{direction:<8} s = {float(ds['level'][i]):8.3f}  shell {int(ds['shell'][j])}: gain "
+                f"{gain[i, j]:.4f} +- {error[i, j] * float(ds['gaussian_bound'][i, j]):.4f}, "
+                f"bound {float(ds['gaussian_bound'][i, j]):.4f}"
+            )
+    return found
+
+
+def summary(ds: xr.Dataset) -> str:
+    """The table of a finished study: signatures, the softest mode, where the bound is exceeded."""
+    config = json.loads(ds.attrs["config"])
+    n = int(ds["n_samples"].max())
+    lines = [
+        f"{ds.attrs['title']}; {n} trajectories each way, {config['levels']} levels, {config['solver']}, seed "
+        f"{config['seed']}; gains of {int(ds['n_gains'].max())} states at {int((ds['n_gains'] > 0).sum())} levels",
+        "",
+        f"{'':24}{'noise level s':>14}   {'95 % interval':<18}",
+    ]
+    for name, found in json.loads(ds.attrs["critical_point"]).items():
+        if found["reason"]:
+            lines.append(f"{name:24}no transition: {found['reason']}")
+        else:
+            lines.append(f"{name:24}{found['level']:14.4f}   [{found['low']:.3f}, {found['high']:.3f}]")
+    measured = np.flatnonzero(ds["n_gains"].values > 0)
+    above = violations(ds)
+    total = 2 * len(measured) * ds.sizes["shell"]
+    expected = total * 0.023
+    lines += [
+        "",
+        f"Gains above the Gaussian bound by more than {_VIOLATION:g} standard errors: {len(above)} of {total} (chance "
+        f"alone makes {expected:.0f} where response is Gaussian)",
+        *above,
+    ]
+    return "\n".join(lines)
+
+
+def compare(datasets: dict[str, xr.Dataset]) -> str:
+    """Signatures of several networks side by side, and by how much intervals that do not overlap lie apart."""
+    found = {name: json.loads(ds.attrs["critical_point"]) for name, ds in datasets.items()}
+    lines = [f"{'':16}" + "".join(f"{name:>28}" for name in found)]
+    apart = []
+    for signature in ("softening", "xi_eq", "growth", "susceptibility"):
+        row = f"{signature:16}"
+        for each in found.values():
+            s = each[signature]
+            cell = "no transition" if s["reason"] else f"{s['level']:.3f} [{s['low']:.3f}, {s['high']:.3f}]"
+            row += f"{cell:>28}"
+        lines.append(row)
+        there = {name: each[signature] for name, each in found.items() if not each[signature]["reason"]}
+        names = list(there)
+        for i, a in enumerate(names):
+            for b in names[i + 1 :]:
+                gap = max(there[a]["low"], there[b]["low"]) / min(there[a]["high"], there[b]["high"])
+                if gap > 1:
+                    apart.append(f"{signature}: the intervals of {a} and {b} lie {100 * (gap - 1):.1f} % apart in s")
+    return "\n".join([*lines, "", *(apart or ["All intervals overlap."])])
+
+
+def _saved(folder: Path, direction: str) -> Path:
+    return folder / f"recorder-{direction}.safetensors"
