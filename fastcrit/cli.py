@@ -1,9 +1,10 @@
-"""The command line: ``fastcrit study patch``, ``fastcrit analyze FILE``. Errors a user can mend are one line."""
+"""The command line: ``fastcrit study``, ``fastcrit train``, ``fastcrit analyze``. Errors a user can mend are one line."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -28,6 +29,10 @@ study = typer.Typer(
     no_args_is_help=True, context_settings=HELP, help="Whole runs that leave a folder with the dataset and the figures."
 )
 app.add_typer(study, name="study")
+train = typer.Typer(
+    no_args_is_help=True, context_settings=HELP, help="Train the small networks that ship with fastcrit."
+)
+app.add_typer(train, name="train")
 
 
 class DictionaryName(str, Enum):  # noqa: UP042 (StrEnum would change str() of a member)
@@ -43,6 +48,29 @@ class SolverName(str, Enum):  # noqa: UP042 (StrEnum would change str() of a mem
     sde = "sde"
     euler = "euler"
     heun = "heun"
+
+
+class PaddingName(str, Enum):  # noqa: UP042 (StrEnum would change str() of a member)
+    """Borders of the network."""
+
+    circular = "circular"
+    zeros = "zeros"
+
+
+class PrecisionName(str, Enum):  # noqa: UP042 (StrEnum would change str() of a member)
+    """Precision of the convolutions."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class DenoiserSolverName(str, Enum):  # noqa: UP042 (StrEnum would change str() of a member)
+    """Solvers for denoisers."""
+
+    dpmpp_2m = "dpmpp-2m"
+    heun = "heun"
+    euler = "euler"
+    sde = "sde"
 
 
 @app.callback(invoke_without_command=True)
@@ -82,12 +110,78 @@ def _study_patch(
         dictionary=dictionary.value, patterns=patterns, size=size, lattice=lattice, samples=samples, levels=levels,
         high=high, low=low, substeps=substeps, solver=solver.value, seed=seed, dictionary_seed=dictionary_seed,
     )  # fmt: skip
-    try:
+    with _resumable(out):
         ds = config.run(out, resume=resume, progress=True)
-    except KeyboardInterrupt:
-        print(f"\nstopped: the same command with --resume goes on in {out}", file=sys.stderr)
-        raise typer.Exit(130) from None
     print(f"\n{summary(ds)}\n\ndataset, figures and this table: {out}")
+
+
+@study.command("fashion-mnist")
+def _study_fashion_mnist(
+    out: Annotated[Path, typer.Option(help="Folder to make for the run; an existing one is refused.")],
+    net: Annotated[
+        list[str] | None,
+        typer.Option(help="A shipped network or a net.safetensors; several make a run in a folder each, compared."),
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Trajectories, reverse and forward each.")] = 512,
+    levels: Annotated[int, typer.Option(help="Noise levels: steps of the solver, all recorded.")] = 49,
+    high: Annotated[float, typer.Option(help="Highest noise level.")] = 80.0,
+    low: Annotated[float, typer.Option(help="Lowest noise level.")] = 0.02,
+    solver: Annotated[DenoiserSolverName, typer.Option(help="Of the reverse process.")] = DenoiserSolverName.dpmpp_2m,
+    gain_samples: Annotated[int, typer.Option(help="States whose gains are measured, each way.")] = 64,
+    gain_every: Annotated[int, typer.Option(help="Gains at every so many levels.")] = 2,
+    waves: Annotated[int, typer.Option(help="Wavevectors of a shell for each of these states.")] = 2,
+    seed: Annotated[int, typer.Option(help="Of the trajectories.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+) -> None:
+    """Follow trained networks from noise to image: spectra, lengths, gains beside the Gaussian bound, critical levels.
+
+    Without --net: every network that ships with fastcrit, compared.
+    """
+    from fastcrit.diffusion import SHIPPED
+    from fastcrit.studies.fashion_mnist import FashionMnistStudy, run_all
+
+    studies = {
+        name: FashionMnistStudy(
+            net=name, samples=samples, levels=levels, high=high, low=low, solver=solver.value,
+            gain_samples=gain_samples, gain_every=gain_every, waves=waves, seed=seed,
+        )
+        for name in net or SHIPPED
+    }  # fmt: skip
+    with _resumable(out):
+        print(run_all(studies, out, resume=resume, progress=True))
+    print(f"\ndatasets, figures and these tables: {out}")
+
+
+@train.command("fashion-mnist")
+def _train_fashion_mnist(
+    out: Annotated[Path, typer.Option(help="Folder to make for the run; an existing one is refused.")],
+    padding: Annotated[PaddingName, typer.Option(help="Borders: a torus, or zeros outside.")] = PaddingName.circular,
+    seed: Annotated[int, typer.Option(help="Of weights, order and noise.")] = 0,
+    steps: Annotated[int, typer.Option(help="Steps of 128 images.")] = 5000,
+    precision: Annotated[
+        PrecisionName, typer.Option(help="Of the convolutions; bfloat16 is faster where the processor has AMX.")
+    ] = PrecisionName.float32,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+) -> None:
+    """Train the denoiser on the 60,000 images and write OUT/net.safetensors with its card."""
+    from fastcrit.diffusion.fashion_mnist import train_denoiser
+
+    with _resumable(out):
+        card = train_denoiser(out, padding.value, seed, steps, precision.value, resume=resume, progress=True)
+    print(f"{card}\n\nnetwork and card: {out}")
+
+
+@train.command("fashion-mnist-classifier")
+def _train_classifier(
+    out: Annotated[Path, typer.Option(help="File to write, .safetensors.")],
+    seed: Annotated[int, typer.Option(help="Of weights, order and shifts.")] = 0,
+    epochs: Annotated[int, typer.Option(help="Passes over the 60,000 images.")] = 4,
+) -> None:
+    """Train the classifier that says whether samples look like their labels."""
+    from fastcrit.diffusion.fashion_mnist import train_and_save_classifier
+
+    card = train_and_save_classifier(out, seed, epochs, progress=True)
+    print(f"accuracy on the test set {card['test_accuracy']:.4f}; {out}")
 
 
 @app.command("analyze")
@@ -123,6 +217,16 @@ def _analyze(
     for method in fastcrit.METHODS:
         xi = fastcrit.correlation_length(fields, method=method, ndim=ndim, spacing=spacing)
         print(f"{method:<20}{np.mean(xi.value):10.4f} +- {np.mean(xi.stderr):.4f}  {' '.join(xi.flags)}")
+
+
+@contextmanager
+def _resumable(out: Path) -> Iterator[None]:
+    """Ctrl-C says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"\nstopped: the same command with --resume goes on in {out}", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 def _recorded(path: Path) -> Callable[[], xr.Dataset] | None:

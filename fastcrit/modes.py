@@ -81,7 +81,8 @@ def dispersion_length(k2: Any, gain: Any = None, stderr: Any = None, *, points: 
     ----------
     k2 : ModeResponse, or (shells,)
         A response, which brings gain and stderr with it; or the lattice momentum
-        :math:`\hat k^2 = \sum_i 4\sin^2(k_i/2)` of each shell (mean over its modes), ascending from k = 0. Lengths come out in the unit of 1/k, normally sites.
+        :math:`\hat k^2 = \sum_i 4\sin^2(k_i/2)` of each shell (mean over its modes),
+        ascending from k = 0. Lengths come out in the unit of 1/k, normally sites.
     gain, stderr : (..., shells)
         Mode gains, and their standard errors as weights (equal weights when left out or as small as rounding).
     points : int
@@ -437,7 +438,7 @@ class _Plan:
     own: NDArray[np.bool_]  # (states, waves): k is its own opposite
 
     def average(self, values: Floats) -> Floats:
-        """Averages (states, shells) of values (channels, states, waves); a wave that stands for k and -k counts twice."""
+        """Averages (states, shells) of values (channels, states, waves); a wave counts twice if for k and -k."""
         weight = np.where(self.own, 1.0, 2.0)
         total = weight * values.mean(axis=0)
         starts = np.flatnonzero(np.diff(self.column, prepend=-1))

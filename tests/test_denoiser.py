@@ -75,7 +75,7 @@ class TestDiffusers:
         assert D.highest == pytest.approx(float(sched.alphas_cumprod[-2].double() ** -0.5), rel=1e-5)
         y = torch.randn(1, 1, 16, 16) * D.highest
         assert torch.isfinite(D(y, D.highest)).all()
-        with pytest.raises(ValueError, match="s: .* is above .*, the highest noise level of UNet2DModel"):
+        with pytest.raises(ValueError, match=r"s: .* is above .*, the highest noise level of UNet2DModel"):
             D(y, 1.01 * D.highest)
 
     def test_flow_matching_scheduler(self):
@@ -93,7 +93,7 @@ class TestDiffusers:
         D = fc.diffusion.from_diffusers(net, scheduler("epsilon"))
         y = torch.randn(2, 1, 16, 16)
         assert D.classes == 4
-        with pytest.raises(ValueError, match="labels: .* is conditional"):
+        with pytest.raises(ValueError, match=r"labels: .* is conditional"):
             D(y, 1.0)
         null = fc.diffusion.from_diffusers(net, scheduler("epsilon"), null_label=3)
         torch.testing.assert_close(null(y, 1.0), D(y, 1.0, 3))

@@ -106,7 +106,7 @@ class TestGaussianData:
     def test_structure_factor_is_that_of_the_data_plus_noise(self, gaussian, solver):
         D = fc.diffusion.from_gaussian(gaussian)
         levels = fc.schedules.log_levels(60, high=60, low=0.3)
-        rec = fc.Recorder(levels[::20].tolist() + [levels[-1]], shape=(12, 16))
+        rec = fc.Recorder([*levels[::20], levels[-1]], shape=(12, 16))
         fc.diffusion.sample(D, n_samples=400, levels=levels, solver=solver, seed=3, recorder=rec)
         S = rec.dataset().S
         shell = np.searchsorted(gaussian.lattice.shell_starts, np.arange(len(gaussian.lattice.orbit_k)), "right") - 1
@@ -146,8 +146,8 @@ class TestRuns:
             seen.append((i, s, len(y)))
 
         y = fc.diffusion.sample(
-            D, n_samples=5, levels=levels, solver=solver, observers=[observe, lambda i, s, y, D: seen.append((i, s, y))],
-            batch_size=3,
+            D, n_samples=5, levels=levels, solver=solver, batch_size=3,
+            observers=[observe, lambda i, s, y, D: seen.append((i, s, y))],
         )  # fmt: skip
         assert [entry[:2] for entry in seen[::2]] == 2 * list(enumerate(levels.tolist()))
         torch.testing.assert_close(seen[2 * len(levels) - 1][2], y[:3])

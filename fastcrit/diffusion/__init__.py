@@ -6,7 +6,8 @@ from fastcrit._extras import need
 
 need("torch", "fastcrit.diffusion")
 
-from fastcrit.diffusion.denoiser import (  # noqa: E402 (after the check, for its message)
+from fastcrit.diffusion import fashion_mnist  # noqa: E402 (after the check, for its message)
+from fastcrit.diffusion.denoiser import (  # noqa: E402
     Denoiser,
     from_denoiser,
     from_diffusers,
@@ -27,6 +28,7 @@ __all__ = [
     "Net",
     "NetConfig",
     "Training",
+    "fashion_mnist",
     "from_denoiser",
     "from_diffusers",
     "from_edm",

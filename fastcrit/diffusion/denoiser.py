@@ -412,7 +412,8 @@ def from_gaussian(theory: GaussianTheory) -> Denoiser:
     def denoise(y: Tensor, s: Level, labels: Tensor | None) -> Tensor:
         P = half.to(y)
         response = P / (P + _column(s, y, len(side) + 2) ** 2)
-        return torch.fft.irfftn(response * torch.fft.rfftn(y, dim=axes), s=side, dim=axes)
+        out: Tensor = torch.fft.irfftn(response * torch.fft.rfftn(y, dim=axes), s=side, dim=axes)
+        return out
 
     return Denoiser(denoise, name="Wiener filter", shape=(1, *side))
 

@@ -348,5 +348,41 @@ def compare(datasets: dict[str, xr.Dataset]) -> str:
     return "\n".join([*lines, "", *(apart or ["All intervals overlap."])])
 
 
+def run_all(
+    studies: dict[str, FashionMnistStudy], out: str | os.PathLike[str], *, resume: bool = False, progress: bool = False
+) -> str:
+    """Run studies in RUN/<name> each, write RUN/comparison.txt, return all tables. Finished ones are kept on resuming.
+
+    Raises
+    ------
+    FileExistsError
+        ``out`` exists and ``resume`` is False.
+    ValueError, FileNotFoundError, FileFormatError
+        As for `FashionMnistStudy.run`.
+    """
+    folder = Path(out)
+    if not resume:
+        store.create_run(folder)
+    elif not folder.is_dir():
+        raise FileNotFoundError(f"out: no run to resume in {folder}")
+    datasets = {}
+    for name, study in studies.items():
+        own = folder / Path(name).with_suffix("").name
+        if (own / "dataset.zarr").exists():
+            ds = store.load_dataset(own / "dataset.zarr")
+            if json.loads(ds.attrs["config"]) != {"study": "fashion-mnist", **asdict(study)}:
+                raise ValueError(f"out: {own} was made with another configuration")
+        else:
+            if progress:
+                print(f"network {name}", file=sys.stderr)
+            ds = study.run(own, resume=resume and own.exists(), progress=progress)
+        datasets[own.name] = ds
+    tables = [summary(ds) for ds in datasets.values()]
+    if len(datasets) > 1:
+        tables.append(compare(datasets))
+        (folder / "comparison.txt").write_text(tables[-1] + "\n")
+    return "\n\n".join(tables)
+
+
 def _saved(folder: Path, direction: str) -> Path:
     return folder / f"recorder-{direction}.safetensors"
