@@ -1,4 +1,4 @@
-"""The command line: ``fastcrit study``, ``fastcrit train``, ``fastcrit analyze``. Errors a user can mend are one line."""
+"""The command line: ``fastcrit study``, ``train``, ``analyze``. Errors a user can mend are one line."""
 
 from __future__ import annotations
 
@@ -29,9 +29,7 @@ study = typer.Typer(
     no_args_is_help=True, context_settings=HELP, help="Whole runs that leave a folder with the dataset and the figures."
 )
 app.add_typer(study, name="study")
-train = typer.Typer(
-    no_args_is_help=True, context_settings=HELP, help="Train the small networks that ship with fastcrit."
-)
+train = typer.Typer(no_args_is_help=True, context_settings=HELP, help="Train the networks that ship with fastcrit.")
 app.add_typer(train, name="train")
 
 
@@ -157,17 +155,22 @@ def _train_fashion_mnist(
     out: Annotated[Path, typer.Option(help="Folder to make for the run; an existing one is refused.")],
     padding: Annotated[PaddingName, typer.Option(help="Borders: a torus, or zeros outside.")] = PaddingName.circular,
     seed: Annotated[int, typer.Option(help="Of weights, order and noise.")] = 0,
-    steps: Annotated[int, typer.Option(help="Steps of 128 images.")] = 5000,
+    steps: Annotated[int, typer.Option(help="Steps of 128 images.")] = 4000,
     precision: Annotated[
         PrecisionName, typer.Option(help="Of the convolutions; bfloat16 is faster where the processor has AMX.")
     ] = PrecisionName.float32,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Through torch.compile: a minute to begin, a quarter faster after.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
 ) -> None:
     """Train the denoiser on the 60,000 images and write OUT/net.safetensors with its card."""
     from fastcrit.diffusion.fashion_mnist import train_denoiser
 
     with _resumable(out):
-        card = train_denoiser(out, padding.value, seed, steps, precision.value, resume=resume, progress=True)
+        card = train_denoiser(
+            out, padding.value, seed, steps, precision.value, compiled=compiled, resume=resume, progress=True
+        )
     print(f"{card}\n\nnetwork and card: {out}")
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fastcrit._arrays import check_choice
 from fastcrit.errors import FileFormatError
 
-__all__ = ["FASHION_MNIST_CLASSES", "LabelledImages", "fashion_mnist"]
+__all__ = ["FASHION_MNIST_CLASSES", "LabelledImages", "fashion_mnist", "roll"]
 
 FASHION_MNIST_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -107,6 +107,25 @@ def fashion_mnist(split: str = "subset", *, folder: str | os.PathLike[str] | Non
         (path, _read_idx(path, sha256)) for path, sha256 in zip(paths, _FILES[split].values(), strict=True)
     )
     return LabelledImages(images, labels.astype(np.int64), str(paths[0].parent))
+
+
+def roll(images: NDArray[np.float32], step: int = 1, seed: int = 0) -> NDArray[np.float32]:
+    """Images (n, H, W), each rolled along both axes by its own random multiple of ``step``: the data on a torus.
+
+    A network that commutes with these shifts cannot tell the results apart; its samples lie anywhere, too.
+
+    Examples
+    --------
+    >>> import numpy as np, fastcrit as fc
+    >>> rolled = fc.data.roll(np.eye(4, dtype=np.float32)[None], step=2)
+    >>> float(rolled.sum())
+    4.0
+    """
+    rng = np.random.default_rng(seed)
+    n, H, W = images.shape
+    rows, columns = ((np.arange(side) + step * rng.integers(0, -(-side // step), (n, 1))) % side for side in (H, W))
+    rolled: NDArray[np.float32] = images[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return rolled
 
 
 def _load_subset(path: Path) -> LabelledImages:

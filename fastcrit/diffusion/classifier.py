@@ -1,4 +1,8 @@
-"""A small convolutional classifier, trained apart from every denoiser, to say whether a sample looks like its label."""
+"""A small classifier, trained apart from every denoiser, to say whether a sample looks like its label.
+
+It lives on a torus and is trained on images at every place of it: a denoiser with circular padding cannot know where
+on the torus the middle is.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fastcrit import _statefile
+from fastcrit import _statefile, data
 from fastcrit.errors import FileFormatError
 
 CLASSIFIER_FORMAT = "fastcrit.classifier"
@@ -35,7 +39,7 @@ class Classifier(nn.Module):
         here = 1
         for channels in (width, 2 * width, 4 * width):
             for before in (here, channels):
-                layers += [nn.Conv2d(before, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
+                layers += [_conv(before, channels), nn.BatchNorm2d(channels), nn.ReLU()]
             layers.append(nn.MaxPool2d(2))
             here = channels
         self.features = nn.Sequential(*layers[:-1], nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -47,15 +51,19 @@ class Classifier(nn.Module):
         return out
 
 
+def _conv(before: int, after: int) -> nn.Conv2d:
+    return nn.Conv2d(before, after, 3, padding=1, padding_mode="circular", bias=False)
+
+
 def train_classifier(
     images: NDArray[np.float32], labels: NDArray[np.int64], *, epochs: int = 4, batch: int = 128, seed: int = 0,
     progress: bool = False,
 ) -> Classifier:  # fmt: skip
-    """Train on images (n, H, W) or (n, 1, H, W); Adam with one cycle of the learning rate, shifts by up to 2 pixels.
+    """Train on images (n, H, W) or (n, 1, H, W), rolled at random; Adam with one cycle of the learning rate.
 
     Everything random follows from ``seed``.
     """
-    pictures = torch.from_numpy(images).reshape(len(images), 1, *images.shape[-2:])
+    pictures = images.reshape(len(images), *images.shape[-2:])
     targets = torch.from_numpy(labels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -64,16 +72,13 @@ def train_classifier(
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.01)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=5e-3, total_steps=steps)
     rng = np.random.default_rng(seed)
-    fill = float(images.min())
     with tqdm(total=steps, disable=None if progress else True, unit="step") as bar:
         for _ in range(epochs):
             order = rng.permutation(len(pictures))
             for i in range(len(pictures) // batch):
-                chosen = torch.from_numpy(order[i * batch : (i + 1) * batch])
-                padded = nn.functional.pad(pictures[chosen], (2, 2, 2, 2), value=fill)
-                a, b = rng.integers(0, 5, 2)
-                shifted = padded[..., a : a + pictures.shape[-2], b : b + pictures.shape[-1]]
-                loss = nn.functional.cross_entropy(net(shifted), targets[chosen], label_smoothing=0.05)
+                chosen = order[i * batch : (i + 1) * batch]
+                rolled = torch.from_numpy(data.roll(pictures[chosen], seed=int(rng.integers(2**63))))[:, None]
+                loss = nn.functional.cross_entropy(net(rolled), targets[chosen], label_smoothing=0.05)
                 optimizer.zero_grad(set_to_none=True)
                 torch.autograd.backward(loss)
                 optimizer.step()

@@ -43,6 +43,8 @@ class Denoiser:
         Of the network's parameters.
     data_std : float or None
         Standard deviation of the data, where known.
+    shift : int or None
+        Where known: D commutes with periodic shifts by multiples of this many sites, and its samples lie anywhere.
     card : dict
         How the network came about, where it was read with its card.
 
@@ -72,6 +74,7 @@ class Denoiser:
         self.unlabelled = self.classes == 0 if unlabelled is None else bool(unlabelled)
         self.highest = float(highest)
         self.data_std: float | None = None
+        self.shift: int | None = None
         self.card: dict[str, Any] = {}
         if isinstance(network, torch.nn.Module) and network.training:
             warnings.warn(f"{name} is in training mode, where dropout makes D random; call .eval()", stacklevel=3)

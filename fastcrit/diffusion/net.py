@@ -59,6 +59,11 @@ class NetConfig:
         if len(self.shape) != 3 or min(self.shape) < 1 or any(n % coarse for n in self.shape[1:]):
             raise ValueError(f"shape: expected (C, H, W) with sides divisible by {coarse}, got {self.shape}")
 
+    @property
+    def shift(self) -> int | None:
+        """Shifts by multiples of this commute with the net; None: it knows where its borders are."""
+        return 2 ** (len(self.multipliers) - 1) if self.padding == "circular" else None
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON keeps it."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}

@@ -48,5 +48,6 @@ def pretrained(name: str | os.PathLike[str] = "circular-0") -> Denoiser:
     D = from_edm(net, unlabelled=net.config.classes == 0 or dropout > 0)
     D.name = str(name) if name in SHIPPED else path.name
     D.data_std = net.config.data_std
+    D.shift = net.config.shift
     D.card = card
     return D

@@ -56,7 +56,7 @@ class Training:
     """
 
     net: NetConfig = field(default_factory=NetConfig)
-    steps: int = 5000
+    steps: int = 4000
     batch: int = 128
     learning_rate: float = 2e-3
     log_level_mean: float = -0.4
@@ -91,6 +91,7 @@ class Training:
         resume: bool = False,
         progress: bool = False,
         save_every: float = 60.0,
+        compiled: bool = False,
     ) -> tuple[Net, dict[str, Any]]:
         """Train; with ``out``, write RUN/net.safetensors at the end and RUN/training.safetensors on the way.
 
@@ -105,6 +106,8 @@ class Training:
         progress : bool
         save_every : float
             Seconds between two checkpoints.
+        compiled : bool
+            Run the network through torch.compile (needs a C++ compiler): a minute to begin, a quarter faster after.
 
         Returns
         -------
@@ -127,7 +130,7 @@ class Training:
         self._check(images, labels)
         config = {"training": "denoiser", **self.to_dict()}
         folder = None if out is None else store.begin_run(out, config, finished="net.safetensors", resume=resume)
-        state = _State(self)
+        state = _State(self, compiled)
         if folder is not None and (folder / "training.safetensors").exists():
             state.load(folder / "training.safetensors")
         begun = saved = time.monotonic()
@@ -189,11 +192,12 @@ def load_net(path: Any) -> tuple[Net, dict[str, Any]]:
 class _State:
     """What a step changes: weights, their average, Adam's moments, the losses."""
 
-    def __init__(self, training: Training) -> None:
+    def __init__(self, training: Training, compiled: bool = False) -> None:
         self.training = training
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(training.seed)
             self.net = Net(training.net)
+        self.forward: Any = torch.compile(self.net) if compiled else self.net
         self.average = copy.deepcopy(self.net).eval().requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=training.learning_rate, betas=(0.9, 0.99))
         self.step = 0
@@ -210,7 +214,7 @@ class _State:
         level = s[:, None, None, None]
         noisy = images + level * noise
         with torch.autocast("cpu", torch.bfloat16, enabled=t.precision == "bfloat16"):
-            D = self.net(noisy, s, labels)
+            D = self.forward(noisy, s, labels)
         weight = (level**2 + d**2) / (level * d) ** 2
         loss = (weight * (D.float() - images) ** 2).mean()
         self.optimizer.zero_grad(set_to_none=True)

@@ -115,6 +115,8 @@ class FashionMnistStudy:
         D = diffusion.pretrained(self.net)
         side = (D.shape or ())[1:]
         images = data.fashion_mnist().pixels()
+        if D.shift is not None:  # on a torus the network cannot know where the middle is
+            images = data.roll(images, D.shift, self.seed)
         if side != images.shape[1:]:
             raise ValueError(f"net: expected one for images of {images.shape[1:]}, got {D}")
         config = {"study": "fashion-mnist", **asdict(self)}
@@ -157,8 +159,8 @@ class FashionMnistStudy:
             str(name) for name in forward.data_vars
             if not str(name).endswith(("_jackknife", "_flags")) and name not in ("C", "C_stderr")
         ]  # fmt: skip
-        ds = ds.merge(forward[kept].rename({name: f"forward_{name}" for name in kept}))
-        bound = data_bound(images, ds["level"].values, _SHELLS)
+        ds = ds.assign({f"forward_{name}": forward[name].variable for name in kept})
+        bound = data_bound(images, ds["level"].values, _SHELLS, D.shift)
         about = "P/(P + s^2) of the data, averaged over the shell's modes: what Gaussian response would be"
         ds["gaussian_bound"] = (("level", "shell"), bound, {"long_name": about})
         scale = (ds["level"].values ** 2 + ds.attrs["data_std"] ** 2) / ds["level"].values ** 2
@@ -268,10 +270,17 @@ class _Run:
             self.recorder.update_gain(i, response.samples, sample=first)
 
 
-def data_bound(images: NDArray[np.float32], levels: Any, shells: Any) -> Floats:
-    """Gaussian bound (levels, shells) of images (n, H, W): P/(P + s^2) of every mode, averaged over each shell."""
+def data_bound(images: NDArray[np.float32], levels: Any, shells: Any, shift: int | None = None) -> Floats:
+    """Gaussian bound (levels, shells) of images (n, H, W): P/(P + s^2) of every mode, averaged over each shell.
+
+    With ``shift``, of the images at every place that multiples of it reach on the torus.
+    """
     grid = lattice(tuple(images.shape[1:]))
-    deviations = images - images.mean(axis=0, dtype=np.float64)
+    mean = images.mean(axis=0, dtype=np.float64)
+    if shift is not None:
+        cells = mean.reshape(mean.shape[0] // shift, shift, mean.shape[1] // shift, shift).mean(axis=(0, 2))
+        mean = np.tile(cells, (mean.shape[0] // shift, mean.shape[1] // shift))
+    deviations = images - mean
     half = np.moveaxis(np.fft.rfft2(deviations), -1, 1).reshape(len(images), -1)
     # n - 1: the ensemble mean is removed.
     power = (np.abs(half) ** 2).sum(axis=0) / (grid.sites * (len(images) - 1))
