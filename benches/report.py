@@ -173,6 +173,11 @@ def sampler(rows: list[Row]) -> str:
     return table(["dictionary", "fastcrit", "torch"], lines)
 
 
+def recording(rows: list[Row]) -> str:
+    lines = [[r["solver"], duration(r["ratio"]["ours"]), ratio(r["ratio"]), f"{100 * r['share']:.2f} %"] for r in rows]
+    return table(["solver", "bare", "recorded, over bare", "time in Recorder.update"], lines)
+
+
 def machine_notes(machine: Row, date: str) -> str:
     cpu, ours = machine["cpu"], machine["fastcrit"]
     core, build = ours["core"], dict(ours["compiler"])
@@ -296,6 +301,12 @@ MiB per thread with {THREADS} threads, from the high-water mark of a fresh proce
 20 steps of the reverse SDE, 64 samples of 80 × 80, float32, {THREADS} threads, in units of fastcrit's time:
 
 {sampler(tables["sampler"])}
+## Recording a trained network
+
+128 samples of the shipped Fashion-MNIST network, recorded at each of 7 levels, {THREADS} threads. The whole run in units
+of the bare one, and the time that the recorder itself takes, in per cent of the bare run:
+
+{recording(tables["recording"])}
 ## The machine
 
 {machine_notes(machine, results["datetime"])}"""
