@@ -83,6 +83,7 @@ clean:
 
 .venv/dev: .venv/pyvenv.cfg pyproject.toml constraints.txt $(CORE)
 	$(PIP) --editable '.[dev]'
+	$(PIP) --no-deps smalldiffusion  # one of the tests' clients; it would bring torchvision
 	touch $@ .venv/study
 
 .venv/bench: .venv/pyvenv.cfg pyproject.toml constraints.txt $(CORE)

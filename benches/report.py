@@ -303,8 +303,8 @@ MiB per thread with {THREADS} threads, from the high-water mark of a fresh proce
 {sampler(tables["sampler"])}
 ## Recording a trained network
 
-128 samples of the shipped Fashion-MNIST network, recorded at each of 7 levels, {THREADS} threads. The whole run in units
-of the bare one, and the time that the recorder itself takes, in per cent of the bare run:
+128 samples of the shipped Fashion-MNIST network, recorded at each of 7 levels, {THREADS} threads. The whole run in
+units of the bare one, and the time that the recorder itself takes, in per cent of the bare run:
 
 {recording(tables["recording"])}
 ## The machine

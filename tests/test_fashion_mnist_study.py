@@ -155,3 +155,47 @@ def test_intervals_that_lie_apart_are_said_to(finished):
 
     assert "All intervals overlap." in compare({"a": with_softening(1, 2), "b": with_softening(1.9, 3)})
     assert "a and b lie 25.0 % apart" in compare({"a": with_softening(1, 2), "b": with_softening(2.5, 3)})
+
+
+class TestTrainingOfWhatShips:
+    def test_leaves_a_network_with_a_card(self, tmp_path, monkeypatch):
+        from fastcrit.diffusion import fashion_mnist as made
+
+        subset = fc.data.fashion_mnist()
+        monkeypatch.setattr(fc.data, "fashion_mnist", lambda split="subset": subset)
+        monkeypatch.setattr(made, "NetConfig", lambda padding: NetConfig(width=4, multipliers=(1, 2), padding=padding))
+        judge = made.train_and_save_classifier(tmp_path / "classifier.safetensors", epochs=1)
+        assert judge["command"] == "fastcrit train fashion-mnist-classifier --seed 0 --epochs 1"
+        with pytest.raises(FileExistsError, match=r"out: .* exists already"):
+            made.train_and_save_classifier(tmp_path / "classifier.safetensors")
+        monkeypatch.setattr(made, "classifier", lambda: made.load_classifier(tmp_path / "classifier.safetensors")[0])
+        text = made.train_denoiser(tmp_path / "run", "circular", steps=3, samples=20)
+        assert text == (tmp_path / "run" / "card.md").read_text()
+        assert "fastcrit train fashion-mnist --padding circular --seed 0 --steps 3 --precision float32" in text
+        D = fc.diffusion.pretrained(tmp_path / "run" / "net.safetensors")
+        assert D.shift == 2
+        assert D.unlabelled
+        assert len(D.card["quality"]["structure_factor_ratio"]) == 15
+        assert 0 <= D.card["quality"]["class_agreement"] <= 1
+        assert set(D.card["test_error"]) == {"0.1", "0.3", "1", "3", "10", "30"}
+        # An untrained network's output is c_skip y: at s = 0.1 it leaves 1/(1 + (s/d)^2) of the noise and more.
+        assert D.card["test_error"]["0.1"] == pytest.approx(0.01, rel=0.1)
+
+
+class TestCommandLine:
+    def test_study(self, net, tmp_path, capsys):
+        from fastcrit.cli import app
+
+        settings = {"samples": 4, "levels": 5, "gain-samples": 2, "waves": 1, "high": 20, "low": 0.1}
+        options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+        app(["study", "fashion-mnist", "--out", str(tmp_path / "run"), "--net", net, *options], standalone_mode=False)
+        assert "network net.safetensors for Fashion-MNIST; 4 trajectories each way" in capsys.readouterr().out
+        assert (tmp_path / "run" / "net" / "gains.png").exists()
+        assert fc.store.load_dataset(tmp_path / "run" / "net" / "dataset.zarr").sizes["level"] == 5
+
+    def test_names_every_option(self, capsys):
+        from fastcrit.cli import app
+
+        for command in (["study", "fashion-mnist"], ["train", "fashion-mnist"], ["train", "fashion-mnist-classifier"]):
+            app([*command, "--help"], standalone_mode=False)
+            assert "--seed" in capsys.readouterr().out

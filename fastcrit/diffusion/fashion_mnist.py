@@ -45,9 +45,12 @@ def classifier() -> Classifier:
 
 def train_denoiser(
     out: str | os.PathLike[str], padding: str = "circular", seed: int = 0, steps: int = 4000,
-    precision: str = "float32", *, compiled: bool = False, resume: bool = False, progress: bool = False,
+    precision: str = "float32", *, samples: int = 2000, compiled: bool = False, resume: bool = False,
+    progress: bool = False,
 ) -> str:  # fmt: skip
     """Train on the 60,000 images; write RUN/net.safetensors with its card, and RUN/card.md, which is returned.
+
+    ``samples`` are drawn to say how good they are.
 
     Raises
     ------
@@ -62,11 +65,11 @@ def train_denoiser(
     folder = Path(out)
     pixels = images.pixels()[:, None]
     training.run(pixels, images.labels, folder, compiled=compiled, resume=resume, progress=progress)
-    write_card(folder / "net.safetensors", command, progress=progress)
+    write_card(folder / "net.safetensors", command, samples=samples, progress=progress)
     return (folder / "card.md").read_text()
 
 
-def write_card(path: Path, command: str, *, progress: bool = False) -> None:
+def write_card(path: Path, command: str, *, samples: int = 2000, progress: bool = False) -> None:
     """Measure a trained net, and write what was found into its file and into card.md beside it."""
     net, card = load_net(path)
     D = from_edm(net, unlabelled=True)
@@ -74,7 +77,7 @@ def write_card(path: Path, command: str, *, progress: bool = False) -> None:
     card |= {"command": command, "fastcrit": fastcrit.__version__, "torch": torch.__version__}
     card["machine"] = f"{platform.machine()}, {torch.get_num_threads()} threads"
     card["test_error"] = denoising_errors(D)
-    card["quality"] = quality(D, progress=progress)
+    card["quality"] = quality(D, samples, progress=progress)
     save_net(path, net, card)
     (path.parent / "card.md").write_text(_card_text(path.name, card))
 
@@ -108,7 +111,7 @@ def quality(D: Denoiser, n: int = 2000, seed: int = 0, *, progress: bool = False
     samples = sample(D, labels, n, levels, "heun", seed, batch_size=250, progress=progress)
     test = data.fashion_mnist("test")
     pixels = test.pixels() if D.shift is None else data.roll(test.pixels(), D.shift)
-    ours, theirs = structure_factor(samples[:, 0]), structure_factor(pixels)
+    ours, theirs = structure_factor(samples[:, 0].numpy()), structure_factor(pixels)
     some = slice(0, _CARD_SHELLS)
     ratio = ours.S[some] / theirs.S[some]
     error = ratio * np.hypot(ours.stderr[some] / ours.S[some], theirs.stderr[some] / theirs.S[some])
