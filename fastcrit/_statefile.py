@@ -19,6 +19,7 @@ from fastcrit.errors import FileFormatError
 
 def write_state(path: Any, kind: str, version: int, config: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
     """Write ``arrays`` and ``config`` to ``path``: a temporary file beside it, moved into place when it is complete."""
+    config = json.loads(json.dumps(config))  # as it will be read: JSON makes every key a string
     target = Path(path).resolve()  # through a link, to the file that it names
     if target.exists():
         _refuse_foreign(target, kind)

@@ -250,7 +250,7 @@ def main() -> None:
     """Run the command line; mistakes in the input end in one line on standard error and exit status 2."""
     try:
         app()
-    except (ModuleNotFoundError, FileFormatError, ValueError, TypeError, OSError, OverflowError) as error:
+    except (ModuleNotFoundError, FileFormatError, ValueError, TypeError, OSError, ArithmeticError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 

@@ -208,7 +208,7 @@ class _Curve:
 
 
 def _softening(ds: xr.Dataset, log_s: Floats) -> _Curve | None:
-    if "softening" not in ds:
+    if "softening" not in ds or not log_s.size:
         return None
     values = ds["softening"].values[: log_s.size]
     softest = int(np.argmin(np.nanmin(values, axis=0)))
@@ -216,7 +216,7 @@ def _softening(ds: xr.Dataset, log_s: Floats) -> _Curve | None:
 
 
 def _xi_eq(ds: xr.Dataset, log_s: Floats) -> _Curve | None:
-    if "xi_eq" not in ds:
+    if "xi_eq" not in ds or not log_s.size:
         return None
     return _measured(ds["xi_eq"].values, ds["xi_eq_stderr"].values, ds["xi_eq_jackknife"].values, log_s.size)
 

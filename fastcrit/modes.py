@@ -5,10 +5,12 @@ torch is loaded by `mode_response` alone.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -191,6 +193,7 @@ def mode_response(
     *,
     waves: int | None = None,
     seed: int = 0,
+    first_sample: int = 0,
     method: str = "auto",
     step: float | None = None,
     memory: int = 1 << 30,
@@ -210,14 +213,15 @@ def mode_response(
         As for D.
     waves : int, optional
         Wavevectors (up to sign) of each shell that are drawn for each state, without repetition; default: all.
-    seed : int
-        Of that draw: state i's wavevectors are a function of seed and i.
+    seed, first_sample : int
+        Of that draw: the wavevectors of state i are a function of seed and first_sample + i.
     method : "auto", "jvp", "vjp" or "central"
         Forward-mode derivatives; twice reverse mode; central differences of fourth order. "auto" takes the first of
         them that runs and, on one probe, agrees with central differences: a network that detaches or rounds inside has
         derivatives that say nothing of it.
     step : float, optional
-        Of central differences: largest change of a pixel. Default: eps^(1/5) (1 + s), eps the state's rounding.
+        Of central differences: largest change of a pixel. Default: of eps^(1/5) (1 + s) / 4^n, eps the state's rounding
+        and n = 0 .. 7, the one at which they change least on one probe.
     memory : int
         Bytes that the network's intermediate results may take together, estimated from one state.
 
@@ -246,6 +250,8 @@ def mode_response(
     (0.5, 'jvp')
     """
     torch = need("torch", "mode_response")
+    if not hasattr(D, "check_level"):
+        raise TypeError(f"D: expected a Denoiser, such as fc.diffusion.from_edm(net), got {type(D).__name__}")
     s = D.check_level(s)
     check_choice(method, ("auto", *METHODS), "method")
     if not isinstance(y, torch.Tensor) or y.ndim != 4 or not len(y) or y.dtype not in (torch.float32, torch.float64):
@@ -253,19 +259,24 @@ def mode_response(
         raise ValueError(f"y: expected a float32 or float64 tensor (states, C, H, W), got {got}")
     if waves is not None and (isinstance(waves, bool) or not isinstance(waves, (int, np.integer)) or waves < 1):
         raise ValueError(f"waves: expected a positive integer or None for all, got {waves!r}")
+    for name, value in (("seed", seed), ("first_sample", first_sample)):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
+            raise ValueError(f"{name}: expected an integer of at least 0, got {value!r}")
+    if not isinstance(shells, (Sequence, np.ndarray, type(None))):
+        raise TypeError(f"shells: expected a sequence of shell numbers, got {shells!r}")
     grid = lattice(tuple(int(n) for n in y.shape[-2:]))
-    chosen = list(range(min(6, grid.shells_below_nyquist))) if shells is None else [int(k) for k in shells]
+    chosen = list(range(min(6, grid.shells_below_nyquist))) if shells is None else [operator.index(k) for k in shells]
     if not chosen or chosen[0] < 0 or chosen[-1] >= len(grid.shell_k) or chosen != sorted(set(chosen)):
         raise ValueError(f"shells: expected ascending numbers below {len(grid.shell_k)}, got {chosen}")
     y = y.detach()
     prepared = D.prepare_labels(labels, len(y), y.device)
-    h = step if step is not None else float(torch.finfo(y.dtype).eps) ** 0.2 * (1.0 + s)
-    take = _Derivative(D, s, method, check_positive(h, "step"))
+    largest = float(torch.finfo(y.dtype).eps) ** 0.2 * (1.0 + s)
+    take = _Derivative(D, s, method, largest if step is None else check_positive(step, "step"))
     with _forward_derivatives():
-        if method == "auto":
-            take.choose(y, prepared)
+        if method == "auto" or (method == "central" and step is None):
+            take.choose(y, prepared, method, fixed=step is not None)
         rows = max(1, int(memory) // take.bytes_a_row(y[:1], None if prepared is None else prepared[:1]))
-        plan = _draw_plan(grid.shape, chosen, len(y), waves, seed)
+        plan = _draw_plan(grid.shape, chosen, len(y), waves, [seed, first_sample])
         gain, drift, leakage = _respond_all(take, y, prepared, plan, rows)
     samples = plan.average(gain)
     if not np.isfinite(samples).all():
@@ -300,8 +311,8 @@ class _Derivative:
         out: Tensor = getattr(self, f"_{self.method}")(lambda y: self.D(y, self.s, labels), y, tangents)
         return out
 
-    def choose(self, y: Tensor, labels: Tensor | None) -> None:
-        """The first method that runs and is right on one probe."""
+    def choose(self, y: Tensor, labels: Tensor | None, method: str, fixed: bool) -> None:
+        """The step of central differences, unless it is fixed, and the first method that is right on one probe."""
         import torch
 
         y, labels = y[:1], None if labels is None else labels[:1]
@@ -310,13 +321,18 @@ class _Derivative:
         # A long wave and noise: low and high modes alike.
         rough = torch.randn(y.shape[-2:], generator=torch.Generator().manual_seed(0), dtype=y.dtype).to(y.device)
         tangent = (wave.expand(y.shape) + 0.5 * rough)[None]
-        self.method, step = "central", self.step
-        coarse = self(y, tangent, labels)
-        self.step = step / 4
-        expected = self(y, tangent, labels)
-        self.step = step
-        allowed = _PROBE_TOLERANCE * expected.norm() + (coarse - expected).norm()
-        for self.method in METHODS[:2]:
+        self.method = "central"
+        # From steps too long for the curvature of D to steps so short that rounding shows: least change between them.
+        steps = [self.step / 4**n for n in range(2 if fixed else 8)]
+        results = []
+        for self.step in steps:
+            results.append(self(y, tangent, labels))
+        changes = [float((a - b).norm()) for a, b in pairwise(results)]
+        best = int(np.argmin([c if np.isfinite(c) else np.inf for c in changes]))
+        self.step = steps[0] if fixed else steps[best + 1]
+        expected = results[best + 1]
+        allowed = _PROBE_TOLERANCE * expected.norm() + changes[best]
+        for self.method in METHODS[:2] if method == "auto" else ():
             try:
                 found = self(y, tangent, labels)
             except torch.OutOfMemoryError:
@@ -369,7 +385,7 @@ class _Derivative:
         import torch
 
         # u -> J^T u is linear, and its transposed product with a tangent is J times it.
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             at = y.clone().requires_grad_(True)
             out = f(at)
             u = torch.zeros_like(out, requires_grad=True)
@@ -436,28 +452,32 @@ class _Plan:
     column: NDArray[np.int64]  # (waves,): which of the chosen shells
     k: Floats  # (states, waves, 2)
     own: NDArray[np.bool_]  # (states, waves): k is its own opposite
+    share: Floats  # (waves,): mean of the weights below over all waves of the shell
 
     def average(self, values: Floats) -> Floats:
         """Averages (states, shells) of values (channels, states, waves); a wave counts twice if for k and -k."""
         weight = np.where(self.own, 1.0, 2.0)
         total = weight * values.mean(axis=0)
         starts = np.flatnonzero(np.diff(self.column, prepend=-1))
-        return np.asarray(np.add.reduceat(total, starts, axis=1) / np.add.reduceat(weight, starts, axis=1))
+        # Divided by the weight that a draw has on average, not by its own: that would favour modes of lesser weight.
+        return np.asarray(np.add.reduceat(total / self.share, starts, axis=1) / np.bincount(self.column))
 
 
-def _draw_plan(shape: tuple[int, ...], shells: list[int], states: int, waves: int | None, seed: int) -> _Plan:
+def _draw_plan(shape: tuple[int, ...], shells: list[int], states: int, waves: int | None, seed: list[int]) -> _Plan:
     found = [_waves_of_shell(shape, shell) for shell in shells]
     sizes = [len(k) if waves is None else min(waves, len(k)) for k, _ in found]
     k, own = [], []
     for i in range(states):
-        rng = np.random.default_rng([seed, i])
+        rng = np.random.default_rng([seed[0], seed[1] + i])
         drawn = [
             np.arange(size) if size == len(all_k) else rng.choice(len(all_k), size, replace=False)
             for size, (all_k, _) in zip(sizes, found, strict=True)
         ]
         k.append(np.concatenate([all_k[some] for some, (all_k, _) in zip(drawn, found, strict=True)]))
         own.append(np.concatenate([all_own[some] for some, (_, all_own) in zip(drawn, found, strict=True)]))
-    return _Plan(np.repeat(np.arange(len(shells)), sizes), np.stack(k), np.stack(own))
+    share = [np.where(all_own, 1.0, 2.0).mean() for _, all_own in found]
+    column = np.repeat(np.arange(len(shells)), sizes)
+    return _Plan(column, np.stack(k), np.stack(own), np.asarray(share)[column])
 
 
 def _respond_all(

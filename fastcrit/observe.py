@@ -170,7 +170,7 @@ class Recorder:
     def __call__(self, i: int, s: float, y: Any, D: Any) -> None:
         """Observe a sampler: `update` with the states of level ``i``; ValueError unless ``s`` is that level."""
         level = self.levels[self._check_level(i)]
-        if not np.isclose(level, s, rtol=1e-9, atol=0):
+        if not np.isclose(level, s, rtol=1e-6, atol=0):
             raise ValueError(f"levels: this recorder has {level:.6g} at index {i}, the sampler {float(s):.6g}")
         self.update(i, y)
 
@@ -185,7 +185,7 @@ class Recorder:
         among = np.asarray(levels, dtype=np.float64)
         found = {}
         for i, s in enumerate(self.levels):
-            at = np.flatnonzero(np.isclose(among, s, rtol=1e-12, atol=0))
+            at = np.flatnonzero(np.isclose(among, s, rtol=1e-6, atol=0))
             if at.size != 1:
                 raise ValueError(f"recorder: its level {s:.6g} is not among the sampling levels")
             found[int(at[0])] = i

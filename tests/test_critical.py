@@ -153,3 +153,30 @@ class TestBadInput:
         assert "4 blocks" in few["susceptibility"].reason
         with pytest.raises(ValueError, match="signature: expected one of"):
             few["energy"]
+
+
+def test_gains_that_were_never_recorded_are_said_to_be():
+    rec = fc.Recorder(fc.schedules.log_levels(12, high=20, low=0.2), shape=(16, 16), gain_shells=range(3))
+    fc.theory.GaussianTheory.ornstein_zernike(xi=2.0, lattice=16).sample(rec.levels, 64, recorder=rec)
+    rec.state["gain_count"][:] = 0
+    found = fc.critical_point(rec.dataset())
+    assert {name: found[name].reason for name in ("softening", "xi_eq")} == dict.fromkeys(
+        ("softening", "xi_eq"), "not recorded"
+    )
+
+
+def test_gains_at_some_levels_are_joined():
+    """Gains with a dip at s = 2, given at every other level: found as if the others were not there."""
+    levels = fc.schedules.log_levels(41, high=50, low=0.1)
+    rec = fc.Recorder(levels, shape=(16, 16), gain_shells=range(3))
+    rng = np.random.default_rng(0)
+    for i, s in enumerate(levels):
+        rec.update(i, s * rng.normal(size=(64, 16, 16)))
+        if i % 2 == 0:
+            soft = (
+                1 - 0.8 * np.exp(-(np.log(s / 2.0) ** 2)) * np.array([1.0, 0.7, 0.4]) + 0.02 * rng.normal(size=(64, 3))
+            )
+            rec.update_gain(i, 1 - soft * s**2 / (1 + s**2))
+    found = fc.critical_point(rec.dataset(), signature="softening")["softening"]
+    assert found.low < 2.0 * 1.1
+    assert found.high > 2.0 / 1.1

@@ -135,6 +135,34 @@ class TestEdm:
             D(torch.zeros(1, 3, 8, 8), 1.0)
         fc.diffusion.from_edm(Edm2Contract().eval(), unlabelled=True)(torch.zeros(1, 3, 8, 8), 1.0)
 
+    def test_labels_of_any_integer_kind(self):
+        D = fc.diffusion.from_edm(Edm2Contract().eval())
+        y = torch.randn(2, 3, 8, 8)
+        expected = D(y, 1.5, [3, 1])
+        rows = np.eye(5, dtype=int)[[3, 1]]
+        for labels in (
+            np.array([3, 1], np.uint16),
+            np.array([3, 1], ">i4"),
+            torch.tensor([3, 1], dtype=torch.uint8),
+            rows,
+        ):
+            torch.testing.assert_close(D(y, 1.5, labels), expected)
+
+    def test_wrapped_networks_keep_their_contract(self):
+        net = Edm2Contract().eval()
+        D = fc.diffusion.from_edm(torch.nn.DataParallel(net))
+        assert (D.classes, D.shape) == (5, (3, 8, 8))
+        y = torch.randn(2, 3, 8, 8)
+        torch.testing.assert_close(D(y, 1.5, 2), fc.diffusion.from_edm(net)(y, 1.5, 2))
+        assert set(net.calls) == {torch.float32}
+        assert fc.diffusion.from_edm(torch.compile(net, backend="eager")).classes == 5
+
+    def test_non_square_network(self):
+        net = fc.diffusion.Net(fc.diffusion.NetConfig(shape=(1, 8, 16), width=4, multipliers=(1, 2))).eval()
+        D = fc.diffusion.from_edm(net, unlabelled=True)
+        assert D.shape == (1, 8, 16)
+        assert D(torch.zeros(2, 1, 8, 16), 1.0).shape == (2, 1, 8, 16)
+
 
 class TestOthers:
     def test_k_diffusion_style(self):
@@ -206,6 +234,7 @@ class TestErrors:
     def test_messages_name_the_argument(self):
         D = fc.diffusion.from_edm(Edm2Contract().eval(), unlabelled=True)
         y = torch.zeros(2, 3, 8, 8)
+        numbers = fc.diffusion.from_denoiser(lambda x, s, labels: x, classes=5)
         for call, error, message in (
             (
                 lambda: D(torch.zeros(2, 3, 8, 9), 1.0),
@@ -220,6 +249,10 @@ class TestErrors:
             (lambda: D(y, 1.0, [0, 5]), ValueError, "labels: expected classes from 0 to 4, got 0 to 5"),
             (lambda: D(y, 1.0, [-1, 0]), ValueError, "labels: expected classes from 0 to 4, got -1 to 0"),
             (lambda: D(y, 1.0, [0, 1, 2]), ValueError, "labels: expected one for each of 2 states"),
+            (lambda: D(y, torch.tensor([1.0, -1.0])), ValueError, "s: expected a positive noise level"),
+            (lambda: D(y, "high"), TypeError, "s: expected a noise level, got 'high'"),
+            (lambda: D(y, 1.0, ["a", "b"]), ValueError, "labels: expected class numbers or one-hot rows, got <U1"),
+            (lambda: numbers(y, 1.0, torch.zeros(2, 5)), ValueError, "labels: .* expected rows with a single 1 each"),
             (lambda: D(y, 1.0, [0.5, 1.5]), ValueError, "labels: expected class numbers, or one-hot"),
             (lambda: fc.diffusion.from_edm(3), TypeError, "net: expected a network or another callable, got int"),
             (lambda: fc.diffusion.from_denoiser(lambda x, s: x)(y, 1.0, 0), ValueError, "labels: .* takes no labels"),

@@ -166,6 +166,16 @@ class TestChoiceOfMethod:
         assert g.method == "central"
         np.testing.assert_allclose(g.gain, 0.5, atol=1e-10)
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("s", [0.05, 0.1, 1.0])
+    def test_a_sharp_denoiser_is_measured_on_its_own_scale(self, s, dtype):
+        """The uniform pair at y = 0 responds within s^2/25: far below the size of the states."""
+        D = fc.diffusion.from_patch(fc.patch.Dictionary.binary(5, 0))
+        for method in ("auto", "central"):
+            g = fc.mode_response(D, torch.zeros(1, 1, 10, 10, dtype=dtype), s, [0], method=method)
+            assert g.gain[0] == pytest.approx(25 / s**2, rel=5e-3)
+            assert g.method == ("jvp" if method == "auto" else "central")
+
     def test_attention_has_forward_derivatives(self):
         class Attention(torch.nn.Module):
             def forward(self, x, t):
@@ -207,6 +217,26 @@ class TestSamplingOfWaves:
         np.testing.assert_allclose(again.samples, some.samples, atol=1e-13)
         other = fc.mode_response(D, y[:3], 1.2, range(4), waves=2, seed=8)
         assert np.abs(other.samples - some.samples[:3]).max() > 1e-6
+
+    @pytest.mark.parametrize(("side", "shell"), [(4, 2), (6, 3), (8, 4)])
+    def test_drawn_waves_are_unbiased_where_a_shell_holds_nyquist_modes(self, side, shell):
+        """A gain of 1 at modes that are their own opposites and 0 elsewhere."""
+        own = np.zeros((side, side))
+        own[np.ix_([0, side // 2], [0, side // 2])] = 1.0
+        response = torch.from_numpy(own)
+        D = fc.diffusion.from_denoiser(lambda x, s: torch.fft.ifft2(response * torch.fft.fft2(x)).real)
+        y = torch.zeros(3000, 1, side, side, dtype=torch.float64)
+        expected = fc.mode_response(D, y[:1], 1.0, [shell]).gain[0]
+        for waves in (1, 2):
+            some = fc.mode_response(D, y, 1.0, [shell], waves=waves)
+            assert some.gain[0] == pytest.approx(expected, abs=4.5 * some.stderr[0])
+
+    def test_waves_follow_from_the_number_of_the_sample(self):
+        D = fc.diffusion.from_patch(fc.patch.Dictionary.binary(3, 6, seed=2))
+        y = torch.randn(6, 1, 9, 9, dtype=torch.float64)
+        whole = fc.mode_response(D, y, 1.0, range(4), waves=1).samples
+        rest = fc.mode_response(D, y[2:], 1.0, range(4), waves=1, first_sample=2).samples
+        np.testing.assert_allclose(rest, whole[2:], atol=1e-13)
 
     def test_a_small_memory_limit_gives_the_same(self):
         D = fc.diffusion.from_epsilon(SmallConvolutional().double().eval())

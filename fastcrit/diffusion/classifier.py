@@ -64,7 +64,11 @@ def train_classifier(
     Everything random follows from ``seed``.
     """
     pictures = images.reshape(len(images), *images.shape[-2:])
-    targets = torch.from_numpy(labels)
+    if not 1 <= batch <= len(pictures) or len(labels) != len(pictures):
+        raise ValueError(
+            f"batch: expected 1 to {len(pictures)} (images) and as many labels, got {batch} and {len(labels)} labels"
+        )
+    targets = torch.from_numpy(labels.astype(np.int64))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = Classifier(int(labels.max()) + 1)

@@ -7,6 +7,7 @@ the network predicts into the denoised image. Nothing here samples.
 from __future__ import annotations
 
 import inspect
+import operator
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -69,13 +70,20 @@ class Denoiser:
         network: Any = None,
     ) -> None:
         self.name = name
-        self.shape = None if shape is None else tuple(int(n) for n in shape)
-        self.classes = int(classes)
+        if shape is not None and (isinstance(shape, str) or not isinstance(shape, Sequence)):
+            raise TypeError(f"shape: expected (C, H, W), got {shape!r}")
+        self.shape = None if shape is None else tuple(operator.index(n) for n in shape)
+        if self.shape is not None and (len(self.shape) < 2 or min(self.shape) < 1):
+            raise ValueError(f"shape: expected positive numbers (C, H, W), got {shape!r}")
+        self.classes = operator.index(classes)
+        if self.classes < 0:
+            raise ValueError(f"classes: expected 0 or more, got {classes!r}")
         self.unlabelled = self.classes == 0 if unlabelled is None else bool(unlabelled)
         self.highest = float(highest)
         self.data_std: float | None = None
         self.shift: int | None = None
         self.card: dict[str, Any] = {}
+        network = _unwrapped(network)
         if isinstance(network, torch.nn.Module) and network.training:
             warnings.warn(f"{name} is in training mode, where dropout makes D random; call .eval()", stacklevel=3)
         weight = next(iter(network.parameters()), None) if isinstance(network, torch.nn.Module) else None
@@ -96,7 +104,8 @@ class Denoiser:
         y : tensor (batch, C, H, W)
             States y = x0 + s noise.
         s : float or tensor (batch,)
-            Noise level. A float costs no look at the device; a tensor may, where a schedule has to be inverted.
+            Noise level. A float costs no look at the device; a tensor may, where a schedule has to be inverted. Values
+            are checked unless they lie on an accelerator.
         labels : int, sequence or tensor of int (batch,), or one-hot (batch, classes), optional
 
         Raises
@@ -109,19 +118,28 @@ class Denoiser:
         """
         self._check_state(y)
         batch = len(y)
+        if isinstance(s, np.ndarray) and s.ndim:
+            s = torch.from_numpy(s)
         if isinstance(s, Tensor):
             if s.shape not in ((), (batch,)):
                 raise ValueError(f"s: expected a float or shape ({batch},), got {tuple(s.shape)}")
+            if s.device.type == "cpu" and batch:
+                self.check_level(s.min())
+                self.check_level(s.max())
         else:
             s = self.check_level(s)
-        D = self._function(y, s, self.prepare_labels(labels, batch, y.device))
-        if D.shape != y.shape:
-            raise ValueError(f"{self.name}: expected a result of shape {tuple(y.shape)}, got {tuple(D.shape)}")
+        prepared = self.prepare_labels(labels, batch, y.device)
+        if not batch:
+            return y.clone()
+        D = self._function(y, s, prepared)
         return D.to(y.dtype)
 
     def check_level(self, s: Any) -> float:
         """``s`` as a float, if this denoiser covers it; ValueError otherwise."""
-        level = float(s)
+        try:
+            level = float(s)
+        except (TypeError, ValueError):
+            raise TypeError(f"s: expected a noise level, got {s!r}") from None
         if not 0.0 < level < float("inf"):
             raise ValueError(f"s: expected a positive noise level, got {s!r}")
         if level > self.highest * (1 + 1e-6):
@@ -137,18 +155,30 @@ class Denoiser:
             if not self.unlabelled:
                 raise ValueError(
                     f"labels: {self.name} is conditional, and without labels it is not unconditional; pass labels "
-                    "(or unlabelled=True to the adapter, if it was trained with label dropout)"
+                    "(or tell the adapter, unlabelled=True or null_label=.., if it was trained with label dropout)"
                 )
             return None
         if self.classes == 0:
             raise ValueError(f"labels: {self.name} takes no labels")
-        given = labels if isinstance(labels, Tensor) else torch.as_tensor(np.asarray(labels))
-        if given.ndim == 2 and given.shape == (batch, self.classes) and given.is_floating_point():
-            rows = given
-            return rows.to(device) if self._one_hot else rows.argmax(dim=1).to(device)
+        if isinstance(labels, Tensor):
+            given = labels
+        else:
+            array = np.asarray(labels)
+            if array.dtype.kind not in "iuf":
+                raise ValueError(f"labels: expected class numbers or one-hot rows, got {array.dtype} {array.shape}")
+            given = torch.from_numpy(array.astype(np.float64 if array.dtype.kind == "f" else np.int64))
+        if given.ndim == 2 and given.shape == (batch, self.classes) and given.dtype != torch.bool:
+            rows = given.float()
+            if self._one_hot:
+                if rows.device.type == "cpu" and not torch.allclose(rows.sum(dim=1), torch.ones(batch)):
+                    raise ValueError("labels: expected one-hot rows, or probabilities: every row has to sum to 1")
+                return rows.to(device)
+            if not bool(((rows == 1).sum(dim=1) == 1).all() and ((rows == 0).sum(dim=1) == self.classes - 1).all()):
+                raise ValueError(f"labels: {self.name} takes class numbers; expected rows with a single 1 each")
+            return rows.argmax(dim=1).to(device)
         if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
             raise ValueError(
-                f"labels: expected class numbers, or one-hot float rows ({batch}, {self.classes}), "
+                f"labels: expected class numbers, or one-hot rows ({batch}, {self.classes}), "
                 f"got {given.dtype} {tuple(given.shape)}"
             )
         if given.ndim == 0:
@@ -168,7 +198,7 @@ class Denoiser:
             raise TypeError(f"y: expected a floating-point tensor (batch, C, H, W), got {kind}")
         if self.shape is not None and tuple(y.shape[1:]) != self.shape:
             raise ValueError(f"y: {self.name} takes states of shape (batch, *{self.shape}), got {tuple(y.shape)}")
-        if y.ndim < 2:
+        if y.ndim != 4 and self.shape is None:
             raise ValueError(f"y: expected states (batch, C, H, W), got shape {tuple(y.shape)}")
         if self.device is not None and y.device != self.device:
             raise ValueError(f"y: {self.name} is on {self.device}, the states are on {y.device}")
@@ -197,24 +227,24 @@ def from_edm(
         ``net`` is not callable.
     """
     _check_callable(net, "net")
-    classes = int(getattr(net, "label_dim", 0) or 0)
-    if shape is None and hasattr(net, "img_channels") and hasattr(net, "img_resolution"):
-        side = net.img_resolution
-        shape = (net.img_channels, *(side if isinstance(side, Sequence) else (side, side)))
-    takes = inspect.signature(net.forward if isinstance(net, torch.nn.Module) else net).parameters
+    inner = _unwrapped(net)
+    classes = int(getattr(inner, "label_dim", 0) or 0)
+    if shape is None and hasattr(inner, "img_channels") and hasattr(inner, "img_resolution"):
+        side = inner.img_resolution
+        shape = (inner.img_channels, *(side if isinstance(side, Sequence) else (side, side)))
+    takes = inspect.signature(inner.forward if isinstance(inner, torch.nn.Module) else inner).parameters
     extra = {"force_fp32": True} if force_fp32 and "force_fp32" in takes else {}
     dtype = _dtype_of(net)
 
     def denoise(y: Tensor, s: Level, labels: Tensor | None) -> Tensor:
-        x = y if dtype is None else y.to(dtype)
+        x = y.to(dtype or y.dtype, copy=True)  # networks may work in place
         arguments = (labels,) if classes else ()
-        out: Tensor = net(x, _batch(s, x), *arguments, **extra)
-        return out
+        return _prediction(net(x, _batch(s, x), *arguments, **extra), y)
 
     if unlabelled is None:
-        unlabelled = classes == 0 or bool(getattr(net, "unlabelled", False))
+        unlabelled = classes == 0 or bool(getattr(inner, "unlabelled", False))
     return Denoiser(
-        denoise, name=_name(net), shape=shape, classes=classes, one_hot=True, unlabelled=unlabelled, network=net
+        denoise, name=_name(inner), shape=shape, classes=classes, one_hot=True, unlabelled=unlabelled, network=net
     )
 
 
@@ -236,9 +266,8 @@ def from_denoiser(
     dtype = _dtype_of(fn)
 
     def denoise(y: Tensor, s: Level, labels: Tensor | None) -> Tensor:
-        x = y if dtype is None else y.to(dtype)
-        out: Tensor = fn(x, _batch(s, x), *((labels,) if classes else ()))
-        return out
+        x = y.to(dtype or y.dtype, copy=True)  # networks may work in place
+        return _prediction(fn(x, _batch(s, x), *((labels,) if classes else ())), y)
 
     return Denoiser(denoise, name=_name(fn), shape=shape, classes=classes, unlabelled=unlabelled, network=fn)
 
@@ -263,6 +292,8 @@ def from_epsilon(
     """
     _check_callable(fn, "fn")
     scheme: Any = schedules.EDM() if schedule is None else schedule
+    if isinstance(scheme, type) or not (hasattr(scheme, "alpha") and hasattr(scheme, "t")):
+        raise TypeError(f"schedule: expected one of fc.schedules, such as fc.schedules.Cosine(), got {schedule!r}")
     denoise = _scheduled(fn, scheme, "epsilon", bool(classes))
     highest = getattr(scheme, "highest", float("inf"))
     return Denoiser(
@@ -300,8 +331,9 @@ def from_diffusers(
 
     The scheduler says what the network predicts (epsilon, sample, v_prediction, or the velocity of the flow-matching
     schedulers) and at which time a noise level lies, interpolated in log s and passed as a float tensor (batch,). Its
-    ``step`` is never called, and its clipping and thresholding are not applied. Channels of a learned variance are
-    dropped. A table that ends on zero terminal SNR is capped at its last step with a finite level.
+    ``step`` is never called, and its clipping and thresholding are not applied. Below the lowest level of its table the
+    network is asked at that level. Channels of a learned variance are dropped. A table that ends on zero terminal SNR
+    is capped at its last step with a finite level.
 
     Parameters
     ----------
@@ -337,7 +369,7 @@ def from_diffusers(
             f"scheduler: {type(scheduler).__name__} has no table of alpha-bar that the network's output could be "
             "turned into a denoised image with; wrap such a network with from_denoiser or from_velocity"
         )
-    config = getattr(model, "config", None) or {}
+    config = getattr(_unwrapped(model), "config", None) or {}
     if shape is None and config.get("sample_size") is not None and "in_channels" in config:
         side = config["sample_size"]
         shape = (config["in_channels"], *(side if isinstance(side, Sequence) else (side, side)))
@@ -350,6 +382,8 @@ def from_diffusers(
             labels = torch.full((len(x),), -1 if null_label is None else null_label, device=x.device)
         return model(x, t, class_labels=labels)
 
+    if null_label is not None and not classes:
+        raise ValueError(f"null_label: the network takes no labels, got {null_label!r}")
     if null_label is not None and not 0 <= null_label < classes:
         raise ValueError(f"null_label: expected a class from 0 to {classes - 1}, got {null_label!r}")
     denoise = _scheduled(predict, schedule, kind, bool(classes), scale, _dtype_of(model))
@@ -385,6 +419,8 @@ def from_patch(
         A position-specific dictionary.
     """
     check_choice(boundary, ("periodic", "zero"), "boundary")
+    if not isinstance(dictionary, Dictionary):
+        raise TypeError(f"dictionary: expected a fastcrit.patch.Dictionary, got {type(dictionary).__name__}")
     if dictionary.position_specific:
         raise ValueError("dictionary: expected an equivariant one; fastcrit.patch.sample runs the position-specific")
     half = dictionary.size // 2
@@ -393,6 +429,10 @@ def from_patch(
     mode = "circular" if boundary == "periodic" else "constant"
 
     def denoise(y: Tensor, s: Level, labels: Tensor | None) -> Tensor:
+        if y.shape[1] != 1 or (mode == "circular" and min(y.shape[2:]) < dictionary.size):
+            raise ValueError(
+                f"y: expected one channel and sides of at least {dictionary.size}, the patch's, got {tuple(y.shape)}"
+            )
         taps = patterns.to(y)
         column = _column(s, y)
         padded = torch.nn.functional.pad(y, (half,) * 4, mode=mode)
@@ -408,11 +448,14 @@ def from_patch(
 
 def from_gaussian(theory: GaussianTheory) -> Denoiser:
     """The Wiener filter P/(P + s^2) of Gaussian data: exact, the null case of every statistic."""
+    if not isinstance(theory, GaussianTheory):
+        raise TypeError(f"theory: expected a fastcrit.theory.GaussianTheory, got {type(theory).__name__}")
     side = theory.spectrum.shape
     axes = tuple(range(-len(side), 0))
     half = torch.from_numpy(np.ascontiguousarray(theory.spectrum[..., : side[-1] // 2 + 1]))
 
     def denoise(y: Tensor, s: Level, labels: Tensor | None) -> Tensor:
+        y = y if y.dtype == torch.float64 else y.float()  # transforms know no half precision
         P = half.to(y)
         response = P / (P + _column(s, y, len(side) + 2) ** 2)
         out: Tensor = torch.fft.irfftn(response * torch.fft.rfftn(y, dim=axes), s=side, dim=axes)
@@ -440,11 +483,9 @@ def _scheduled(
         level = _column(s, y)
         alpha: Tensor = schedule.alpha(level)
         x = alpha * y
-        given = x if dtype is None else x.to(dtype)
-        out = _prediction(fn(given, _time(schedule, s, given, time_scale), *((labels,) if labelled else ())))
-        if out.ndim == x.ndim and out.shape[1] == 2 * x.shape[1]:
-            out = out[:, : x.shape[1]]  # the other half is a learned variance
-        out = out.to(y.dtype)
+        given = x.to(dtype or x.dtype, copy=True)  # networks may work in place
+        t = _time(schedule, s, given, time_scale)
+        out = _prediction(fn(given, t, *((labels,) if labelled else ())), y).to(y.dtype)
         if kind == "epsilon":
             return y - level * out
         if kind == "sample":
@@ -456,13 +497,19 @@ def _scheduled(
     return denoise
 
 
-def _prediction(out: Any) -> Tensor:
-    """The tensor in what a network returned: itself, ``.sample``, or the first of a tuple."""
+def _prediction(out: Any, y: Tensor) -> Tensor:
+    """The tensor of y's shape in what a network returned: itself, ``.sample``, or the first of a tuple."""
     tensor = out if isinstance(out, Tensor) else getattr(out, "sample", None)
-    if tensor is None and isinstance(out, tuple):
+    if tensor is None and isinstance(out, tuple) and out:
         tensor = out[0]
     if not isinstance(tensor, Tensor):
         raise TypeError(f"the network returned {type(out).__name__}, expected a tensor or an object with .sample")
+    if tensor.ndim == y.ndim and tensor.shape[1] == 2 * y.shape[1]:
+        tensor = tensor[:, : y.shape[1]]  # the other half is a learned variance
+    if tensor.shape != y.shape:
+        raise ValueError(
+            f"the network returned shape {tuple(tensor.shape)}, expected a result of shape {tuple(y.shape)}"
+        )
     return tensor
 
 
@@ -494,6 +541,14 @@ def _dtype_of(net: Any) -> torch.dtype | None:
     """Type of a module's parameters, which its input has to have."""
     weight = next(iter(net.parameters()), None) if isinstance(net, torch.nn.Module) else None
     return None if weight is None else weight.dtype
+
+
+def _unwrapped(net: Any) -> Any:
+    """The network itself inside torch.compile, DataParallel and DistributedDataParallel."""
+    parallel = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
+    while hasattr(net, "_orig_mod") or isinstance(net, parallel):
+        net = net.module if isinstance(net, parallel) else net._orig_mod
+    return net
 
 
 def _name(fn: Any) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import fastcrit
-from fastcrit import data, schedules
+from fastcrit import data, schedules, store
 from fastcrit.diffusion.classifier import Classifier, load_classifier, predict, save_classifier, train_classifier
 from fastcrit.diffusion.denoiser import Denoiser, from_edm
 from fastcrit.diffusion.net import NetConfig
@@ -57,14 +57,18 @@ def train_denoiser(
     FileExistsError, FileNotFoundError, ValueError, FileFormatError
         As for `Training.run`.
     """
-    images = data.fashion_mnist("train")
     training = Training(NetConfig(padding=padding), steps=steps, precision=precision, seed=seed)
     command = f"fastcrit train fashion-mnist --padding {padding} --seed {seed} --steps {steps} --precision {precision}"
     if compiled:
         command += " --compile"
     folder = Path(out)
-    pixels = images.pixels()[:, None]
-    training.run(pixels, images.labels, folder, compiled=compiled, resume=resume, progress=progress)
+    if not resume and folder.exists():
+        store.create_run(folder)  # refuses before the images are loaded
+    trained = resume and (folder / "net.safetensors").exists()
+    if not (trained and "quality" not in load_net(folder / "net.safetensors")[1]):  # else only the card is missing
+        images = data.fashion_mnist("train")
+        pixels = images.pixels()[:, None]
+        training.run(pixels, images.labels, folder, compiled=compiled, resume=resume, progress=progress)
     write_card(folder / "net.safetensors", command, samples=samples, progress=progress)
     return (folder / "card.md").read_text()
 
@@ -137,6 +141,8 @@ def train_and_save_classifier(
     """Train the classifier on the 60,000 images and write it with its card, which is returned."""
     if Path(out).exists():
         raise FileExistsError(f"out: {out} exists already; choose another name or delete it")
+    if not Path(out).resolve().parent.is_dir():
+        raise FileNotFoundError(f"out: the folder of {out} does not exist")
     begun = time.monotonic()
     images, test = data.fashion_mnist("train"), data.fashion_mnist("test")
     net = train_classifier(images.pixels(), images.labels, epochs=epochs, seed=seed, progress=progress)

@@ -7,6 +7,8 @@ convolutions reach: locality and equivariance are the subject. With circular pad
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast
 
@@ -46,10 +48,14 @@ class NetConfig:
     padding: str = "circular"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
-        object.__setattr__(self, "multipliers", tuple(int(n) for n in self.multipliers))
+        for name in ("shape", "multipliers"):
+            if isinstance(getattr(self, name), str) or not isinstance(getattr(self, name), Sequence):
+                raise TypeError(f"{name}: expected a sequence of integers, got {getattr(self, name)!r}")
+            object.__setattr__(self, name, tuple(operator.index(n) for n in getattr(self, name)))
+        for name in ("width", "blocks", "classes"):
+            object.__setattr__(self, name, operator.index(getattr(self, name)))
         check_choice(self.padding, PADDINGS, "padding")
-        check_positive(self.data_std, "data_std")
+        object.__setattr__(self, "data_std", check_positive(self.data_std, "data_std"))
         if not self.multipliers or min(self.multipliers) < 1:
             raise ValueError(f"multipliers: expected positive integers, one for each scale, got {self.multipliers}")
         for name, lowest in (("width", 2), ("blocks", 1), ("classes", 0)):
@@ -94,7 +100,8 @@ class Net(nn.Module):
         super().__init__()
         self.config = config
         self.img_channels = config.shape[0]
-        self.img_resolution = config.shape[1]
+        H, W = config.shape[1:]
+        self.img_resolution = H if H == W else (H, W)
         self.label_dim = config.classes
         self.F = _UNet(config)
 

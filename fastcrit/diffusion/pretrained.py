@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def pretrained(name: str | os.PathLike[str] = "circular-0") -> Denoiser:
     Returns
     -------
     Denoiser
-        ``card`` says how the network was trained, and how good it is.
+        ``card`` says how the network was trained, and how good it is; ``card["sha256"]`` is the file's.
 
     Raises
     ------
@@ -41,13 +42,15 @@ def pretrained(name: str | os.PathLike[str] = "circular-0") -> Denoiser:
     ((1, 28, 28), 10, 0)
     """
     path = _FOLDER / f"fashion-mnist-{name}.safetensors" if name in SHIPPED else Path(name)
-    if not path.exists():
+    if not path.is_file():
+        if name in SHIPPED:
+            raise FileNotFoundError(f"net: {path}, which ships with fastcrit, is missing; reinstall fastcrit")
         raise FileNotFoundError(f"net: {name} is neither one of {', '.join(SHIPPED)} nor a file")
     net, card = load_net(path)
-    dropout = card.get("training", {}).get("label_dropout", 0.0)
+    dropout = (card.get("training") or {}).get("label_dropout", 0.0)
     D = from_edm(net, unlabelled=net.config.classes == 0 or dropout > 0)
     D.name = str(name) if name in SHIPPED else path.name
     D.data_std = net.config.data_std
     D.shift = net.config.shift
-    D.card = card
+    D.card = {**card, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     return D

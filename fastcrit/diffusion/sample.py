@@ -53,11 +53,12 @@ def sample(
         Probability-flow ODE by Euler steps in s (= DDIM), or by Heun's (= EDM: two evaluations a step, one where it
         ends on 0); reverse SDE by ancestral steps; DPM-Solver++(2M) (2211.01095), as k-diffusion has it.
     seed : int
-        0 <= seed < 2^64. The noise of sample j is a function of seed and j alone, on every device; its result then
-        differs with the batch by the network's rounding only.
+        0 <= seed < 2^64. The noise of sample j at a level is a function of seed, j and the level alone, on every
+        device; its result then differs with the batch by the network's rounding only, and a run that goes on from
+        another's states (``initial``) has noise of its own.
     recorder : Recorder, optional
         Records the states at those of its levels that are among ``levels`` (they must all be), the first and the last
-        included.
+        included. Every call adds to it; a call with the same samples counts them twice.
     observers : sequence of callables or Recorders
         Each is called for every batch at every level as ``observer(i, s, y, D)`` with y and D = D(y; s) of shape
         (batch, C, H, W), without waiting for the device. Tensors belong to the solver: copy what you change or keep.
@@ -123,7 +124,15 @@ def sample(
             raise ValueError(f"{name}: expected an integer from {lowest} to 2^64 - 1, got {value!r}")
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
+    if first_sample + n_samples > 2**64:
+        raise ValueError(f"first_sample: expected sample numbers below 2^64, got {first_sample}")
     state_shape = _state_shape(D, shape, initial, n_samples)
+    if recorder is not None and not isinstance(recorder, Recorder):
+        raise TypeError(f"recorder: expected a Recorder, got {type(recorder).__name__}")
+    if not isinstance(observers, Sequence):
+        raise TypeError(f"observers: expected a sequence of observers, got {type(observers).__name__}")
+    if len({id(o) for o in (recorder, *observers)}) < 1 + len(observers):
+        raise ValueError("observers: the same one twice would count every sample twice")
     watchers = [_Watcher(o, s, state_shape) for o in ([] if recorder is None else [recorder]) + list(observers)]
     place = torch.device(device if device is not None else D.device or "cpu")
     prepared = D.prepare_labels(labels, n_samples, place)
@@ -133,7 +142,11 @@ def sample(
         for begin in range(0, n_samples, batch_size):
             batch = slice(begin, min(begin + batch_size, n_samples))
             noise = _Noise(seed, range(first_sample + batch.start, first_sample + batch.stop), state_shape, states)
-            y = noise() * s[0] if initial is None else initial[batch].detach().to(device=place, dtype=dtype, copy=True)
+            y = (
+                noise(s[0]) * s[0]
+                if initial is None
+                else initial[batch].detach().to(device=place, dtype=dtype, copy=True)
+            )
             some = None if prepared is None else prepared[batch]
 
             def denoise(y: Tensor, level: float, some: Tensor | None = some) -> Tensor:
@@ -159,7 +172,7 @@ def sample(
 
 
 def _trajectory(
-    D: Callable[[Tensor, float], Tensor], y: Tensor, levels: list[float], solver: str, noise: Callable[[], Tensor]
+    D: Callable[[Tensor, float], Tensor], y: Tensor, levels: list[float], solver: str, noise: Callable[[float], Tensor]
 ) -> Iterator[tuple[float, Tensor, Tensor | None]]:
     """Level, state and denoised state at every level; None for what was not computed at the last."""
     before: Tensor | None = None  # of the last step, for dpmpp-2m
@@ -169,7 +182,7 @@ def _trajectory(
         if solver == "sde":
             y = x0 + (t / s) ** 2 * (y - x0)
             if t > 0:
-                y = y + t * (1.0 - (t / s) ** 2) ** 0.5 * noise()
+                y = y + t * (1.0 - (t / s) ** 2) ** 0.5 * noise(t)
         elif solver == "dpmpp-2m":
             ahead = x0
             if before is not None and t > 0:
@@ -188,15 +201,18 @@ def _trajectory(
 
 
 class _Noise:
-    """Standard normal noise of a batch: one Philox stream a sample, keyed by seed and number of the sample."""
+    """Standard normal noise of a batch: Philox keyed by seed and number of the sample, counting from the level."""
 
     def __init__(self, seed: int, samples: range, shape: tuple[int, ...], like: Tensor) -> None:
-        self._streams = [np.random.Generator(np.random.Philox(key=int(seed) + (j << 64))) for j in samples]
+        self._keys = [int(seed) + (j << 64) for j in samples]
         self._shape = shape
         self._like = like
 
-    def __call__(self) -> Tensor:
-        rows = np.stack([g.standard_normal(self._shape, dtype=np.float32) for g in self._streams])
+    def __call__(self, level: float) -> Tensor:
+        # The level in the upper half of the counter: streams of 2^128 numbers do not meet.
+        counter = int(np.float64(level).view(np.uint64)) << 128
+        streams = [np.random.Generator(np.random.Philox(counter=counter, key=key)) for key in self._keys]
+        rows = np.stack([g.standard_normal(self._shape, dtype=np.float32) for g in streams])
         return torch.from_numpy(rows).to(device=self._like.device, dtype=self._like.dtype, non_blocking=True)
 
 
@@ -223,12 +239,14 @@ class _Watcher:
         if self.steps is None:
             self.observer(i, s, y, D)
         else:
-            self.observer.update(self.steps[i], y.reshape(len(y), *self.observer.shape), sample=first)
+            states = y.reshape(len(y), *self.observer.shape)
+            self.observer.update(self.steps[i], states.cpu(), sample=first)
 
 
 def _state_shape(D: Denoiser, shape: Sequence[int] | None, initial: Tensor | None, n_samples: int) -> tuple[int, ...]:
     if initial is not None:
-        if not isinstance(initial, Tensor) or not initial.is_floating_point() or len(initial) != n_samples:
+        fits = isinstance(initial, Tensor) and initial.is_floating_point() and initial.shape[:1] == (n_samples,)
+        if not fits:
             got = tuple(initial.shape) if isinstance(initial, Tensor) else type(initial).__name__
             raise ValueError(f"initial: expected a floating-point tensor of {n_samples} states, got {got}")
         if not bool(torch.isfinite(initial).all()):
@@ -240,6 +258,8 @@ def _state_shape(D: Denoiser, shape: Sequence[int] | None, initial: Tensor | Non
         shape = D.shape
     if shape is None:
         raise ValueError(f"shape: {D.name} takes any shape; say which, as (C, H, W)")
+    if not isinstance(shape, Sequence):
+        raise TypeError(f"shape: expected (C, H, W), got {shape!r}")
     if D.shape is not None and tuple(shape) != D.shape:
         raise ValueError(f"shape: {D.name} takes states of shape {D.shape}, got {tuple(shape)}")
     return tuple(int(n) for n in shape)

@@ -6,6 +6,7 @@ Everything random is a function of the seed and the step, so a run that was stop
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 import os
@@ -71,8 +72,15 @@ class Training:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < lowest:
                 raise ValueError(f"{name}: expected an integer of at least {lowest}, got {value!r}")
+            object.__setattr__(self, name, int(value))
+        if self.seed >= 2**63:
+            raise ValueError(f"seed: expected an integer below 2^63, got {self.seed}")
         for name in ("learning_rate", "log_level_std"):
-            check_positive(getattr(self, name), name)
+            object.__setattr__(self, name, check_positive(getattr(self, name), name))
+        if not np.isfinite(self.log_level_mean):
+            raise ValueError(f"log_level_mean: expected a finite number, got {self.log_level_mean!r}")
+        for name in ("log_level_mean", "label_dropout", "average"):
+            object.__setattr__(self, name, float(getattr(self, name)))
         for name in ("label_dropout", "average"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name}: expected a number in [0, 1), got {getattr(self, name)!r}")
@@ -128,7 +136,8 @@ class Training:
             The checkpoint is damaged.
         """
         self._check(images, labels)
-        config = {"training": "denoiser", **self.to_dict()}
+        labels = labels.astype(np.int64)
+        config = {"training": "denoiser", **self.to_dict(), "data": _digest(images, labels)}
         folder = None if out is None else store.begin_run(out, config, finished="net.safetensors", resume=resume)
         state = _State(self, compiled)
         if folder is not None and (folder / "training.safetensors").exists():
@@ -161,12 +170,23 @@ class Training:
         if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
             raise ValueError(f"labels: expected {len(images)} integers, got {labels.dtype} {labels.shape}")
         if self.net.classes and not (labels.min() >= 0 and labels.max() < self.net.classes):
-            raise ValueError(f"labels: expected classes from 0 to {self.net.classes - 1}")
+            raise ValueError(
+                f"labels: expected classes from 0 to {self.net.classes - 1}, got {labels.min()} to {labels.max()}"
+            )
+
+
+def _digest(images: NDArray[np.float32], labels: NDArray[np.int64]) -> str:
+    """Of the data, so that a run goes on with those it began with."""
+    digest = hashlib.sha256(np.ascontiguousarray(images).tobytes())
+    digest.update(labels.tobytes())
+    return digest.hexdigest()
 
 
 def save_net(path: Any, net: Net, card: dict[str, Any]) -> None:
-    """Write a net with its card (anything JSON holds) to one safetensors file with a checksum."""
-    arrays = {name: value.detach().cpu().numpy() for name, value in net.state_dict().items()}
+    """Write a net with its card (a dictionary that JSON holds) to one safetensors file with a checksum, in float32."""
+    if not isinstance(net, Net):
+        raise TypeError(f"net: expected a fastcrit.diffusion.Net, got {type(net).__name__}")
+    arrays = {name: value.detach().float().cpu().numpy() for name, value in net.state_dict().items()}
     _statefile.write_state(path, NET_FORMAT, FORMAT_VERSION, {"net": net.config.to_dict(), "card": card}, arrays)
 
 
@@ -184,9 +204,10 @@ def load_net(path: Any) -> tuple[Net, dict[str, Any]]:
     try:
         net = Net(NetConfig(**config["net"]))
         net.load_state_dict({name: torch.from_numpy(value) for name, value in arrays.items()})
+        card = dict(config["card"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise FileFormatError(f"{path}: not the weights of a net of this version ({error})") from error
-    return net.eval().requires_grad_(False), config["card"]
+    return net.eval().requires_grad_(False), card
 
 
 class _State:
