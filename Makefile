@@ -83,7 +83,8 @@ clean:
 
 .venv/dev: .venv/pyvenv.cfg pyproject.toml constraints.txt $(CORE)
 	$(PIP) --editable '.[dev]'
-	$(PIP) --no-deps smalldiffusion  # one of the tests' clients; it would bring torchvision
+	@# One of the tests' clients; with its dependencies it would bring torchvision.
+	$(PIP) --no-deps smalldiffusion
 	touch $@ .venv/study
 
 .venv/bench: .venv/pyvenv.cfg pyproject.toml constraints.txt $(CORE)

@@ -118,4 +118,4 @@ def check_finite(fields: Fields, results: NDArray[Any], first: int, lead_shape: 
         raise ValueError(f"{name}: NaN in the field{place}")
     if np.isinf(fields[bad]).any():
         raise ValueError(f"{name}: infinite value in the field{place}")
-    raise OverflowError(f"{name}: the power of the field{place} exceeds the range of {fields.dtype}; rescale it")
+    raise OverflowError(f"{name}: the summed power of the field{place} exceeds the range of {fields.dtype}; rescale it")

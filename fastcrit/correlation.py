@@ -314,7 +314,7 @@ def _first_modes(grid: Lattice, piece: Fields, begin: int, samples: int) -> Floa
     modes = np.empty((1 + 2 * grid.ndim, len(piece)))
     bad = grid.core.first_modes(piece, modes)
     if bad < len(piece):
-        check_finite(piece[bad : bad + 1], modes[:1, bad], begin + bad, (samples,), "field_or_S")
+        check_finite(piece[bad : bad + 1], modes[None, :, bad], begin + bad, (samples,), "field_or_S")
     return modes
 
 

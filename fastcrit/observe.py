@@ -223,8 +223,9 @@ class Recorder:
                 raise ValueError(f"merge: recorders differ in {key}: {value} here, {theirs[key]} there")
         for name, array in self.state.items():
             array += other.state[name]
-        self._next = self._next + other._next
-        self._next_gain = self._next_gain + other._next_gain
+        # Halves of the largest sample number: their sum is still one.
+        self._next = np.minimum(self._next, 2**61) + np.minimum(other._next, 2**61 - 1)
+        self._next_gain = np.minimum(self._next_gain, 2**61) + np.minimum(other._next_gain, 2**61 - 1)
 
     def save(self, path: Any) -> None:
         """Write everything to one file (safetensors, with a format version and a checksum), atomically."""
@@ -293,7 +294,7 @@ class Recorder:
     @staticmethod
     def _first_sample(sample: int | None, default: Any) -> int:
         if sample is None:
-            return int(default)
+            sample = int(default)
         if isinstance(sample, bool) or not isinstance(sample, (int, np.integer)) or not 0 <= sample < 2**62:
             raise ValueError(f"sample: expected the number of the batch's first sample, >= 0, got {sample!r}")
         return int(sample)
@@ -306,6 +307,7 @@ class Recorder:
         if bad < len(flat):
             power, _ = self.grid.core.power(flat[bad : bad + 1], "orbits")
             check_finite(flat[bad : bad + 1], power, begin + bad // self.channels, (2**62,), "y")
+            raise FloatingPointError(f"y: sample {begin + bad // self.channels} was not finite, and is no longer")
 
     def _empty_state(self) -> dict[str, NDArray[Any]]:
         levels, blocks, C = len(self.levels), self.blocks, self.channels

@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["deficits", "gains", "lengths", "save_figures", "softening", "states", "structure_factors"]
+__all__ = [
+    "deficits",
+    "gains",
+    "lengths",
+    "order_parameter",
+    "save_figures",
+    "softening",
+    "states",
+    "structure_factors",
+]
 
 # Okabe and Ito's palette: what is measured, what theory says, and further series.
 _MEASURED, _THEORY, _OTHERS = "#0072B2", "#D55E00", ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -108,6 +117,26 @@ def deficits(ds: xr.Dataset) -> Figure:
     return figure
 
 
+def order_parameter(ds: xr.Dataset) -> Figure:
+    """Susceptibility and Binder cumulant of the site mean over levels."""
+    ds = _one_channel(ds)
+    figure, axes = _figure()
+    s = ds["level"].values
+    style: dict[str, Any] = {"linewidth": 1, "capsize": 2}
+    axes.errorbar(s, ds["chi"], ds["chi_stderr"], color=_MEASURED, label="susceptibility", **style)
+    axes.set(yscale="log", ylabel="susceptibility N(<m²> - <|m|>²)")
+    right = axes.twinx()
+    right.errorbar(s, ds["binder"], ds["binder_stderr"], color=_OTHERS[0], **style)
+    right.set_ylabel("Binder cumulant 1 - <m⁴>/(3<m²>²)", color=_OTHERS[0])
+    axes.plot([], [], color=_OTHERS[0], label="Binder cumulant")
+    _mark_levels(axes, ds)
+    _level_axis(axes, s)
+    _title(figure, ds, "Order parameter: the site mean")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.12, 1.0), frameon=False)
+    return figure
+
+
 def states(ds: xr.Dataset) -> Figure:
     """First trajectory from noise to pattern: the state, each level on its own grey scale, above its denoised image."""
     need("matplotlib", "drawing a figure")
@@ -136,6 +165,8 @@ def save_figures(ds: xr.Dataset, folder: str | os.PathLike[str]) -> list[Path]:
     made: dict[str, Callable[[xr.Dataset], Figure]] = {"structure_factors": structure_factors, "lengths": lengths}
     if "gain_on_trajectories" in ds:
         made |= {"gains": gains, "softening": softening}
+    if "chi" in ds:
+        made["order_parameter"] = order_parameter
     if "response_deficit" in ds:
         made["response_deficit"] = deficits
     if "states" in ds:

@@ -114,7 +114,7 @@ def power_spectrum(
     ValueError
         Too few axes, an empty array, NaN or Inf (the message says in which field), a tensor that is not on the CPU.
     OverflowError
-        Power beyond the range of the dtype.
+        Power, summed over modes before it is averaged, beyond the range of the dtype.
 
     Examples
     --------

@@ -228,3 +228,10 @@ class TestErrors:
         made = fc.StructureFactor(k=np.arange(3), S=np.ones(3), stderr=np.ones(3), counts=np.ones(3), n_samples=2)
         with pytest.raises(ValueError, match=r"field_or_S: .* needs a StructureFactor made by structure_factor\(\)"):
             fc.correlation_length(made)
+
+
+def test_a_mode_beyond_the_range_of_float32_is_an_error_though_the_mean_is_not():
+    wave = 2e37 * np.cos(2 * np.pi * np.arange(64) / 64)
+    fields = np.broadcast_to(wave[:, None], (2, 64, 16)).astype(np.float32)
+    with pytest.raises(OverflowError, match="exceeds the range of float32"):
+        fc.correlation_length(fields, method="second_moment", center="none")

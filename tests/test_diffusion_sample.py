@@ -31,8 +31,7 @@ class TestAgainstOthers:
         with torch.no_grad():
             for t in sched.timesteps:
                 x = sched.step(unet(x, t).sample, t, x, eta=0.0).prev_sample
-        vp = fc.schedules.VP(sched.alphas_cumprod.double().numpy())
-        s = np.append(vp.s(sched.timesteps.numpy()), 0.0)
+        s = fc.diffusion.scheduler_levels(sched, 25)
         initial = ours * float(np.sqrt(1 + s[0] ** 2))
         D = fc.diffusion.from_diffusers(unet, sched)
         y = fc.diffusion.sample(D, n_samples=3, levels=s, solver="euler", initial=initial)
@@ -177,6 +176,24 @@ class TestRuns:
         for rec in recs:
             assert rec.state["count"].tolist() == expected.state["count"].tolist()
             np.testing.assert_allclose(np.squeeze(rec.state["power"]), np.squeeze(expected.state["power"]), rtol=1e-9)
+
+    def test_nothing_waits_for_the_device_between_levels(self, monkeypatch):
+        """What would: looking at a tensor's values from Python."""
+        looks = []
+        for name in ("item", "cpu", "tolist", "numpy", "__bool__", "__float__", "__int__"):
+            own = getattr(torch.Tensor, name)
+            monkeypatch.setattr(torch.Tensor, name, lambda *a, _own=own, _name=name: (looks.append(_name), _own(*a))[1])
+        D = fc.diffusion.from_edm(
+            fc.diffusion.Net(fc.diffusion.NetConfig(shape=(1, 8, 8), width=4, multipliers=(1, 2))).eval(),
+            unlabelled=True,
+        )
+        counts = []
+        for solver in ("euler", "heun", "sde", "dpmpp-2m"):
+            fc.diffusion.sample(
+                D, [1, 2, 3], 3, LEVELS, solver, observers=[lambda i, s, y, D: counts.append(len(looks))]
+            )
+            assert len(set(counts)) == 1
+            counts.clear()
 
     def test_labels_reach_the_network(self):
         D = fc.diffusion.from_denoiser(

@@ -435,3 +435,16 @@ class TestBadInput:
             rec.dataset(lengths=("width",))
         with pytest.raises(ValueError, match="lengths: 'binarized' needs a recorder made with binarized=True"):
             rec.dataset(lengths=("binarized",))
+
+
+def test_sample_numbers_beyond_the_last_are_refused_and_merging_stays_below_it():
+    a, b = (fc.Recorder([1.0], shape=(8, 8)) for _ in range(2))
+    y = np.ones((3, 8, 8))
+    for rec in (a, b):
+        rec.update(0, y[:1], sample=2**62 - 1)
+        with pytest.raises(ValueError, match="sample: expected the number"):
+            rec.update(0, y)
+        assert rec.state["count"].sum() == 1
+    a.merge(b)
+    a.update(0, y)
+    assert a.state["count"].sum() == 5

@@ -9,6 +9,7 @@ from scipy import fft as scipy_fft
 from scipy import signal
 
 import fastcrit as fc
+from fastcrit import _core
 from tests.oracles import spectra as oracle
 
 # An FFT's rounding error grows as eps sqrt(log n), a direct sum's (prime sides) as eps sqrt(n); n < 100 here.
@@ -283,3 +284,9 @@ class TestAutocorrelation:
         field[3, 0, 0] = np.nan
         with pytest.raises(ValueError, match="field: NaN in the field at index 3"):
             fc.autocorrelation(field, center="none")
+
+
+def test_modes_of_another_lattice_are_refused_by_the_core():
+    theirs = _core.Selection(_core.Spectrometer((6, 4)), [0, 1, 4])
+    with pytest.raises(ValueError, match="selected: modes of another lattice"):
+        _core.Spectrometer((4, 6)).power(np.zeros((1, 4, 6)), "orbits", None, theirs)

@@ -96,6 +96,7 @@ struct Spectrometer::Tables {
         request.kept_bins = number_of(bins);
         request.factor = static_cast<T>(0.25 / static_cast<double>(lattice.sites()));
         if (selected != nullptr) {
+            selected->check(lattice);
             request.n_selected = selected->size();
             request.slot = selected->slot().data();
             request.selected_columns = selected->columns();

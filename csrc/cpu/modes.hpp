@@ -147,7 +147,10 @@ bool modes(const PlanTables<T>& plan, const ModesRequest<T>& request, std::int64
     for (int axis = 3 - request.ndim; axis < 3; ++axis) {
         for (int part = 0; part < 2; ++part) *(out += request.count) = axes[axis][part];
     }
-    return sums.total * 0.0 == 0.0;
+    // Sums of rows and columns are of type T and can overflow where the total does not.
+    double zero = sums.total * 0.0;
+    for (const double* axis : axes) zero += axis[0] * 0.0 + axis[1] * 0.0;
+    return zero == 0.0;
 }
 
 }  // namespace fastcrit::FASTCRIT_ISA

@@ -68,11 +68,18 @@ struct Found {
     char* end;
 };
 
+// Sample numbers leave room for the batch behind them.
+constexpr std::int64_t kLastSample = std::int64_t{1} << 62;
+
 }  // namespace
 
 template <class T>
 std::int64_t Spectrometer::record(const T* fields, std::int64_t samples, std::int64_t first, const Selection& selected,
                                   const Record& record) const {
+    selected.check(lattice());
+    if (first < 0 || first > kLastSample) {
+        throw std::invalid_argument("first: expected the number of a sample, 0 to 2^62, got " + std::to_string(first));
+    }
     std::vector<std::int64_t> along;  // place among the selected of the first mode of each axis
     for (int axis = 3 - lattice().ndim(); axis < 3; ++axis) {
         const std::int64_t step[3] = {lattice().sides()[1], 1, lattice().plane()};

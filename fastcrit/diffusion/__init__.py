@@ -16,6 +16,7 @@ from fastcrit.diffusion.denoiser import (  # noqa: E402
     from_gaussian,
     from_patch,
     from_velocity,
+    scheduler_levels,
 )
 from fastcrit.diffusion.net import Net, NetConfig  # noqa: E402
 from fastcrit.diffusion.pretrained import SHIPPED, pretrained  # noqa: E402
@@ -40,4 +41,5 @@ __all__ = [
     "pretrained",
     "sample",
     "save_net",
+    "scheduler_levels",
 ]

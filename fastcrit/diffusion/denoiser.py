@@ -6,6 +6,7 @@ the network predicts into the denoised image. Nothing here samples.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import operator
 import warnings
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastcrit import schedules
@@ -353,22 +355,7 @@ def from_diffusers(
         An unknown prediction type.
     """
     _check_callable(model, "model")
-    settings = getattr(scheduler, "config", None)
-    if settings is None:
-        raise TypeError(f"scheduler: expected a scheduler of diffusers, got {type(scheduler).__name__}")
-    if type(scheduler).__name__.startswith("FlowMatch"):
-        schedule: Any = schedules.FlowMatching()
-        kind, scale = "velocity", float(settings["num_train_timesteps"])
-    elif hasattr(scheduler, "alphas_cumprod") and not hasattr(scheduler, "precondition_inputs"):
-        table = scheduler.alphas_cumprod.double().cpu().numpy()
-        schedule = schedules.VP(table[table > 0])  # zero terminal SNR has no finite level
-        kind, scale = str(settings.get("prediction_type", "epsilon")), 1.0
-        check_choice(kind, ("epsilon", "sample", "v_prediction"), "prediction_type")
-    else:
-        raise TypeError(
-            f"scheduler: {type(scheduler).__name__} has no table of alpha-bar that the network's output could be "
-            "turned into a denoised image with; wrap such a network with from_denoiser or from_velocity"
-        )
+    schedule, kind, scale = _schedule_of(scheduler)
     config = getattr(_unwrapped(model), "config", None) or {}
     if shape is None and config.get("sample_size") is not None and "in_channels" in config:
         side = config["sample_size"]
@@ -396,6 +383,34 @@ def from_diffusers(
         highest=getattr(schedule, "highest", float("inf")),
         network=model,
     )
+
+
+def scheduler_levels(scheduler: Any, n: int) -> NDArray[np.float64]:
+    """Noise levels of the ``n`` inference steps that a scheduler of diffusers would take, and 0 at the end.
+
+    Parameters
+    ----------
+    scheduler : diffusers scheduler
+        As for `from_diffusers`; it is left as it is.
+    n : int
+        Inference steps.
+
+    Returns
+    -------
+    array (n + 1,)
+
+    Examples
+    --------
+    >>> import pytest, fastcrit as fc
+    >>> diffusers = pytest.importorskip("diffusers")
+    >>> [round(float(s), 2) for s in fc.diffusion.scheduler_levels(diffusers.DDIMScheduler(), 4)]
+    [24.7, 4.96, 1.49, 0.02, 0.0]
+    """
+    schedule, _, scale = _schedule_of(scheduler)
+    own = copy.deepcopy(scheduler)
+    own.set_timesteps(n)
+    times = np.asarray(own.timesteps.double().cpu().numpy()) / scale
+    return np.append(schedule.s(times), 0.0)
 
 
 def from_patch(
@@ -462,6 +477,23 @@ def from_gaussian(theory: GaussianTheory) -> Denoiser:
         return out
 
     return Denoiser(denoise, name="Wiener filter", shape=(1, *side))
+
+
+def _schedule_of(scheduler: Any) -> tuple[Any, str, float]:
+    """What a scheduler of diffusers says: its schedule, what the network predicts, and the unit of its time."""
+    settings = getattr(scheduler, "config", None)
+    if settings is None:
+        raise TypeError(f"scheduler: expected a scheduler of diffusers, got {type(scheduler).__name__}")
+    if type(scheduler).__name__.startswith("FlowMatch"):
+        return schedules.FlowMatching(), "velocity", float(settings["num_train_timesteps"])
+    if hasattr(scheduler, "alphas_cumprod") and not hasattr(scheduler, "precondition_inputs"):
+        table = scheduler.alphas_cumprod.double().cpu().numpy()
+        kind = check_choice(settings.get("prediction_type"), ("epsilon", "sample", "v_prediction"), "prediction_type")
+        return schedules.VP(table[table > 0]), kind, 1.0  # zero terminal SNR has no finite level
+    raise TypeError(
+        f"scheduler: {type(scheduler).__name__} has no table of alpha-bar that the network's output could be turned "
+        "into a denoised image with; wrap such a network with from_denoiser or from_velocity"
+    )
 
 
 def _scheduled(

@@ -2,6 +2,7 @@
 // in one lane, so the result does not depend on the batch, its order or the number of threads.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -23,8 +24,11 @@ public:
     /// [kx][z][y]: place of each mode among those selected, or -1.
     const std::vector<std::int32_t>& slot() const { return slot_; }
     std::int32_t columns() const { return columns_; }  ///< kx of all selected modes are below this
+    /// Throws std::invalid_argument unless these are modes of this lattice.
+    void check(const Lattice& lattice) const;
 
 private:
+    std::array<std::int32_t, 3> sides_;
     std::int32_t size_;
     std::vector<std::int32_t> slot_;
     std::int32_t columns_ = 0;
