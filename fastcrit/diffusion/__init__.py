@@ -18,6 +18,15 @@ from fastcrit.diffusion.denoiser import (  # noqa: E402
     from_velocity,
     scheduler_levels,
 )
+from fastcrit.diffusion.guidance import (  # noqa: E402
+    Constant,
+    Guided,
+    Interval,
+    Pulse,
+    Weight,
+    guided,
+    to_diffusers_callback,
+)
 from fastcrit.diffusion.net import Net, NetConfig  # noqa: E402
 from fastcrit.diffusion.pretrained import SHIPPED, pretrained  # noqa: E402
 from fastcrit.diffusion.sample import sample  # noqa: E402
@@ -25,10 +34,15 @@ from fastcrit.diffusion.train import Training, load_net, save_net  # noqa: E402
 
 __all__ = [
     "SHIPPED",
+    "Constant",
     "Denoiser",
+    "Guided",
+    "Interval",
     "Net",
     "NetConfig",
+    "Pulse",
     "Training",
+    "Weight",
     "fashion_mnist",
     "from_denoiser",
     "from_diffusers",
@@ -37,9 +51,11 @@ __all__ = [
     "from_gaussian",
     "from_patch",
     "from_velocity",
+    "guided",
     "load_net",
     "pretrained",
     "sample",
     "save_net",
     "scheduler_levels",
+    "to_diffusers_callback",
 ]

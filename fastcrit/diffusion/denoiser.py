@@ -355,7 +355,7 @@ def from_diffusers(
         An unknown prediction type.
     """
     _check_callable(model, "model")
-    schedule, kind, scale = _schedule_of(scheduler)
+    schedule, kind, scale = schedule_of(scheduler)
     config = getattr(_unwrapped(model), "config", None) or {}
     if shape is None and config.get("sample_size") is not None and "in_channels" in config:
         side = config["sample_size"]
@@ -406,7 +406,7 @@ def scheduler_levels(scheduler: Any, n: int) -> NDArray[np.float64]:
     >>> [round(float(s), 2) for s in fc.diffusion.scheduler_levels(diffusers.DDIMScheduler(), 4)]
     [24.7, 4.96, 1.49, 0.02, 0.0]
     """
-    schedule, _, scale = _schedule_of(scheduler)
+    schedule, _, scale = schedule_of(scheduler)
     own = copy.deepcopy(scheduler)
     own.set_timesteps(n)
     times = np.asarray(own.timesteps.double().cpu().numpy()) / scale
@@ -479,7 +479,7 @@ def from_gaussian(theory: GaussianTheory) -> Denoiser:
     return Denoiser(denoise, name="Wiener filter", shape=(1, *side))
 
 
-def _schedule_of(scheduler: Any) -> tuple[Any, str, float]:
+def schedule_of(scheduler: Any) -> tuple[Any, str, float]:
     """What a scheduler of diffusers says: its schedule, what the network predicts, and the unit of its time."""
     settings = getattr(scheduler, "config", None)
     if settings is None:

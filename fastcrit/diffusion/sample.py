@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from fastcrit._arrays import check_choice, check_levels
 from fastcrit.diffusion.denoiser import Denoiser
+from fastcrit.diffusion.guidance import Guided, Weight, guided
 from fastcrit.observe import Recorder
 
 Observer = Callable[[int, float, Tensor, Tensor], None]
@@ -28,7 +29,9 @@ def sample(
     solver: str = "heun",
     seed: int = 0,
     recorder: Recorder | None = None,
+    guidance: Weight | None = None,
     *,
+    unguided: Denoiser | None = None,
     observers: Sequence[Observer | Recorder] = (),
     shape: Sequence[int] | None = None,
     first_sample: int = 0,
@@ -59,6 +62,11 @@ def sample(
     recorder : Recorder, optional
         Records the states at those of its levels that are among ``levels`` (they must all be), the first and the last
         included. Every call adds to it; a call with the same samples counts them twice.
+    guidance : Weight, optional
+        Guidance as a function of the noise level: `Constant`, `Interval`, `Pulse`, or sums and products of them. The
+        weight of a step's first level is held over both evaluations of a Heun step. See `guided`.
+    unguided : Denoiser, optional
+        What guidance leads away from; default: ``D`` without labels.
     observers : sequence of callables or Recorders
         Each is called for every batch at every level as ``observer(i, s, y, D)`` with y and D = D(y; s) of shape
         (batch, C, H, W), without waiting for the device. Tensors belong to the solver: copy what you change or keep.
@@ -112,6 +120,10 @@ def sample(
             f"D: expected a Denoiser, got {type(D).__name__}; wrap the network with fc.diffusion.from_edm, "
             "from_diffusers, from_epsilon, from_velocity or from_denoiser"
         )
+    if guidance is not None:
+        D = guided(D, unguided, guidance)
+    elif unguided is not None:
+        raise ValueError("unguided: given without guidance")
     if levels is None:
         raise ValueError("levels: expected decreasing noise levels, for example fc.schedules.EDM().levels(32)")
     s = check_levels(levels, allow_zero_end=True)
@@ -149,7 +161,11 @@ def sample(
             )
             some = None if prepared is None else prepared[batch]
 
-            def denoise(y: Tensor, level: float, some: Tensor | None = some) -> Tensor:
+            def denoise(
+                y: Tensor, level: float, step: float | None = None, some: Tensor | None = some, D: Denoiser = D
+            ) -> Tensor:
+                if isinstance(D, Guided):
+                    D = D.held(level if step is None else step)
                 with torch.autocast(place.type, autocast, enabled=autocast is not None):
                     return D(y, level, some)
 
@@ -172,9 +188,12 @@ def sample(
 
 
 def _trajectory(
-    D: Callable[[Tensor, float], Tensor], y: Tensor, levels: list[float], solver: str, noise: Callable[[float], Tensor]
+    D: Callable[..., Tensor], y: Tensor, levels: list[float], solver: str, noise: Callable[[float], Tensor]
 ) -> Iterator[tuple[float, Tensor, Tensor | None]]:
-    """Level, state and denoised state at every level; None for what was not computed at the last."""
+    """Level, state and denoised state at every level; None for what was not computed at the last.
+
+    ``D(y, s, step)`` is also told the level of the step it belongs to.
+    """
     before: Tensor | None = None  # of the last step, for dpmpp-2m
     for i, (s, t) in enumerate(pairwise(levels)):
         x0 = D(y, s)
@@ -195,7 +214,7 @@ def _trajectory(
             slope = (y - x0) / s
             end = y + (t - s) * slope
             if solver == "heun" and t > 0:
-                end = y + (t - s) * 0.5 * (slope + (end - D(end, t)) / t)
+                end = y + (t - s) * 0.5 * (slope + (end - D(end, t, s)) / t)
             y = end
     yield levels[-1], y, None
 
