@@ -25,7 +25,7 @@ from fastcrit.spectra import (
 )
 
 if TYPE_CHECKING:
-    from fastcrit import data, diffusion, patch, plot, store, studies, theory
+    from fastcrit import alignment, data, diffusion, patch, plot, store, studies, theory
 
 __version__ = "0.1.0"
 
@@ -40,6 +40,7 @@ __all__ = [
     "RadialSpectrum",
     "Recorder",
     "StructureFactor",
+    "alignment",
     "autocorrelation",
     "core_info",
     "correlation_length",
@@ -60,7 +61,7 @@ __all__ = [
     "theory",
 ]
 
-_SUBMODULES = ("data", "diffusion", "patch", "plot", "store", "studies", "theory")
+_SUBMODULES = ("alignment", "data", "diffusion", "patch", "plot", "store", "studies", "theory")
 
 
 def core_info() -> dict[str, Any]:
