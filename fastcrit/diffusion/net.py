@@ -143,7 +143,9 @@ class _UNet(nn.Module):
                 scale.append(_Block(here + skips.pop(), multiple * width, embedded, padding))
                 here = multiple * width
             self.up.append(scale)
-        self.leave = _conv(here + skips.pop(), channels, padding)
+        here += skips.pop()
+        self.gate = nn.Linear(embedded, 2 * here)
+        self.leave = _conv(here, channels, padding)
         nn.init.zeros_(self.leave.weight)
 
     def forward(self, x: Tensor, noise: Tensor, labels: Tensor | None) -> Tensor:
@@ -165,7 +167,10 @@ class _UNet(nn.Module):
                 x = functional.interpolate(x, scale_factor=2, mode="nearest")
             for block in cast("nn.ModuleList", scale):
                 x = block(torch.cat([x, skips.pop()], dim=1), e)
-        out: Tensor = self.leave(functional.silu(_pixel_norm(torch.cat([x, skips.pop()], dim=1))))
+        # What the image itself says is let through by the noise level: everything at low noise, next to nothing at high.
+        scale, shift = self.gate(e)[..., None, None].chunk(2, dim=1)
+        x = _pixel_norm(torch.cat([x, skips.pop()], dim=1)) * (1 + scale) + shift
+        out: Tensor = self.leave(functional.silu(x))
         return out
 
 
