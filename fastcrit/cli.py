@@ -159,18 +159,13 @@ def _train_fashion_mnist(
     precision: Annotated[
         PrecisionName, typer.Option(help="Of the convolutions; bfloat16 is faster where the processor has AMX.")
     ] = PrecisionName.float32,
-    compiled: Annotated[
-        bool, typer.Option("--compile", help="Through torch.compile: a minute to begin, a quarter faster after.")
-    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
 ) -> None:
     """Train the denoiser on the 60,000 images and write OUT/net.safetensors with its card."""
     from fastcrit.diffusion.fashion_mnist import train_denoiser
 
     with _resumable(out):
-        card = train_denoiser(
-            out, padding.value, seed, steps, precision.value, compiled=compiled, resume=resume, progress=True
-        )
+        card = train_denoiser(out, padding.value, seed, steps, precision.value, resume=resume, progress=True)
     print(f"{card}\n\nnetwork and card: {out}")
 
 

@@ -45,7 +45,7 @@ def classifier() -> Classifier:
 
 def train_denoiser(
     out: str | os.PathLike[str], padding: str = "circular", seed: int = 0, steps: int = 4000,
-    precision: str = "float32", *, samples: int = 2000, compiled: bool = False, resume: bool = False,
+    precision: str = "float32", *, samples: int = 2000, resume: bool = False,
     progress: bool = False,
 ) -> str:  # fmt: skip
     """Train on the 60,000 images; write RUN/net.safetensors with its card, and RUN/card.md, which is returned.
@@ -59,8 +59,6 @@ def train_denoiser(
     """
     training = Training(NetConfig(padding=padding), steps=steps, precision=precision, seed=seed)
     command = f"fastcrit train fashion-mnist --padding {padding} --seed {seed} --steps {steps} --precision {precision}"
-    if compiled:
-        command += " --compile"
     folder = Path(out)
     if not resume and folder.exists():
         store.create_run(folder)  # refuses before the images are loaded
@@ -68,7 +66,7 @@ def train_denoiser(
     if not (trained and "quality" not in load_net(folder / "net.safetensors")[1]):  # else only the card is missing
         images = data.fashion_mnist("train")
         pixels = images.pixels()[:, None]
-        training.run(pixels, images.labels, folder, compiled=compiled, resume=resume, progress=progress)
+        training.run(pixels, images.labels, folder, resume=resume, progress=progress)
     write_card(folder / "net.safetensors", command, samples=samples, progress=progress)
     return (folder / "card.md").read_text()
 

@@ -167,7 +167,7 @@ class _UNet(nn.Module):
                 x = functional.interpolate(x, scale_factor=2, mode="nearest")
             for block in cast("nn.ModuleList", scale):
                 x = block(torch.cat([x, skips.pop()], dim=1), e)
-        # What the image itself says is let through by the noise level: everything at low noise, next to nothing at high.
+        # How much of the image itself is let through depends on the noise level: next to nothing at high noise.
         scale, shift = self.gate(e)[..., None, None].chunk(2, dim=1)
         x = _pixel_norm(torch.cat([x, skips.pop()], dim=1)) * (1 + scale) + shift
         out: Tensor = self.leave(functional.silu(x))

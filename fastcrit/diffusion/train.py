@@ -99,7 +99,6 @@ class Training:
         resume: bool = False,
         progress: bool = False,
         save_every: float = 60.0,
-        compiled: bool = False,
     ) -> tuple[Net, dict[str, Any]]:
         """Train; with ``out``, write RUN/net.safetensors at the end and RUN/training.safetensors on the way.
 
@@ -114,8 +113,6 @@ class Training:
         progress : bool
         save_every : float
             Seconds between two checkpoints.
-        compiled : bool
-            Run the network through torch.compile (needs a C++ compiler): a minute to begin, a quarter faster after.
 
         Returns
         -------
@@ -139,7 +136,7 @@ class Training:
         labels = labels.astype(np.int64)
         config = {"training": "denoiser", **self.to_dict(), "data": _digest(images, labels)}
         folder = None if out is None else store.begin_run(out, config, finished="net.safetensors", resume=resume)
-        state = _State(self, compiled)
+        state = _State(self)
         if folder is not None and (folder / "training.safetensors").exists():
             state.load(folder / "training.safetensors")
         begun = saved = time.monotonic()
@@ -213,12 +210,11 @@ def load_net(path: Any) -> tuple[Net, dict[str, Any]]:
 class _State:
     """What a step changes: weights, their average, Adam's moments, the losses."""
 
-    def __init__(self, training: Training, compiled: bool = False) -> None:
+    def __init__(self, training: Training) -> None:
         self.training = training
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(training.seed)
             self.net = Net(training.net)
-        self.forward: Any = torch.compile(self.net) if compiled else self.net
         self.average = copy.deepcopy(self.net).eval().requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=training.learning_rate, betas=(0.9, 0.99))
         self.step = 0
@@ -235,7 +231,7 @@ class _State:
         level = s[:, None, None, None]
         noisy = images + level * noise
         with torch.autocast("cpu", torch.bfloat16, enabled=t.precision == "bfloat16"):
-            D = self.forward(noisy, s, labels)
+            D = self.net(noisy, s, labels)
         weight = (level**2 + d**2) / (level * d) ** 2
         loss = (weight * (D.float() - images) ** 2).mean()
         self.optimizer.zero_grad(set_to_none=True)
