@@ -127,7 +127,7 @@ def _study_fashion_mnist(
     solver: Annotated[DenoiserSolverName, typer.Option(help="Of the reverse process.")] = DenoiserSolverName.dpmpp_2m,
     gain_samples: Annotated[int, typer.Option(help="States whose gains are measured, each way.")] = 64,
     gain_every: Annotated[int, typer.Option(help="Gains at every so many levels.")] = 2,
-    waves: Annotated[int, typer.Option(help="Wavevectors of a shell for each of these states.")] = 2,
+    waves: Annotated[int, typer.Option(help="Wavevectors of a shell for each of these states.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the trajectories.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
 ) -> None:

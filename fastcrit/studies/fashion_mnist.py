@@ -68,7 +68,7 @@ class FashionMnistStudy:
     solver: str = "dpmpp-2m"
     gain_samples: int = 64
     gain_every: int = 2
-    waves: int = 2
+    waves: int = 1
     seed: int = 0
     blocks: int = 32
 
