@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -37,9 +38,8 @@ class TestStudy:
     def test_leaves_dataset_figures_and_table(self, finished):
         out, ds = finished
         names = {p.name for p in out.iterdir()}
-        figures = {
-            f"{n}.{s}" for n in ("structure_factors", "lengths", "gains", "softening", "states") for s in ("png", "svg")
-        }
+        drawn = ("structure_factors", "lengths", "gains", "softening", "order_parameter", "states")
+        figures = {f"{n}.{s}" for n in drawn for s in ("png", "svg")}
         assert names == {"config.json", "dataset.zarr", "summary.txt"} | figures
         xr.testing.assert_identical(store.load_dataset(out / "dataset.zarr"), ds)
         assert (out / "summary.txt").read_text().rstrip("\n") == summary(ds)
@@ -153,8 +153,7 @@ class TestResuming:
 
     def test_a_damaged_state_is_refused_by_name(self, tmp_path):
         study = PatchStudy(patterns=0, **SMALL)
-        store.create_run(tmp_path / "run")
-        study._folder(tmp_path / "run", resume=False)
+        store.begin_run(tmp_path / "run", {"study": "patch", **asdict(study)}, finished="dataset.zarr")
         (tmp_path / "run" / "recorder.safetensors").write_bytes(b"x" * 100)
         with pytest.raises(fc.FileFormatError, match=r"recorder\.safetensors: damaged"):
             study.run(tmp_path / "run", resume=True)
@@ -246,6 +245,8 @@ class TestFigures:
             "structure_factors.svg",
             "lengths.png",
             "lengths.svg",
+            "order_parameter.png",
+            "order_parameter.svg",
         }
 
     def test_svg_is_the_same_every_time(self, finished, tmp_path):

@@ -404,7 +404,7 @@ def scheduler_levels(scheduler: Any, n: int) -> NDArray[np.float64]:
     >>> import pytest, fastcrit as fc
     >>> diffusers = pytest.importorskip("diffusers")
     >>> [round(float(s), 2) for s in fc.diffusion.scheduler_levels(diffusers.DDIMScheduler(), 4)]
-    [24.7, 4.96, 1.49, 0.02, 0.0]
+    [17.38, 3.44, 0.96, 0.01, 0.0]
     """
     schedule, _, scale = schedule_of(scheduler)
     own = copy.deepcopy(scheduler)
