@@ -80,6 +80,13 @@ def check_positive(value: float, name: str) -> float:
     return float(value)
 
 
+def check_integer(value: Any, name: str, lowest: int) -> int:
+    """``value`` as a plain int (numpy's are not JSON); ValueError unless it is an integer of at least ``lowest``."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < lowest:
+        raise ValueError(f"{name}: expected an integer of at least {lowest}, got {value!r}")
+    return int(value)
+
+
 def check_choice(value: object, choices: tuple[str, ...], name: str) -> str:
     """``value`` if it is one of ``choices``, otherwise a ValueError that lists them."""
     if not isinstance(value, str) or value not in choices:

@@ -76,6 +76,11 @@ class Lattice:
         return [tuple(int(a == b and side > 1) for b in range(self.ndim)) for a, side in enumerate(self.shape)]
 
     @cached_property
+    def shell_of_mode(self) -> NDArray[np.int64]:
+        """Shell of each mode of the half spectrum [kx][...]."""
+        return np.searchsorted(self.shell_starts, self.orbit_of_mode, side="right") - 1
+
+    @cached_property
     def half_weights(self) -> NDArray[np.float64]:
         """How many modes of the full lattice each mode of the half spectrum [kx][...] stands for: 1 or 2."""
         last = self.shape[-1]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcrit._arrays import check_choice, check_positive
+from fastcrit._arrays import check_choice, check_integer, check_positive
 from fastcrit._extras import need
 from fastcrit._lattice import lattice
 
@@ -260,8 +260,7 @@ def mode_response(
     if waves is not None and (isinstance(waves, bool) or not isinstance(waves, (int, np.integer)) or waves < 1):
         raise ValueError(f"waves: expected a positive integer or None for all, got {waves!r}")
     for name, value in (("seed", seed), ("first_sample", first_sample)):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
-            raise ValueError(f"{name}: expected an integer of at least 0, got {value!r}")
+        check_integer(value, name, 0)
     if not isinstance(shells, (Sequence, np.ndarray, type(None))):
         raise TypeError(f"shells: expected a sequence of shell numbers, got {shells!r}")
     grid = lattice(tuple(int(n) for n in y.shape[-2:]))
@@ -434,7 +433,7 @@ def _forward_derivatives() -> Iterator[None]:
 def _waves_of_shell(shape: tuple[int, ...], shell: int) -> tuple[Floats, NDArray[np.bool_]]:
     """Wavevectors of a shell, one of each pair k and -k, and which of them are their own opposite."""
     grid = lattice(shape)
-    inside = np.searchsorted(grid.shell_starts, grid.orbit_of_mode, side="right") - 1 == shell
+    inside = grid.shell_of_mode == shell
     sides = np.array(shape)
     n = np.rint(grid.half_wavevectors[inside] * sides / (2 * np.pi)).astype(np.int64) % sides
     opposite = -n % sides

@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from fastcrit._arrays import check_finite, check_levels, check_positive, to_real
+from fastcrit._arrays import check_finite, check_integer, check_levels, check_positive, to_real
 from fastcrit._dataset import build_dataset
 from fastcrit._lattice import lattice, selection
 from fastcrit._statefile import read_state, write_state
@@ -99,8 +99,7 @@ class Recorder:
         if ndim not in (1, 2, 3) or len(self.shape) not in (ndim, ndim + 1) or min(self.shape, default=0) < 1:
             raise ValueError(f"shape: expected ndim={ndim} positive sides, with or without channels, got {shape!r}")
         for name, value, lowest in (("blocks", blocks, 2), ("low_modes", low_modes, 1)):
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < lowest:
-                raise ValueError(f"{name}: expected an integer of at least {lowest}, got {value!r}")
+            check_integer(value, name, lowest)
         self.ndim = int(ndim)
         self.blocks = int(blocks)
         self.spacing = check_positive(spacing, "spacing")

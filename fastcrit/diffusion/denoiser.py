@@ -11,6 +11,7 @@ import inspect
 import operator
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -88,9 +89,9 @@ class Denoiser:
         network = _unwrapped(network)
         if isinstance(network, torch.nn.Module) and network.training:
             warnings.warn(f"{name} is in training mode, where dropout makes D random; call .eval()", stacklevel=3)
-        weight = next(iter(network.parameters()), None) if isinstance(network, torch.nn.Module) else None
+        weight = _first_parameter(network)
         self.device: torch.device | None = None if weight is None else weight.device
-        self.dtype: torch.dtype | None = None if weight is None else weight.dtype
+        self.dtype = _dtype_of(network)
         self._function = function
         self._one_hot = one_hot
 
@@ -236,13 +237,7 @@ def from_edm(
         shape = (inner.img_channels, *(side if isinstance(side, Sequence) else (side, side)))
     takes = inspect.signature(inner.forward if isinstance(inner, torch.nn.Module) else inner).parameters
     extra = {"force_fp32": True} if force_fp32 and "force_fp32" in takes else {}
-    dtype = _dtype_of(net)
-
-    def denoise(y: Tensor, s: Level, labels: Tensor | None) -> Tensor:
-        x = y.to(dtype or y.dtype, copy=True)  # networks may work in place
-        arguments = (labels,) if classes else ()
-        return _prediction(net(x, _batch(s, x), *arguments, **extra), y)
-
+    denoise = _direct(partial(net, **extra), bool(classes), _dtype_of(net))
     if unlabelled is None:
         unlabelled = classes == 0 or bool(getattr(inner, "unlabelled", False))
     return Denoiser(
@@ -265,12 +260,7 @@ def from_denoiser(
         Whether ``labels=None`` is meaningful though there are classes.
     """
     _check_callable(fn, "fn")
-    dtype = _dtype_of(fn)
-
-    def denoise(y: Tensor, s: Level, labels: Tensor | None) -> Tensor:
-        x = y.to(dtype or y.dtype, copy=True)  # networks may work in place
-        return _prediction(fn(x, _batch(s, x), *((labels,) if classes else ())), y)
-
+    denoise = _direct(fn, bool(classes), _dtype_of(fn))
     return Denoiser(denoise, name=_name(fn), shape=shape, classes=classes, unlabelled=unlabelled, network=fn)
 
 
@@ -496,6 +486,18 @@ def schedule_of(scheduler: Any) -> tuple[Any, str, float]:
     )
 
 
+def _direct(
+    fn: Callable[..., Any], labelled: bool, dtype: torch.dtype | None
+) -> Callable[[Tensor, Level, Tensor | None], Tensor]:
+    """D from ``fn(x, sigma)`` that returns it."""
+
+    def denoise(y: Tensor, s: Level, labels: Tensor | None) -> Tensor:
+        x = y.to(dtype or y.dtype, copy=True)  # networks may work in place
+        return _prediction(fn(x, _batch(s, x), *((labels,) if labelled else ())), y)
+
+    return denoise
+
+
 def _scheduled(
     fn: Callable[..., Any],
     schedule: Any,
@@ -571,8 +573,12 @@ def _column(s: Level, y: Tensor, ndim: int | None = None) -> Tensor:
 
 def _dtype_of(net: Any) -> torch.dtype | None:
     """Type of a module's parameters, which its input has to have."""
-    weight = next(iter(net.parameters()), None) if isinstance(net, torch.nn.Module) else None
+    weight = _first_parameter(net)
     return None if weight is None else weight.dtype
+
+
+def _first_parameter(net: Any) -> Tensor | None:
+    return next(iter(net.parameters()), None) if isinstance(net, torch.nn.Module) else None
 
 
 def _unwrapped(net: Any) -> Any:

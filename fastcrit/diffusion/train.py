@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastcrit import _statefile, store
-from fastcrit._arrays import check_choice, check_positive
+from fastcrit._arrays import check_choice, check_integer, check_positive
 from fastcrit.diffusion.net import Net, NetConfig
 from fastcrit.errors import FileFormatError
 
@@ -69,10 +69,7 @@ class Training:
 
     def __post_init__(self) -> None:
         for name, lowest in (("steps", 1), ("batch", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < lowest:
-                raise ValueError(f"{name}: expected an integer of at least {lowest}, got {value!r}")
-            object.__setattr__(self, name, int(value))
+            object.__setattr__(self, name, check_integer(getattr(self, name), name, lowest))
         if self.seed >= 2**63:
             raise ValueError(f"seed: expected an integer below 2^63, got {self.seed}")
         for name in ("learning_rate", "log_level_std"):

@@ -317,11 +317,10 @@ def _record(model: _Model, recorder: Any, index: int, states: Any, s: float, fir
 def _shell_waves(shape: tuple[int, ...], n: int, shells: Sequence[int]) -> NDArray[np.float64]:
     """cos(k (j - c)) averaged over the wavevectors of each shell, (n, n, shells)."""
     grid = lattice_tables(tuple(shape))
-    shell = np.searchsorted(grid.shell_starts, grid.orbit_of_mode, side="right") - 1
     offset = np.arange(n) - n // 2
     waves = np.empty((n, n, len(shells)))
     for column, number in enumerate(shells):
-        m = shell == number
+        m = grid.shell_of_mode == number
         # k and -k are both in the shell, so the odd part of the wave cancels.
         k = grid.half_wavevectors[m, :, None, None]
         phase = k[:, 0] * offset[:, None] + k[:, 1] * offset[None, :]

@@ -261,7 +261,7 @@ class _Run:
         import torch
 
         order = np.random.default_rng([self.study.seed, 1]).permutation(len(self.images))
-        x0 = torch.from_numpy(self.images[order[np.arange(first, first + n) % len(order)]])[:, None]
+        x0 = torch.from_numpy(self.images[order[first : first + n]])[:, None]
         noise = torch.from_numpy(
             np.stack(
                 [
@@ -294,7 +294,7 @@ def data_bound(
     grid = lattice(tuple(images.shape[1:]))
     half = np.moveaxis(np.fft.rfft2(images - _mean_image(images, shift)), -1, 1).reshape(len(images), -1)
     square = np.abs(half) ** 2
-    shell = np.searchsorted(grid.shell_starts, grid.orbit_of_mode, side="right") - 1
+    shell = grid.shell_of_mode
 
     def of(total: Floats, n: int) -> Floats:
         power = total / (grid.sites * (n - 1))  # n - 1: the ensemble mean is removed

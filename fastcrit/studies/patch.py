@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 import fastcrit
 from fastcrit import data, schedules, store
-from fastcrit._arrays import check_choice, check_positive
+from fastcrit._arrays import check_choice, check_integer, check_positive
 from fastcrit._extras import need
 from fastcrit.critical import critical_point
 from fastcrit.errors import FileFormatError, NoTransitionError
@@ -98,12 +98,10 @@ class PatchStudy:
             **fewest_patterns,
         }
         for name, lowest in lowest_values.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < lowest:
-                raise ValueError(f"{name}: expected an integer of at least {lowest}, got {value!r}")
+            value = check_integer(getattr(self, name), name, lowest)
             if value >= 2**64:
                 raise ValueError(f"{name}: expected an integer below 2^64, got {value!r}")
-            object.__setattr__(self, name, int(value))  # numpy's integers are not JSON
+            object.__setattr__(self, name, value)
         check_choice(self.solver, ("sde", "euler", "heun"), "solver")
         for name in ("high", "low"):
             if not 1e-12 <= check_positive(getattr(self, name), name) <= 1e12:
