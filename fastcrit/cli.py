@@ -155,17 +155,21 @@ def _train_fashion_mnist(
     out: Annotated[Path, typer.Option(help="Folder to make for the run; an existing one is refused.")],
     padding: Annotated[PaddingName, typer.Option(help="Borders: a torus, or zeros outside.")] = PaddingName.circular,
     seed: Annotated[int, typer.Option(help="Of weights, order and noise.")] = 0,
-    steps: Annotated[int, typer.Option(help="Steps of 128 images.")] = 4000,
+    steps: Annotated[int, typer.Option(help="Steps of the optimiser.")] = 4000,
+    batch: Annotated[int, typer.Option(help="Images a step.")] = 128,
     precision: Annotated[
         PrecisionName, typer.Option(help="Of the convolutions; bfloat16 is faster where the processor has AMX.")
     ] = PrecisionName.float32,
+    device: Annotated[str, typer.Option(help="Where to train, as torch names it: cpu, cuda, cuda:1.")] = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
 ) -> None:
     """Train the denoiser on the 60,000 images and write OUT/net.safetensors with its card."""
     from fastcrit.diffusion.fashion_mnist import train_denoiser
 
     with _resumable(out):
-        card = train_denoiser(out, padding.value, seed, steps, precision.value, resume=resume, progress=True)
+        card = train_denoiser(
+            out, padding.value, seed, steps, precision.value, batch, device=device, resume=resume, progress=True
+        )
     print(f"{card}\n\nnetwork and card: {out}")
 
 

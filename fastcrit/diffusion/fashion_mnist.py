@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ def classifier() -> Classifier:
 
 def train_denoiser(
     out: str | os.PathLike[str], padding: str = "circular", seed: int = 0, steps: int = 4000,
-    precision: str = "float32", *, samples: int = 2000, resume: bool = False,
+    precision: str = "float32", batch: int = 128, *, device: str = "cpu", samples: int = 2000, resume: bool = False,
     progress: bool = False,
 ) -> str:  # fmt: skip
     """Train on the 60,000 images; write RUN/net.safetensors with its card, and RUN/card.md, which is returned.
@@ -57,8 +56,7 @@ def train_denoiser(
     FileExistsError, FileNotFoundError, ValueError, FileFormatError
         As for `Training.run`.
     """
-    training = Training(NetConfig(padding=padding), steps=steps, precision=precision, seed=seed)
-    command = f"fastcrit train fashion-mnist --padding {padding} --seed {seed} --steps {steps} --precision {precision}"
+    training = Training(NetConfig(padding=padding), steps=steps, batch=batch, precision=precision, seed=seed)
     folder = Path(out)
     if not resume and folder.exists():
         store.create_run(folder)  # refuses before the images are loaded
@@ -66,22 +64,29 @@ def train_denoiser(
     if not (trained and "quality" not in load_net(folder / "net.safetensors")[1]):  # else only the card is missing
         images = data.fashion_mnist("train")
         pixels = images.pixels()[:, None]
-        training.run(pixels, images.labels, folder, resume=resume, progress=progress)
-    write_card(folder / "net.safetensors", command, samples=samples, progress=progress)
+        training.run(pixels, images.labels, folder, resume=resume, device=device, progress=progress)
+    write_card(folder / "net.safetensors", samples=samples, progress=progress)
     return (folder / "card.md").read_text()
 
 
-def write_card(path: Path, command: str, *, samples: int = 2000, progress: bool = False) -> None:
+def write_card(path: Path, *, samples: int = 2000, progress: bool = False) -> None:
     """Measure a trained net, and write what was found into its file and into card.md beside it."""
     net, card = load_net(path)
     D = from_edm(net, unlabelled=True)
     D.shift = net.config.shift
-    card |= {"command": command, "fastcrit": fastcrit.__version__, "torch": torch.__version__}
-    card["machine"] = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    card |= {"command": _command(card), "fastcrit": fastcrit.__version__}
     card["test_error"] = denoising_errors(D)
     card["quality"] = quality(D, samples, progress=progress)
     save_net(path, net, card)
     (path.parent / "card.md").write_text(_card_text(path.name, card))
+
+
+def _command(card: dict[str, Any]) -> str:
+    """What made the net of this card."""
+    made = card["training"]
+    options = {"padding": made["net"]["padding"]} | {k: made[k] for k in ("seed", "steps", "batch", "precision")}
+    options["device"] = card["device"]
+    return "fastcrit train fashion-mnist " + " ".join(f"--{name} {value}" for name, value in options.items())
 
 
 def denoising_errors(D: Denoiser, n: int = 1000, seed: int = 0) -> dict[str, float]:
@@ -176,7 +181,7 @@ Class-conditional denoiser of Fashion-MNIST (60,000 training images, pixels in [
 {training["label_dropout"]:g}, {training["net"]["padding"]} padding, seed {training["seed"]}.
 
 * Made by `{card["command"]}`
-  in {card["seconds"] / 60:.0f} minutes ({card["machine"]}, torch {card["torch"]}, fastcrit {card["fastcrit"]}).
+  in {card["seconds"] / 60:.1f} minutes ({card["machine"]}, torch {card["torch"]}, fastcrit {card["fastcrit"]}).
 * Training loss (EDM's weighting; means of 100 steps, from the first to the last): {losses}
 * Mean squared error a pixel on 1000 test images, by noise level: {errors}
 * Class agreement of {quality["samples"]} conditional samples: {quality["class_agreement"]:.3f}, by a classifier that

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import platform
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -94,6 +95,7 @@ class Training:
         out: str | os.PathLike[str] | None = None,
         *,
         resume: bool = False,
+        device: str = "cpu",
         progress: bool = False,
         save_every: float = 60.0,
     ) -> tuple[Net, dict[str, Any]]:
@@ -107,6 +109,8 @@ class Training:
         out : path, optional
         resume : bool
             Go on with the run in ``out``.
+        device : str
+            Where the net is trained, as torch names it. Order, levels and noise are the same on every device.
         progress : bool
         save_every : float
             Seconds between two checkpoints.
@@ -114,14 +118,15 @@ class Training:
         Returns
         -------
         net : Net
-            With the averaged weights, in evaluation mode.
+            With the averaged weights, in evaluation mode, on the CPU.
         history : dict
-            ``loss`` (means of 100 steps) and ``seconds``.
+            ``loss`` (means of 100 steps), ``seconds``, and where: ``device``, ``machine``, ``torch``.
 
         Raises
         ------
         ValueError
-            Images of another shape, labels outside the classes, another configuration than the run's in ``out``.
+            Images of another shape, labels outside the classes, a device that is not there, another configuration than
+            the run's in ``out``.
         FileExistsError
             ``out`` exists and ``resume`` is False, or it holds a finished net.
         FileNotFoundError
@@ -130,27 +135,29 @@ class Training:
             The checkpoint is damaged.
         """
         self._check(images, labels)
+        where = _device(device)
         labels = labels.astype(np.int64)
         config = {"training": "denoiser", **self.to_dict(), "data": _digest(images, labels)}
         folder = None if out is None else store.begin_run(out, config, finished="net.safetensors", resume=resume)
-        state = _State(self)
+        state = _State(self, where)
         if folder is not None and (folder / "training.safetensors").exists():
             state.load(folder / "training.safetensors")
         begun = saved = time.monotonic()
         spent = state.seconds
         with tqdm(total=self.steps, initial=state.step, disable=None if progress else True, unit="step") as bar:
             for picture, label, s, noise in _batches(self, images, labels, state.step):
-                loss = state.advance(picture, label, s, noise)
+                state.advance(picture, label, s, noise)
                 bar.update()
                 if state.step % _STEPS_A_LOSS == 0:
-                    bar.set_postfix(loss=f"{loss:.4f}")
+                    bar.set_postfix(loss=f"{state.keep_loss():.4f}")
                 now = time.monotonic()
                 state.seconds = spent + now - begun
                 if folder is not None and now - saved > save_every:
                     state.save(folder / "training.safetensors")
                     saved = now
         history = {"loss": [round(x, 6) for x in state.losses], "seconds": round(state.seconds, 1)}
-        net = state.average
+        history |= {"device": device, "machine": _machine(where), "torch": str(torch.__version__)}
+        net = state.average.cpu()
         if folder is not None:
             save_net(folder / "net.safetensors", net, {"training": self.to_dict(), **history})
             (folder / "training.safetensors").unlink(missing_ok=True)
@@ -204,30 +211,45 @@ def load_net(path: Any) -> tuple[Net, dict[str, Any]]:
     return net.eval().requires_grad_(False), card
 
 
+def _device(name: str) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(f"device: {name!r} is not to be had here: {str(error).splitlines()[0]}") from error
+
+
+def _machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()}, {torch.get_num_threads()} threads"
+
+
 class _State:
     """What a step changes: weights, their average, Adam's moments, the losses."""
 
-    def __init__(self, training: Training) -> None:
-        self.training = training
+    def __init__(self, training: Training, device: torch.device) -> None:
+        self.training, self.device = training, device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(training.seed)
-            self.net = Net(training.net)
+            self.net = Net(training.net).to(device)
         self.average = copy.deepcopy(self.net).eval().requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=training.learning_rate, betas=(0.9, 0.99))
         self.step = 0
         self.losses: list[float] = []
         self.seconds = 0.0
-        self._sum = 0.0
+        self._sum = torch.zeros((), device=device)  # of the losses since the last that was kept; stays on the device
 
-    def advance(self, images: Tensor, labels: Tensor | None, s: Tensor, noise: Tensor) -> float:
-        """One step of Adam on EDM's loss; the mean loss since the last that was kept."""
+    def advance(self, images: Tensor, labels: Tensor | None, s: Tensor, noise: Tensor) -> None:
+        """One step of Adam on EDM's loss."""
+        images, s, noise = (x.to(self.device, non_blocking=True) for x in (images, s, noise))
+        labels = None if labels is None else labels.to(self.device, non_blocking=True)
         t, d = self.training, self.training.net.data_std
         rise = max(1, t.steps // 50)
         rate = min(1.0, (self.step + 1) / rise) * 0.5 * (1.0 + math.cos(math.pi * self.step / t.steps))
         self.optimizer.param_groups[0]["lr"] = t.learning_rate * rate
         level = s[:, None, None, None]
         noisy = images + level * noise
-        with torch.autocast("cpu", torch.bfloat16, enabled=t.precision == "bfloat16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=t.precision == "bfloat16"):
             D = self.net(noisy, s, labels)
         weight = (level**2 + d**2) / (level * d) ** 2
         loss = (weight * (D.float() - images) ** 2).mean()
@@ -239,23 +261,23 @@ class _State:
         with torch.no_grad():
             for mean, value in zip(self.average.parameters(), self.net.parameters(), strict=True):
                 mean.lerp_(value, 1.0 - decay)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise FloatingPointError(f"the loss is {value} at step {self.step}; try a smaller learning_rate")
-        self._sum += value
-        count = (self.step - 1) % _STEPS_A_LOSS + 1
-        mean_loss = self._sum / count
-        if count == _STEPS_A_LOSS:
-            self.losses.append(mean_loss)
-            self._sum = 0.0
-        return mean_loss
+        self._sum += loss.detach()
+
+    def keep_loss(self) -> float:
+        """The mean loss since this was last asked for, which is kept."""
+        mean = self._sum.item() / _STEPS_A_LOSS
+        if not math.isfinite(mean):
+            raise FloatingPointError(f"the loss is {mean} before step {self.step}; try a smaller learning_rate")
+        self.losses.append(mean)
+        self._sum.zero_()
+        return mean
 
     def save(self, path: Path) -> None:
-        arrays = {f"net.{k}": v.numpy() for k, v in self.net.state_dict().items()}
-        arrays |= {f"average.{k}": v.numpy() for k, v in self.average.state_dict().items()}
+        arrays = {f"net.{k}": v.cpu().numpy() for k, v in self.net.state_dict().items()}
+        arrays |= {f"average.{k}": v.cpu().numpy() for k, v in self.average.state_dict().items()}
         for i, values in self.optimizer.state_dict()["state"].items():
-            arrays |= {f"adam.{i}.{k}": v.numpy() for k, v in values.items()}
-        arrays["losses"] = np.array([*self.losses, self._sum])
+            arrays |= {f"adam.{i}.{k}": v.cpu().numpy() for k, v in values.items()}
+        arrays["losses"] = np.array([*self.losses, self._sum.item()])
         config = {**self.training.to_dict(), "step": self.step, "seconds": self.seconds}
         _statefile.write_state(path, TRAINING_FORMAT, FORMAT_VERSION, config, arrays)
 
@@ -273,7 +295,8 @@ class _State:
             for i in range(len(list(self.net.parameters())))
         }
         self.optimizer.load_state_dict(adam)
-        *self.losses, self._sum = arrays["losses"].tolist()
+        *self.losses, last = arrays["losses"].tolist()
+        self._sum.fill_(last)
 
 
 def _batches(
