@@ -150,6 +150,41 @@ def _study_fashion_mnist(
     print(f"\ndatasets, figures and these tables: {out}")
 
 
+@study.command("guidance")
+def _study_guidance(
+    run: Annotated[Path, typer.Option(help="Finished study of a network (fastcrit study fashion-mnist).")],
+    out: Annotated[Path, typer.Option(help="Folder to make for the run; an existing one is refused.")],
+    samples: Annotated[int, typer.Option(help="Samples an arm, on the same seeds and labels.")] = 1000,
+    steps: Annotated[int, typer.Option(help="Steps of the solver, even in log s.")] = 40,
+    high: Annotated[float, typer.Option(help="Highest noise level.")] = 80.0,
+    low: Annotated[float, typer.Option(help="Lowest noise level before 0.")] = 0.02,
+    guided_steps: Annotated[int, typer.Option(help="Steps that a pulse guides.")] = 4,
+    weight: Annotated[float, typer.Option(help="Guidance weight of pulses, constant guidance and interval.")] = 4.0,
+    interval: Annotated[tuple[float, float], typer.Option(help="Levels of the guidance interval.")] = (0.28, 2.9),
+    centres: Annotated[int, typer.Option(help="Pulses of the sweep.")] = 13,
+    random_centres: Annotated[int, typer.Option(help="Pulses at random levels.")] = 16,
+    solver: Annotated[SolverName, typer.Option(help="Of the reverse process.")] = SolverName.euler,
+    decision_samples: Annotated[int, typer.Option(help="Images whose class is followed without guidance.")] = 500,
+    seed: Annotated[int, typer.Option(help="Of samples and random levels.")] = 0,
+    device: Annotated[str, typer.Option(help="Where to sample, as torch names it.")] = "cpu",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+) -> None:
+    """Guide at the critical levels of a study, at random levels, always and never, and compare what it gives and costs.
+
+    Every arm has the same seeds, labels and number of network evaluations.
+    """
+    from fastcrit.studies.guidance import GuidanceStudy, summary
+
+    config = GuidanceStudy(
+        str(run), samples=samples, steps=steps, high=high, low=low, guided_steps=guided_steps, weight=weight,
+        interval=interval, centres=centres, random_centres=random_centres, solver=solver.value,
+        decision_samples=decision_samples, seed=seed,
+    )  # fmt: skip
+    with _resumable(out):
+        ds = config.run(out, resume=resume, device=device, progress=True)
+    print(f"\n{summary(ds)}\n\ndataset, figures and this table: {out}")
+
+
 @train.command("fashion-mnist")
 def _train_fashion_mnist(
     out: Annotated[Path, typer.Option(help="Folder to make for the run; an existing one is refused.")],

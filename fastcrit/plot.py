@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
+    "alignment",
     "deficits",
     "gains",
     "lengths",
@@ -159,10 +160,60 @@ def states(ds: xr.Dataset) -> Figure:
     return figure
 
 
+def alignment(ds: xr.Dataset) -> Figure:
+    """Alignment of pulses over their level, with what the other arms reach; below, where the class is decided."""
+    need("matplotlib", "drawing a figure")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.4, 6.6), layout="constrained")
+    top, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+    n = ds.sizes["sample"]
+    arms = {str(name): i for i, name in enumerate(ds["arm"].values)}
+    value = ds["top1"].values.mean(axis=1)
+    error = ds["top1"].values.std(axis=1, ddof=1) / np.sqrt(n)
+    pulses = json.loads(ds.attrs["pulses"])
+    for role, style in (("sweep", {"fmt": "o-"}), ("random", {"fmt": "x", "zorder": 1})):
+        at = [arms[f"pulse {i}"] for i in pulses[role]]
+        colour = _MEASURED if role == "sweep" else "0.45"
+        top.errorbar(
+            ds["center"].values[at], value[at], error[at], color=colour, label=f"pulses, {role}", linewidth=1,
+            capsize=2, **style,
+        )  # fmt: skip
+    plain = [name for name in arms if not name.startswith("pulse ")]
+    for name, colour, dash in zip(plain, (*_OTHERS,), ("-", ":", "--", "-.", "-"), strict=True):
+        top.axhline(value[arms[name]], color=colour, linewidth=1, linestyle=dash, label=name)
+    top.set_ylabel("share of samples with their class")
+    below.plot(ds["level"], ds["entropy_rate"], color=_MEASURED, label="class-entropy rate")
+    below.fill_between(ds["level"], ds["entropy_rate_low"], ds["entropy_rate_high"], color=_MEASURED, alpha=0.2)
+    below.set_ylabel("nats per unit of log s")
+    right = below.twinx()
+    kept = ds["retained"].values
+    bars = np.abs(np.stack([ds["retained_low"].values, ds["retained_high"].values]) - kept)
+    right.errorbar(ds["back_level"], kept, bars, color=_OTHERS[0], linewidth=1, capsize=2)
+    right.set(ylabel="share that keeps its class", ylim=(0, 1.05))
+    right.yaxis.label.set_color(_OTHERS[0])
+    below.plot([], [], color=_OTHERS[0], label="noised and denoised: class kept")
+    for axes in (top, below):
+        axes.spines["top"].set_visible(False)
+        for name, found in json.loads(ds.attrs["critical"]).items():
+            axes.axvspan(found["low"], found["high"], color="0.9", linewidth=0, zorder=0)
+            label = f"{name}: {found['level']:.2f}" if axes is top else None
+            axes.axvline(found["level"], color="0.3", linewidth=1, linestyle=_SIGNATURE_STYLE[name], label=label)
+    _level_axis(below, ds["level"].values)
+    top.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.12, 1.0), frameon=False)
+    below.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.12, 1.0), frameon=False)
+    _title(figure, ds, "Where guidance works, and where the class is decided")
+    return figure
+
+
 def save_figures(ds: xr.Dataset, folder: str | os.PathLike[str]) -> list[Path]:
     """Write every figure that ``ds`` has the data for to ``folder`` as PNG and SVG; returns the paths."""
     matplotlib = need("matplotlib", "drawing a figure")
-    made: dict[str, Callable[[xr.Dataset], Figure]] = {"structure_factors": structure_factors, "lengths": lengths}
+    made: dict[str, Callable[[xr.Dataset], Figure]] = {}
+    if "S" in ds:
+        made |= {"structure_factors": structure_factors, "lengths": lengths}
+    if "top1" in ds:
+        made["alignment"] = alignment
     if "gain_on_trajectories" in ds:
         made |= {"gains": gains, "softening": softening}
     if "chi" in ds:

@@ -12,10 +12,19 @@ from numpy.typing import NDArray
 from fastcrit._arrays import check_levels, check_positive, to_real
 from fastcrit.errors import NoTransitionError
 from fastcrit.gaussian import GaussianTheory
+from fastcrit.mixture import GaussianMixture
 from fastcrit.patch.dictionary import Dictionary, lattice_shape
 from fastcrit.schedules import Schedule
 
-__all__ = ["GaussianTheory", "GinzburgLandau", "PatchTheory", "Pitchfork", "pitchfork", "speciation_level"]
+__all__ = [
+    "GaussianMixture",
+    "GaussianTheory",
+    "GinzburgLandau",
+    "PatchTheory",
+    "Pitchfork",
+    "pitchfork",
+    "speciation_level",
+]
 
 Floats = NDArray[np.float64]
 

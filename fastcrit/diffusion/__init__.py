@@ -7,6 +7,7 @@ from fastcrit._extras import need
 need("torch", "fastcrit.diffusion")
 
 from fastcrit.diffusion import fashion_mnist  # noqa: E402 (after the check, for its message)
+from fastcrit.diffusion.decision import EntropyRate, Retention, class_entropy_rate, forward_backward  # noqa: E402
 from fastcrit.diffusion.denoiser import (  # noqa: E402
     Denoiser,
     from_denoiser,
@@ -14,6 +15,7 @@ from fastcrit.diffusion.denoiser import (  # noqa: E402
     from_edm,
     from_epsilon,
     from_gaussian,
+    from_mixture,
     from_patch,
     from_velocity,
     scheduler_levels,
@@ -36,19 +38,24 @@ __all__ = [
     "SHIPPED",
     "Constant",
     "Denoiser",
+    "EntropyRate",
     "Guided",
     "Interval",
     "Net",
     "NetConfig",
     "Pulse",
+    "Retention",
     "Training",
     "Weight",
+    "class_entropy_rate",
     "fashion_mnist",
+    "forward_backward",
     "from_denoiser",
     "from_diffusers",
     "from_edm",
     "from_epsilon",
     "from_gaussian",
+    "from_mixture",
     "from_patch",
     "from_velocity",
     "guided",

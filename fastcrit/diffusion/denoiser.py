@@ -22,6 +22,7 @@ from torch import Tensor
 from fastcrit import schedules
 from fastcrit._arrays import check_choice
 from fastcrit.gaussian import GaussianTheory
+from fastcrit.mixture import GaussianMixture
 from fastcrit.patch.dictionary import Dictionary, lattice_shape
 
 Level = float | Tensor
@@ -30,8 +31,8 @@ Level = float | Tensor
 class Denoiser:
     """A denoiser D(y, s, labels): callable, with what is known of the network it wraps.
 
-    Made by `from_edm`, `from_diffusers`, `from_epsilon`, `from_velocity`, `from_denoiser`, `from_patch` and
-    `from_gaussian`.
+    Made by `from_edm`, `from_diffusers`, `from_epsilon`, `from_velocity`, `from_denoiser`, `from_patch`,
+    `from_gaussian` and `from_mixture`.
 
     Attributes
     ----------
@@ -467,6 +468,30 @@ def from_gaussian(theory: GaussianTheory) -> Denoiser:
         return out
 
     return Denoiser(denoise, name="Wiener filter", shape=(1, *side))
+
+
+def from_mixture(model: GaussianMixture) -> Denoiser:
+    """The exact denoiser of a mixture of Gaussians, with class labels and without: the null case of guidance."""
+    if not isinstance(model, GaussianMixture):
+        raise TypeError(f"model: expected a fastcrit.theory.GaussianMixture, got {type(model).__name__}")
+    means, log_weights = torch.from_numpy(model.means), torch.from_numpy(np.log(model.weights))
+
+    def denoise(y: Tensor, s: Level, labels: Tensor | None) -> Tensor:
+        y64 = y.double()
+        mean = means.to(y.device)
+        total = model.std**2 + _column(s, y64, 4) ** 2
+        if labels is None:
+            # |y - mu|^2 without |y|^2, which all classes share.
+            energy = y64.flatten(1) @ mean.flatten(1).T - 0.5 * mean.flatten(1).square().sum(dim=1)
+            posterior = torch.softmax(energy / total.reshape(-1, 1) + log_weights.to(y.device), dim=1)
+            center = torch.einsum("nc,cijk->nijk", posterior, mean)
+        else:
+            center = mean[labels]
+        return center + model.std**2 / total * (y64 - center)
+
+    return Denoiser(
+        denoise, name="mixture of Gaussians", shape=model.means.shape[1:], classes=len(model.means), unlabelled=True
+    )
 
 
 def schedule_of(scheduler: Any) -> tuple[Any, str, float]:

@@ -14,13 +14,16 @@ _FOLDER = Path(__file__).parent.parent / "data_files"
 SHIPPED = ("circular-0", "circular-1", "zeros-0", "zeros-1")
 
 
-def pretrained(name: str | os.PathLike[str] = "circular-0") -> Denoiser:
+def pretrained(name: str | os.PathLike[str] = "circular-0", device: str = "cpu") -> Denoiser:
     """A denoiser of Fashion-MNIST (pixels in [-1, 1]), with and without labels: shipped, or a file of `save_net`.
 
     Parameters
     ----------
     name : str or path
         One of `SHIPPED` (the padding and the training seed), or a net.safetensors that `fastcrit train` made.
+
+    device : str
+        Where the network lives, as torch names it.
 
     Returns
     -------
@@ -48,7 +51,7 @@ def pretrained(name: str | os.PathLike[str] = "circular-0") -> Denoiser:
         raise FileNotFoundError(f"net: {name} is neither one of {', '.join(SHIPPED)} nor a file")
     net, card = load_net(path)
     dropout = (card.get("training") or {}).get("label_dropout", 0.0)
-    D = from_edm(net, unlabelled=net.config.classes == 0 or dropout > 0)
+    D = from_edm(net.to(device), unlabelled=net.config.classes == 0 or dropout > 0)
     D.name = str(name) if name in SHIPPED else path.name
     D.data_std = net.config.data_std
     D.shift = net.config.shift

@@ -153,7 +153,7 @@ def sample(
     with tqdm(total=-(-n_samples // batch_size) * (len(s) - 1), disable=None if progress else True, unit="step") as bar:
         for begin in range(0, n_samples, batch_size):
             batch = slice(begin, min(begin + batch_size, n_samples))
-            noise = _Noise(seed, range(first_sample + batch.start, first_sample + batch.stop), state_shape, states)
+            noise = PhiloxNoise(seed, range(first_sample + batch.start, first_sample + batch.stop), state_shape, states)
             y = (
                 noise(s[0]) * s[0]
                 if initial is None
@@ -219,7 +219,7 @@ def _trajectory(
     yield levels[-1], y, None
 
 
-class _Noise:
+class PhiloxNoise:
     """Standard normal noise of a batch: Philox keyed by seed and number of the sample, counting from the level."""
 
     def __init__(self, seed: int, samples: range, shape: tuple[int, ...], like: Tensor) -> None:
@@ -228,6 +228,7 @@ class _Noise:
         self._like = like
 
     def __call__(self, level: float) -> Tensor:
+        """Noise (batch, *shape) of a level; a sampler draws none at 0."""
         # The level in the upper half of the counter: streams of 2^128 numbers do not meet.
         counter = int(np.float64(level).view(np.uint64)) << 128
         streams = [np.random.Generator(np.random.Philox(counter=counter, key=key)) for key in self._keys]

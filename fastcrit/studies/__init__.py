@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastcrit.studies.fashion_mnist import FashionMnistStudy
+from fastcrit.studies.guidance import GuidanceStudy
 from fastcrit.studies.patch import PatchStudy
 
-__all__ = ["FashionMnistStudy", "PatchStudy"]
+__all__ = ["FashionMnistStudy", "GuidanceStudy", "PatchStudy"]

@@ -1,0 +1,238 @@
+"""At which noise level the class of a sample is decided: two curves over s that need no guidance to be measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy  # submodules load on first use
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from fastcrit._arrays import check_integer, check_levels
+from fastcrit.diffusion.denoiser import Denoiser
+from fastcrit.diffusion.sample import PhiloxNoise, sample
+
+Floats = NDArray[np.float64]
+
+__all__ = ["EntropyRate", "Retention", "class_entropy_rate", "forward_backward"]
+
+
+@dataclass(frozen=True)
+class EntropyRate:
+    r"""How fast the entropy of the class grows with the noise level.
+
+    Attributes
+    ----------
+    levels : (levels,)
+    samples : (levels, n)
+        :math:`|D_y - D_\emptyset|^2/s^3` of every image, nats per unit of s.
+    """
+
+    levels: Floats
+    samples: Floats
+
+    @property
+    def rate(self) -> Floats:
+        """Mean over images: dH(Y | y_s)/ds, nats per unit of s."""
+        return np.asarray(self.samples.mean(axis=1))
+
+    @property
+    def stderr(self) -> Floats:
+        """Standard error of `rate`."""
+        return np.asarray(self.samples.std(axis=1, ddof=1) / np.sqrt(self.samples.shape[1]))
+
+    def interval(self, confidence: float = 0.95) -> tuple[Floats, Floats]:
+        """Normal interval of `rate`, not below 0."""
+        half = scipy.special.ndtri(0.5 + confidence / 2) * self.stderr
+        return np.maximum(self.rate - half, 0.0), self.rate + half
+
+    @property
+    def integral(self) -> tuple[float, float]:
+        """Entropy (nats) gained between the lowest and the highest level, and its standard error.
+
+        The trapezoidal rule in log s. Over levels from where the state says which class it is to where it says nothing
+        this is H(Y): log(classes) where all are equally frequent.
+        """
+        each = np.asarray(-np.trapezoid(self.samples * self.levels[:, None], np.log(self.levels), axis=0))
+        return float(each.mean()), float(each.std(ddof=1) / np.sqrt(len(each)))
+
+
+@dataclass(frozen=True)
+class Retention:
+    """How often an image keeps its class when it is noised and denoised again.
+
+    Attributes
+    ----------
+    levels : (levels,)
+    samples : (levels, n) of 0 and 1
+        Whether the classifier gives the result the class it gave the image.
+    """
+
+    levels: Floats
+    samples: Floats
+
+    @property
+    def retained(self) -> Floats:
+        """Share of images that kept their class."""
+        return np.asarray(self.samples.mean(axis=1))
+
+    def interval(self, confidence: float = 0.95) -> tuple[Floats, Floats]:
+        """Wilson's interval of `retained`."""
+        n = self.samples.shape[1]
+        tests = [scipy.stats.binomtest(int(k), n) for k in self.samples.sum(axis=1)]
+        ends = [test.proportion_ci(confidence, method="wilson") for test in tests]
+        return np.array([e.low for e in ends]), np.array([e.high for e in ends])
+
+
+def class_entropy_rate(
+    D: Denoiser, images: Any, labels: Any, levels: Any, *, seed: int = 0, first_sample: int = 0, batch_size: int = 256,
+    progress: bool = False,
+) -> EntropyRate:  # fmt: skip
+    r"""Rate :math:`dH(Y|y_s)/ds = E|D_y - D_\emptyset|^2 / s^3` at which noise takes away what is known of the class.
+
+    Two evaluations an image and level, no sampling. It is largest per unit of log s (times s) where the class is
+    decided on the way back.
+
+    Parameters
+    ----------
+    D : Denoiser
+        With classes, and trained without labels too.
+    images : tensor or array (n, C, H, W)
+        Data, in the network's scale.
+    labels : (n,) of int
+    levels : sequence of float
+        Decreasing and positive.
+    seed : int
+        The noise of image j at a level is a function of ``seed``, j and the level.
+    first_sample : int
+        Number of the first image.
+    batch_size : int
+    progress : bool
+
+    Raises
+    ------
+    ValueError
+        Fewer than two images; a network without classes or that always needs labels; other shapes.
+
+    Notes
+    -----
+    The I-MMSE relation (Guo, Shamai and Verdu, IEEE Trans. Inf. Theory 51, 1261 (2005), eq. 7) for I(x0; y) and for
+    I(x0; y | Y), whose difference is I(Y; y).
+
+    Examples
+    --------
+    >>> import numpy as np, fastcrit as fc
+    >>> means = np.array([-1.0, 1.0])[:, None, None, None] * np.ones((2, 1, 4, 4))
+    >>> model = fc.theory.GaussianMixture(means, std=0.3)
+    >>> images, labels = model.sample_data(2000)
+    >>> D = fc.diffusion.from_mixture(model)
+    >>> found = fc.diffusion.class_entropy_rate(D, images, labels, fc.schedules.log_levels(30, high=80, low=0.1))
+    >>> bool(abs(found.integral[0] / np.log(2) - 1) < 0.1)  # one bit
+    True
+    """
+    x0, s = _checked(D, images, levels)
+    if not D.classes or not D.unlabelled:
+        raise ValueError(f"D: expected a network that works with labels and without, got {D}")
+    targets = D.prepare_labels(labels, len(x0), "cpu")
+    assert targets is not None
+    found = np.empty((len(s), len(x0)))
+    with torch.no_grad(), tqdm(total=len(s) * len(x0), disable=None if progress else True, unit="state") as bar:
+        for begin in range(0, len(x0), batch_size):
+            part = slice(begin, min(begin + batch_size, len(x0)))
+            clean = x0[part].to(D.device or "cpu")
+            numbers = range(first_sample + part.start, first_sample + part.stop)
+            noise = PhiloxNoise(seed, numbers, tuple(clean.shape[1:]), clean)
+            for i, level in enumerate(s.tolist()):
+                y = clean + level * noise(level)
+                difference = D(y, level, targets[part]) - D(y, level)
+                found[i, part] = difference.double().square().flatten(1).sum(dim=1).cpu().numpy() / level**3
+                bar.update(len(clean))
+    return EntropyRate(s, found)
+
+
+def forward_backward(
+    D: Denoiser, images: Any, classifier: Callable[[Tensor], Tensor], levels: Any, *, steps: int = 40,
+    lowest: float = 0.02, solver: str = "euler", seed: int = 0, first_sample: int = 0, batch_size: int = 256,
+    progress: bool = False,
+) -> Retention:  # fmt: skip
+    """Noise images to each level, denoise them without labels, and ask whether they kept their class.
+
+    Parameters
+    ----------
+    D : Denoiser
+        That works without labels.
+    images : tensor or array (n, C, H, W)
+    classifier : callable
+        ``f(images) -> scores (n, classes)``.
+    levels : sequence of float
+        Decreasing and positive.
+    steps : int
+        Of the solver from the highest of the levels to 0; a run from a lower level takes its share of them, 2 at least.
+    lowest : float
+        The level before 0.
+    solver, batch_size
+        As in `sample`.
+    seed, first_sample : int
+        As in `class_entropy_rate`.
+    progress : bool
+
+    Raises
+    ------
+    ValueError
+        Fewer than two images, a network that needs labels, ``lowest`` not below the levels.
+
+    Notes
+    -----
+    Source: Sclocchi, Favero and Wyart 2402.16991.
+
+    Examples
+    --------
+    >>> import numpy as np, torch, fastcrit as fc
+    >>> means = np.array([-1.0, 1.0])[:, None, None, None] * np.ones((2, 1, 4, 4))
+    >>> model = fc.theory.GaussianMixture(means, std=0.3)
+    >>> images, _ = model.sample_data(200)
+    >>> D = fc.diffusion.from_mixture(model)
+    >>> judge = lambda x: torch.from_numpy(model.posterior(x.numpy(), 0.0))
+    >>> found = fc.diffusion.forward_backward(D, images, judge, [80.0, 0.5])
+    >>> bool(abs(found.retained[0] - 0.5) < 0.15), float(found.retained[1])
+    (True, 1.0)
+    """
+    x0, s = _checked(D, images, levels)
+    if not D.unlabelled:
+        raise ValueError(f"D: expected a network that works without labels, got {D}")
+    check_integer(steps, "steps", 2)
+    if not 0 < lowest < s[-1]:
+        raise ValueError(f"lowest: expected a positive level below {s[-1]:.6g}, the lowest of the levels, got {lowest}")
+    x0 = x0.to(D.device or "cpu")
+    classes = classifier(x0).argmax(dim=1)
+    found = np.empty((len(s), len(x0)))
+    with tqdm(total=len(s), disable=None if progress else True, unit="level") as bar:
+        for i, level in enumerate(s.tolist()):
+            own = max(2, round(steps * np.log(level / lowest) / np.log(s[0] / lowest)))
+            path = np.append(np.geomspace(level, lowest, own), 0.0)
+            noise = PhiloxNoise(seed, range(first_sample, first_sample + len(x0)), tuple(x0.shape[1:]), x0)(level)
+            back = sample(
+                D, n_samples=len(x0), levels=path, solver=solver, seed=seed, initial=x0 + level * noise,
+                first_sample=first_sample, batch_size=batch_size,
+            )  # fmt: skip
+            found[i] = (classifier(back).argmax(dim=1) == classes).cpu().numpy()
+            bar.update()
+    return Retention(s, found)
+
+
+def _checked(D: Denoiser, images: Any, levels: Any) -> tuple[Tensor, Floats]:
+    if not isinstance(D, Denoiser):
+        raise TypeError(f"D: expected a Denoiser, got {type(D).__name__}")
+    x0 = torch.as_tensor(images).float()
+    if x0.ndim != 4 or len(x0) < 2 or (D.shape is not None and tuple(x0.shape[1:]) != D.shape):
+        raise ValueError(f"images: expected two or more of shape {D.shape or '(C, H, W)'}, got {tuple(x0.shape)}")
+    if not bool(torch.isfinite(x0).all()):
+        raise ValueError("images: NaN or infinite values")
+    s = check_levels(levels)
+    D.check_level(s[0])
+    return x0, s
