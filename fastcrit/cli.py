@@ -165,6 +165,7 @@ def _study_guidance(
     random_centres: Annotated[int, typer.Option(help="Pulses at random levels.")] = 16,
     solver: Annotated[SolverName, typer.Option(help="Of the reverse process.")] = SolverName.euler,
     decision_samples: Annotated[int, typer.Option(help="Images whose class is followed without guidance.")] = 500,
+    chunk: Annotated[int, typer.Option(help="Samples that are made and saved together.")] = 100,
     seed: Annotated[int, typer.Option(help="Of samples and random levels.")] = 0,
     device: Annotated[str, typer.Option(help="Where to sample, as torch names it.")] = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
@@ -178,7 +179,7 @@ def _study_guidance(
     config = GuidanceStudy(
         str(run), samples=samples, steps=steps, high=high, low=low, guided_steps=guided_steps, weight=weight,
         interval=interval, centres=centres, random_centres=random_centres, solver=solver.value,
-        decision_samples=decision_samples, seed=seed,
+        decision_samples=decision_samples, chunk=chunk, seed=seed,
     )  # fmt: skip
     with _resumable(out):
         ds = config.run(out, resume=resume, device=device, progress=True)

@@ -32,9 +32,8 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-_CHUNK = 100
 _CHUNK_FORMAT, _CHUNK_VERSION = "fastcrit.guidance-chunk", 1
-# Groups of samples (sample j in group j mod 20) of the jackknife that says how sure a diversity is.
+# At most so many groups of samples of the jackknife that says how sure a diversity is.
 _GROUPS = 20
 # The run without guidance that pulses begin on.
 _SHARED = "none, the pulses' steps"
@@ -91,6 +90,8 @@ class GuidanceStudy:
     solver : "euler", "heun" or "sde"
     decision_samples : int
         Images for the class-entropy rate and the forward-backward experiment.
+    chunk : int
+        Samples that are made and saved together.
     seed : int
     """
 
@@ -106,6 +107,7 @@ class GuidanceStudy:
     random_centres: int = 16
     solver: str = "euler"
     decision_samples: int = 500
+    chunk: int = 100
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -113,8 +115,8 @@ class GuidanceStudy:
             raise TypeError(f"run_path: expected the folder of a finished study, got {self.run_path!r}")
         object.__setattr__(self, "run_path", os.fspath(self.run_path))
         for name, lowest in (
-            ("samples", 20), ("steps", 8), ("guided_steps", 1), ("centres", 2), ("random_centres", 2), ("seed", 0),
-            ("decision_samples", 2),
+            ("samples", 30), ("steps", 8), ("guided_steps", 1), ("centres", 2), ("random_centres", 2), ("seed", 0),
+            ("decision_samples", 2), ("chunk", 1),
         ):  # fmt: skip
             object.__setattr__(self, name, check_integer(getattr(self, name), name, lowest))
         for name in ("high", "low", "weight"):
@@ -202,8 +204,8 @@ class GuidanceStudy:
     ) -> xr.Dataset:  # fmt: skip
         """Sample every arm and judge the samples; with ``out``, write RUN/dataset.zarr, figures and summary.txt.
 
-        Samples are made a hundred at a time, all arms of them; each such chunk is saved, and ``resume=True`` goes on
-        with those that are missing.
+        Samples are made a chunk at a time, all arms of them; each is saved, and ``resume=True`` goes on with those
+        that are missing.
 
         Raises
         ------
@@ -223,17 +225,17 @@ class GuidanceStudy:
         config = {"study": "guidance", **asdict(self), "weights": D.card["sha256"], "critical": levels}
         folder = None if out is None else store.begin_run(out, config, finished="dataset.zarr", resume=resume)
         chunks = []
-        for first in range(0, self.samples, _CHUNK):
-            file = None if folder is None else folder / f"chunk-{first // _CHUNK:05d}.safetensors"
+        for first in range(0, self.samples, self.chunk):
+            file = None if folder is None else folder / f"chunk-{first // self.chunk:05d}.safetensors"
             if file is not None and file.exists():
                 about, chunk = _statefile.read_state(file, _CHUNK_FORMAT, _CHUNK_VERSION)
                 if about != {"first": first}:
                     raise FileFormatError(f"{file}: a chunk of another run")
             else:
                 if progress:
-                    last = min(first + _CHUNK, self.samples)
+                    last = min(first + self.chunk, self.samples)
                     print(f"samples {first + 1} to {last} of {self.samples}, {len(arms)} arms", file=sys.stderr)
-                chunk = _Chunk(self, D, arms).of(first, min(_CHUNK, self.samples - first))
+                chunk = _Chunk(self, D, arms).of(first, min(self.chunk, self.samples - first))
                 if file is not None:
                     _statefile.write_state(file, _CHUNK_FORMAT, _CHUNK_VERSION, {"first": first}, chunk)
             chunks.append(chunk)
@@ -316,6 +318,9 @@ class GuidanceStudy:
                 "entropy_rate": ("level", rate.rate * grid, {"long_name": about, "units": "nats per unit of log s"}),
                 "entropy_rate_low": ("level", low * grid),
                 "entropy_rate_high": ("level", high * grid),
+                "class_entropy": ((), rate.integral[0], {"long_name": "integral of the rate", "units": "nats"}),
+                "class_entropy_stderr": ((), rate.integral[1]),
+                "class_decided": ((), rate.peak, {"long_name": "level of the rate's interior maximum"}),
                 "retained": ("back_level", back.retained, {"long_name": "share that kept its class"}),
                 "retained_low": ("back_level", kept_low),
                 "retained_high": ("back_level", kept_high),
@@ -324,7 +329,6 @@ class GuidanceStudy:
                 "level": ("level", grid, {"long_name": "noise level s"}),
                 "back_level": ("back_level", back.levels, {"long_name": "noise level s"}),
             },
-            {"entropy": list(rate.integral)},
         )
 
 
@@ -420,9 +424,10 @@ def _judge(D: Denoiser) -> Callable[[Any], tuple[Any, Any]]:
 
 def _diversity(features: Any, labels: Any) -> tuple[float, Floats]:
     """Mean distance within a class, and the same without each group of samples in turn."""
-    group = np.arange(len(labels)) // 10 % _GROUPS  # ten classes in turn: every group has them all
-    parts = [float(np.nanmean(pairwise_distance(features[group != g], labels[group != g]))) for g in range(_GROUPS)]
-    return float(np.nanmean(pairwise_distance(features, labels))), np.array(parts)
+    groups = min(_GROUPS, len(labels) // 10)
+    group = np.arange(len(labels)) // 10 % groups  # ten classes in turn: every group has them all
+    parts = [float(pairwise_distance(features[group != g], labels[group != g]).mean()) for g in range(groups)]
+    return float(pairwise_distance(features, labels).mean()), np.array(parts)
 
 
 @dataclass(frozen=True)
@@ -515,13 +520,18 @@ def verdict(ds: xr.Dataset) -> str:
             f"{float(ds['coverage'][at]):.3f} against {float(ds['coverage'][none]):.3f}."
         )
     best, margin = best_centre(ds), best_centre(ds, "log_probability")
-    decided = float(ds["level"].values[ds["entropy_rate"].values.argmax()])
+    decided = float(ds["class_decided"])
     kept, back = ds["retained"].values, ds["back_level"].values
     half = np.flatnonzero(kept >= 0.5)
     said.append(
         f"Of the sweep, the pulse at s = {best['level']:.2f} [{best['low']:.2f}, {best['high']:.2f}] is best "
         f"({_percent(best['value'])}); by the log-probability of the class, the one at s = {margin['level']:.2f} "
-        f"[{margin['low']:.2f}, {margin['high']:.2f}]. The class-entropy rate is largest at s = {decided:.2f}; "
+        f"[{margin['low']:.2f}, {margin['high']:.2f}]. "
+        + (
+            "The class-entropy rate has no interior maximum; "
+            if np.isnan(decided)
+            else f"The class-entropy rate has its maximum at s = {decided:.2f}; "
+        )
         + (
             f"half of the images keep their class when noised to s = {back[half[0]]:.2f} and denoised."
             if half.size
@@ -552,10 +562,11 @@ def summary(ds: xr.Dataset) -> str:
             f"{top1.std(ddof=1) / np.sqrt(n):7.3f}{logp.mean():9.3f}{margin.mean():8.2f}"
             f"{float(ds['diversity'][i]):11.3f}{float(ds['coverage'][i]):9.3f}  {', '.join(roles.get(str(name), []))}"
         )
-    H, error = ds.attrs["entropy"]
+    H, error = float(ds["class_entropy"]), float(ds["class_entropy_stderr"])
     lines += [
         "",
-        f"Class entropy from its rate: {H:.3f} +- {error:.3f} nats (log 10 = {np.log(10):.3f}).",
+        f"Class entropy from its rate: {H:.3f} +- {error:.3f} nats; the posterior gives log 10 = {np.log(10):.3f}, "
+        "and what is above it is where the network with labels and without disagree more than the posterior would.",
         "",
         ds.attrs["verdict"],
     ]
