@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 import fastcrit as fc
-from fastcrit.diffusion import Constant, Interval, Pulse, guided
+from fastcrit.diffusion import Constant, Interval, Probe, Pulse, guided
 from tests.networks import Edm2Contract
 
 LEVELS = fc.schedules.EDM().levels(32)
@@ -147,3 +149,53 @@ def test_a_diffusers_pipeline_is_told_the_weight_of_the_next_level():
         assert callback(pipe, i, t, {"latents": 1}) == {"latents": 1}
     np.testing.assert_allclose(used[1:], pulse(levels[1:-1]), atol=2e-6)
     assert max(used) == 4.0
+
+
+class TestProbe:
+    @pytest.fixture
+    def labelled(self):
+        data = fc.data.fashion_mnist()
+        return torch.from_numpy(data.pixels())[:, None], data.labels
+
+    @pytest.fixture
+    def backbone(self):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return torch.nn.Sequential(
+                torch.nn.Conv2d(1, 32, 5, stride=3), torch.nn.ReLU(), torch.nn.AvgPool2d(2)
+            ).eval()
+
+    @pytest.mark.parametrize("head", ["linear", "neighbours"])
+    def test_heads_on_random_features_judge_unseen_images(self, labelled, backbone, head):
+        images, labels = labelled
+        probe = Probe(torch.nn.Sequential(backbone, torch.nn.Flatten()), images[:1500], labels[:1500], head=head)
+        scores = probe(images[1500:])
+        torch.testing.assert_close(scores.exp().sum(dim=1), torch.ones(500, dtype=torch.float64))
+        found = fc.alignment.class_alignment(scores, labels[1500:])
+        # Random convolutions; chance is 0.1.
+        assert found.top1.mean() > 0.7
+        assert np.isfinite(found.log_probability).all()
+
+    def test_takes_what_backbones_return(self, labelled, backbone):
+        images, labels = labelled
+        pooled = lambda x: SimpleNamespace(pooler_output=backbone(x).mean(dim=(2, 3)))  # noqa: E731 (as transformers)
+        expected = Probe(backbone, images[:200], labels[:200]).features(images[200:270])
+        for other in (pooled, lambda x: backbone(x[:, :1])):
+            preprocess = (lambda x: x.expand(-1, 3, -1, -1)) if other is not pooled else None
+            probe = Probe(other, images[:200], labels[:200], preprocess=preprocess, batch_size=33)
+            np.testing.assert_allclose(probe.features(images[200:270]), expected, rtol=1e-4, atol=1e-6)
+
+    def test_bad_values_are_named(self, labelled, backbone):
+        images, labels = labelled
+        for arguments, options, error, message in (
+            ((None, images, labels), {}, TypeError, "backbone: expected a callable"),
+            ((backbone, images, labels[:5]), {}, ValueError, "labels: expected 2000 integers"),
+            ((backbone, images[:5], np.zeros(5, int)), {}, ValueError, "labels: expected classes from 0, two or more"),
+            ((backbone, images[:, 0], labels), {}, ValueError, "images: expected shape"),
+            ((lambda x: x.sum(), images, labels), {}, ValueError, "backbone: expected features"),
+            ((lambda x: x.flatten(1) / 0, images, labels), {}, ValueError, "backbone: features of image 0"),
+            ((backbone, images, labels), {"head": "tree"}, ValueError, "head: expected one of"),
+            ((backbone, images, labels), {"head": "neighbours", "neighbours": 9999}, ValueError, "neighbours: "),
+        ):
+            with pytest.raises(error, match=message):
+                Probe(*arguments, **options)

@@ -31,6 +31,7 @@ from fastcrit.diffusion.guidance import (  # noqa: E402
 )
 from fastcrit.diffusion.net import Net, NetConfig  # noqa: E402
 from fastcrit.diffusion.pretrained import SHIPPED, pretrained  # noqa: E402
+from fastcrit.diffusion.probe import Probe  # noqa: E402
 from fastcrit.diffusion.sample import sample  # noqa: E402
 from fastcrit.diffusion.train import Training, load_net, save_net  # noqa: E402
 
@@ -43,6 +44,7 @@ __all__ = [
     "Interval",
     "Net",
     "NetConfig",
+    "Probe",
     "Pulse",
     "Retention",
     "Training",
