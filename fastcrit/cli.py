@@ -174,7 +174,8 @@ def _study_guidance(
 
     Every arm has the same seeds, labels and number of network evaluations.
     """
-    from fastcrit.studies.guidance import GuidanceStudy, summary
+    from fastcrit.studies.guidance import GuidanceStudy
+    from fastcrit.studies.guidance_verdict import summary
 
     config = GuidanceStudy(
         str(run), samples=samples, steps=steps, high=high, low=low, guided_steps=guided_steps, weight=weight,

@@ -18,7 +18,7 @@ from fastcrit import store
 from fastcrit.alignment import paired
 from fastcrit.diffusion import Net, NetConfig, Pulse, guided, sample, save_net
 from fastcrit.studies import GuidanceStudy
-from fastcrit.studies.guidance import best_centre, placement, summary, verdict
+from fastcrit.studies.guidance_verdict import best_centre, placement, summary, verdict
 
 QUICK = {
     "samples": 30, "steps": 12, "high": 20.0, "low": 0.1, "guided_steps": 2, "centres": 4, "random_centres": 3,

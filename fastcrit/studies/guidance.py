@@ -22,9 +22,10 @@ import fastcrit
 from fastcrit import _statefile, data, schedules, store
 from fastcrit._arrays import check_choice, check_integer, check_positive
 from fastcrit._extras import need
-from fastcrit.alignment import Paired, class_alignment, coverage, paired, pairwise_distance
+from fastcrit.alignment import class_alignment, coverage, pairwise_distance
 from fastcrit.correlation import jackknife_error
 from fastcrit.errors import FileFormatError
+from fastcrit.studies.guidance_verdict import CONSTANT, DOSE, INTERVAL, MEASURES, NONE, SHARED, summary, verdict
 
 if TYPE_CHECKING:
     from fastcrit.diffusion.denoiser import Denoiser
@@ -35,10 +36,6 @@ Floats = NDArray[np.float64]
 _CHUNK_FORMAT, _CHUNK_VERSION = "fastcrit.guidance-chunk", 1
 # At most so many groups of samples of the jackknife that says how sure a diversity is.
 _GROUPS = 20
-# The run without guidance that pulses begin on.
-_SHARED = "none, the pulses' steps"
-_DOSE = "constant, a pulse's dose"
-MEASURES = ("top1", "log_probability", "margin")
 
 
 @dataclass(frozen=True)
@@ -185,11 +182,11 @@ class GuidanceStudy:
         about = [evaluations(self.grid(n), interval) for n in range(2, cost + 1)]
         interval_steps = 2 + int(np.argmin(np.abs(np.array(about) - evaluations(self.grid(cost), none))))
         plain: list[tuple[str, int, Weight]] = [
-            ("none", cost, none),
-            (_SHARED, self.steps, none),
-            ("constant", cost // 2, Constant(self.weight)),
-            (_DOSE, cost // 2, Constant(dose)),
-            ("interval", interval_steps, interval),
+            (NONE, cost, none),
+            (SHARED, self.steps, none),
+            (CONSTANT, cost // 2, Constant(self.weight)),
+            (DOSE, cost // 2, Constant(dose)),
+            (INTERVAL, interval_steps, interval),
         ]
         found = [Arm(name, self.grid(n), w, None, evaluations(self.grid(n), w)) for name, n, w in plain]
         width = self.guided_steps * np.log(self.high / self.low) / (self.steps - 1)
@@ -354,7 +351,7 @@ class _Chunk:
             y = sample(
                 D, labels, n, arm.levels[begin:], self.study.solver, self.study.seed, first_sample=first,
                 initial=states[begin] if begin else None, batch_size=n,
-                observers=[lambda i, s, y, D: states.append(y.clone())] if arm.name == _SHARED else [],
+                observers=[lambda i, s, y, D: states.append(y.clone())] if arm.name == SHARED else [],
             )  # fmt: skip
             judged = judge(y)
             scores.append(judged[0])
@@ -428,160 +425,3 @@ def _diversity(features: Any, labels: Any) -> tuple[float, Floats]:
     group = np.arange(len(labels)) // 10 % groups  # ten classes in turn: every group has them all
     parts = [float(pairwise_distance(features[group != g], labels[group != g]).mean()) for g in range(groups)]
     return float(pairwise_distance(features, labels).mean()), np.array(parts)
-
-
-@dataclass(frozen=True)
-class Placement:
-    """A pulse against the mean of the pulses at random levels, on the same seeds and labels.
-
-    Attributes
-    ----------
-    comparison : Paired
-        Of each sample with its mean over the random pulses; these alone, as if they were all there are.
-    low, high : float
-        95 % bootstrap interval over samples and random pulses.
-    better : int
-        Random pulses that align as many samples or more.
-    """
-
-    comparison: Paired
-    low: float
-    high: float
-    better: int
-
-
-def placement(
-    ds: xr.Dataset, first: int, measure: str = "top1", *, n_bootstrap: int = 2000, seed: int = 0
-) -> Placement:
-    """How much better a pulse (by its first guided step) is than the random ones of a finished experiment."""
-    check_choice(measure, MEASURES, "measure")
-    values = ds[measure].values
-    own, others = values[_arm(ds, first)], values[[_arm(ds, i) for i in json.loads(ds.attrs["pulses"])["random"]]]
-    d = own - others
-    rng = np.random.default_rng(seed)
-    R, n = d.shape
-    centres = rng.multinomial(R, np.full(R, 1 / R), size=n_bootstrap) / R
-    samples = np.stack([np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(n_bootstrap)]) / n
-    low, high = np.percentile(((centres @ d) * samples).sum(axis=1), [2.5, 97.5])
-    better = int((others.mean(axis=1) >= own.mean()).sum())
-    return Placement(paired(own, others.mean(axis=0), seed=seed), float(low), float(high), better)
-
-
-def best_centre(ds: xr.Dataset, measure: str = "top1", *, n_bootstrap: int = 2000, seed: int = 0) -> dict[str, float]:
-    """Where the sweep's alignment is highest: ``level``, its 95 % bootstrap interval (over samples), and ``value``."""
-    sweep = [_arm(ds, i) for i in json.loads(ds.attrs["pulses"])["sweep"]]
-    values, centres = ds[measure].values[sweep], ds["center"].values[sweep]
-    rng = np.random.default_rng(seed)
-    n = values.shape[1]
-    weights = np.stack([np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(n_bootstrap)]) / n
-    drawn = centres[(weights @ values.T).argmax(axis=1)]
-    best = int(values.mean(axis=1).argmax())
-    low, high = np.percentile(drawn, [2.5, 97.5], method="nearest")
-    return {
-        "level": float(centres[best]), "low": float(low), "high": float(high), "value": float(values[best].mean())
-    }  # fmt: skip
-
-
-def verdict(ds: xr.Dataset) -> str:
-    """One paragraph, computed from the numbers: what a pulse at the critical level gains, and what it costs."""
-    config, pulses = json.loads(ds.attrs["config"]), json.loads(ds.attrs["pulses"])
-    critical = json.loads(ds.attrs["critical"])
-    top1 = ds["top1"].values.mean(axis=1)
-    none = _arm(ds, "none")
-    random = [_arm(ds, i) for i in pulses["random"]]
-    said = [
-        f"{ds.sizes['sample']} samples an arm. Pulses of weight {config['weight']:g} over {config['guided_steps']} of "
-        f"{config['steps']} steps at {len(random)} random levels give {_percent(top1[random].mean())} of them their "
-        f"class; no guidance {_percent(top1[none])}, constant guidance of that weight "
-        f"{_percent(top1[_arm(ds, 'constant')])}, of a pulse's dose "
-        f"{_percent(top1[_arm(ds, _DOSE)])}, in the interval {_percent(top1[_arm(ds, 'interval')])}."
-    ]
-    if not critical:
-        said.append("The study found no critical level, so there is no pulse to compare with the random ones.")
-    places: dict[int, list[str]] = {}
-    for name in critical:
-        places.setdefault(pulses[name][0], []).append(name)
-    for first, names in places.items():
-        at, found = _arm(ds, first), placement(ds, first)
-        levels = " and ".join(f"{name} ({critical[name]['level']:.2f})" for name in names)
-        if found.low > 0:
-            outcome = "better than a random one"
-        elif found.high < 0:
-            outcome = "worse than a random one"
-        else:
-            outcome = f"not shown to differ from a random one ({_points(found.comparison.detectable)} would be seen)"
-        spread = ds["diversity"].values
-        error = np.hypot(ds["diversity_stderr"][at] / spread[at], ds["diversity_stderr"][none] / spread[none])
-        said.append(
-            f"At the level of {levels} a pulse gives {_percent(top1[at])}, {_points(found.comparison.difference)} "
-            f"[{_points(found.low)}, {_points(found.high)}] against the random ones: {outcome}; {found.better} of "
-            f"{len(random)} of these are as good. Its samples of a class lie {spread[at] / spread[none]:.3f} +- "
-            f"{float(error) * spread[at] / spread[none]:.3f} times as far apart as without guidance; coverage "
-            f"{float(ds['coverage'][at]):.3f} against {float(ds['coverage'][none]):.3f}."
-        )
-    best, margin = best_centre(ds), best_centre(ds, "log_probability")
-    decided = float(ds["class_decided"])
-    kept, back = ds["retained"].values, ds["back_level"].values
-    half = np.flatnonzero(kept >= 0.5)
-    said.append(
-        f"Of the sweep, the pulse at s = {best['level']:.2f} [{best['low']:.2f}, {best['high']:.2f}] is best "
-        f"({_percent(best['value'])}); by the log-probability of the class, the one at s = {margin['level']:.2f} "
-        f"[{margin['low']:.2f}, {margin['high']:.2f}]. "
-        + (
-            "The class-entropy rate has no interior maximum; "
-            if np.isnan(decided)
-            else f"The class-entropy rate has its maximum at s = {decided:.2f}; "
-        )
-        + (
-            f"half of the images keep their class when noised to s = {back[half[0]]:.2f} and denoised."
-            if half.size
-            else "fewer than half of the images keep their class when noised and denoised, from every level."
-        )
-    )
-    return " ".join(said)
-
-
-def summary(ds: xr.Dataset) -> str:
-    """The table of a finished experiment, and its verdict."""
-    pulses = json.loads(ds.attrs["pulses"])
-    roles: dict[str, list[str]] = {}
-    for role, places in pulses.items():
-        for first in places:
-            roles.setdefault(f"pulse {first}", []).append(role)
-    head = (
-        f"{'arm':26}{'centre s':>9}{'evaluations':>12}{'top-1':>8}{'+-':>7}{'log p':>9}{'margin':>8}"
-        f"{'diversity':>11}{'coverage':>9}  role"
-    )
-    lines = [ds.attrs["title"], "", head]
-    n = ds.sizes["sample"]
-    for i, name in enumerate(ds["arm"].values):
-        top1, logp, margin = (ds[m].values[i] for m in MEASURES)
-        centre = "" if np.isnan(ds["center"][i]) else f"{float(ds['center'][i]):.3f}"
-        lines.append(
-            f"{name!s:26}{centre:>9}{int(ds['evaluations'][i]):12d}{top1.mean():8.3f}"
-            f"{top1.std(ddof=1) / np.sqrt(n):7.3f}{logp.mean():9.3f}{margin.mean():8.2f}"
-            f"{float(ds['diversity'][i]):11.3f}{float(ds['coverage'][i]):9.3f}  {', '.join(roles.get(str(name), []))}"
-        )
-    H, error = float(ds["class_entropy"]), float(ds["class_entropy_stderr"])
-    lines += [
-        "",
-        f"Class entropy from its rate: {H:.3f} +- {error:.3f} nats; the posterior gives log 10 = {np.log(10):.3f}, "
-        "and what is above it is where the network with labels and without disagree more than the posterior would.",
-        "",
-        ds.attrs["verdict"],
-    ]
-    return "\n".join(lines)
-
-
-def _arm(ds: xr.Dataset, which: int | str) -> int:
-    """Place of an arm, by name or by the first guided step of a pulse."""
-    name = which if isinstance(which, str) else f"pulse {which}"
-    return int(np.flatnonzero(ds["arm"].values == name)[0])
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def _points(share: float) -> str:
-    return f"{100 * share:+.1f} points"
