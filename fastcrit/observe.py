@@ -19,6 +19,7 @@ from fastcrit._arrays import (
     check_levels,
     check_positive,
     is_tensor,
+    on_device,
     to_fields,
     to_real,
 )
@@ -246,7 +247,7 @@ class Recorder:
         i = self._check_level(i)
         if not self.gain_shells:
             raise ValueError("gain: this recorder was made without gain_shells")
-        if is_tensor(gain) and gain.device.type != "cpu":
+        if self.device is not None and on_device(gain):
             self._check_device(gain, "gain")
             values = to_fields(gain, "gain").double()
         else:
