@@ -2,6 +2,7 @@
 # make test    everything that has to hold: lint, types, the compiled core, the package
 # make test-aarch64   the compiled core for ARM, cross-compiled and run under qemu
 # make bench   speed against named peers, into docs/benchmarks.md (under 10 minutes on 2 cores)
+# make test-gpu    the tests that need a CUDA device, on one; make bench-gpu   times there, and what to report
 # Every target sets up what it needs by itself. PYTHON=python3.12 chooses the interpreter.
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ CXX_FILES := $(wildcard csrc/*/*.?pp csrc/include/*/*.hpp python/*.cpp)
 TIDY_FILES := $(wildcard csrc/common/*.cpp csrc/cpu/*.cpp)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: study test lint format test-core test-aarch64 test-python bench clean
+.PHONY: study test lint format test-core test-aarch64 test-python bench test-gpu bench-gpu clean
 
 # Finished runs are kept; one that was stopped goes on where it was.
 RUNS := runs/pair runs/binary runs/fashion-mnist
@@ -68,6 +69,15 @@ bench: .venv/bench
 	GLIBC_TUNABLES=glibc.malloc.mmap_threshold=$(KEEP):glibc.malloc.trim_threshold=$(KEEP) \
 	  $(BENCH) build/benchmarks-kept.json -k 'test_spectrum and float32'
 	$(BIN)/python -m benches.report build/benchmarks.json build/benchmarks-kept.json
+
+# On a machine with a CUDA device that torch sees. GPU_PYTHON=python3 takes an environment that has fastcrit, torch and
+# pytest already.
+GPU_PYTHON := $(BIN)/python
+test-gpu bench-gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),.venv/dev)
+test-gpu:
+	$(GPU_PYTHON) -m pytest -o addopts=-ra tests/gpu
+bench-gpu:
+	$(GPU_PYTHON) -m benches.gpu
 
 clean:
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache

@@ -78,7 +78,8 @@ def correlation_length(
     ----------
     field_or_S : array, tensor (samples, ..., N1, .., Nd) or StructureFactor
         An ensemble, or what `structure_factor` made of one (then ``ndim``, ``center``, ``spacing`` and ``blocks`` are
-        those it was made with; ``binarized`` needs the fields).
+        those it was made with; ``binarized`` needs the fields). Fields on a CUDA device are summed there, and the
+        length is fitted on the host.
     method : str
         ``ornstein_zernike``: :math:`S = A / (1 + \xi^2 \hat k^2) + B`, :math:`\hat k^2 = \sum_i 4\sin^2(k_i/2)`, by
         maximum likelihood on unbinned modes (Whittle).

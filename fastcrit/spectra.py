@@ -91,7 +91,8 @@ def power_spectrum(
     ----------
     field : array or tensor, shape (..., N1, .., Nd)
         Real fields on a periodic lattice. float32 is computed in float32; float16, bfloat16, bool and integers of up to
-        16 bits are converted to float32, everything else to float64.
+        16 bits are converted to float32, everything else to float64. Tensors on a CUDA device are computed there, by
+        the kernels of the core or, where it was built without them, by torch; this waits for the device.
     ndim : int
         Number of lattice axes d, 1 to 3.
     spacing : float
@@ -107,14 +108,15 @@ def power_spectrum(
     -------
     RadialSpectrum
         ``power[..., j]`` is the mean of :math:`|\hat\phi(k)|^2 / N` over the ``counts[j]`` modes of shell j, ``k[j]``
-        their mean \|k\| in rad per unit length. Tensors if ``field`` is one.
+        their mean \|k\| in rad per unit length. Tensors on the same device if ``field`` is one.
 
     Raises
     ------
     TypeError
         Complex values, strings, objects.
     ValueError
-        Too few axes, an empty array, NaN or Inf (the message says in which field), a tensor that is not on the CPU.
+        Too few axes, an empty array, NaN or Inf (the message says in which field), a tensor that is neither on the CPU
+        nor on a CUDA device.
     OverflowError
         Power, summed over modes before it is averaged, beyond the range of the dtype.
 
@@ -163,8 +165,8 @@ def structure_factor(
     Parameters
     ----------
     field : array or tensor, shape (samples, ..., N1, .., Nd)
-        Axis 0 is the ensemble; axes between it and the lattice (channels) give a structure factor each. Conversion of
-        dtypes as in `power_spectrum`.
+        Axis 0 is the ensemble; axes between it and the lattice (channels) give a structure factor each. Dtypes and
+        devices as in `power_spectrum`; only sums over samples leave a device.
     ndim, spacing, corners
         As in `power_spectrum`.
     center : "ensemble", "sample" or "none"
