@@ -25,7 +25,7 @@ from torch import Tensor
 
 from fastcrit import _core
 from fastcrit._arrays import TENSOR_DEVICES, check_finite
-from fastcrit._lattice import Lattice, lattice, selection
+from fastcrit._lattice import Lattice, lattice
 from fastcrit._sums import Trend
 
 Floats = NDArray[np.float64]
@@ -123,7 +123,7 @@ class TorchSpectrometer:
         sums (count, bins) and modes (count, selected, 2), re and im
         """
         half = self._half_spectrum(single(fields), offset)
-        sums = self._orbits.sum(half.real.square() + half.imag.square())
+        sums = self._orbits.sum(_square(half))
         if bins == "shells":
             sums = self._shells.sum(sums)
         if selected is None:
@@ -191,8 +191,7 @@ class TorchSpectrometer:
         if offset is not None:
             fields = fields - offset
         axes = tuple(range(1, fields.ndim))
-        half = torch.fft.rfftn(fields, dim=axes)
-        power = (half.real.square() + half.imag.square()) / self.grid.sites
+        power = _square(torch.fft.rfftn(fields, dim=axes)).div_(self.grid.sites)
         correlation: Tensor = torch.fft.irfftn(power, s=self.grid.shape, dim=axes)
         return correlation
 
@@ -279,11 +278,14 @@ class CudaSpectrometer(TorchSpectrometer):
     def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
         super().__init__(shape, device)
         self._core = _core.CudaSpectrometer(shape, device.index or 0)
+        self._chosen: dict[tuple[int, ...], _core.Selection] = {}  # kept: the kernels know them by identity
 
     def upload(self, selected: tuple[int, ...]) -> None:
         """As in `TorchSpectrometer`, for the kernels, too."""
         super().upload(selected)
-        self._core.upload(selection(self.grid.shape, selected))
+        if selected not in self._chosen:
+            self._chosen[selected] = _core.Selection(self.grid.core, selected)
+            self._core.upload(self._chosen[selected])
 
     def power(  # noqa: D102 (as the method it overrides)
         self, fields: Tensor, bins: str, offset: Tensor | None = None, selected: tuple[int, ...] | None = None
@@ -295,7 +297,7 @@ class CudaSpectrometer(TorchSpectrometer):
     def autocorrelation(self, fields: Tensor, offset: Tensor | None = None) -> Tensor:  # noqa: D102
         if fields.dtype == torch.float64:
             return super().autocorrelation(fields, offset)
-        correlation = self._correlation(single(fields), offset).contiguous()
+        correlation = _ready(self._correlation(single(fields), offset))
         sums = correlation.new_empty((len(fields), len(self.grid.lag_r)))
         self._core.lag_sums(correlation.data_ptr(), len(fields), sums.data_ptr(), self._stream())
         return sums
@@ -303,7 +305,7 @@ class CudaSpectrometer(TorchSpectrometer):
     def first_modes(self, fields: Tensor) -> Tensor:  # noqa: D102
         if fields.dtype == torch.float64:
             return super().first_modes(fields)
-        fields = fields.contiguous()
+        fields = _ready(fields)
         count = len(fields)
         out = torch.empty((1 + 2 * self.grid.ndim, count), dtype=torch.float64, device=self.device)
         scratch = torch.empty(self._core.first_modes_scratch(count), dtype=torch.uint8, device=self.device)
@@ -328,17 +330,20 @@ class CudaSpectrometer(TorchSpectrometer):
         columns = len(self.grid.orbit_k) if bins == "orbits" else len(self.grid.shell_k)
         sums = torch.empty((count, columns), device=self.device)
         modes = torch.empty((count, len(selected or ()), 2), device=self.device)
-        chosen = None if selected is None else selection(self.grid.shape, selected)
+        chosen = None
+        if selected is not None:
+            self.upload(selected)
+            chosen = self._chosen[selected]
         results = (sums.data_ptr(), chosen, modes.data_ptr() if chosen else 0, _pointer(totals))
         if self._core.fused:
-            fields = fields.contiguous()
-            less = None if offset is None else offset.to(torch.float32).contiguous()
+            fields = _ready(fields)
+            less = None if offset is None else _ready(offset.to(torch.float32))
             self._core.power(
                 fields.data_ptr(), _DTYPES[fields.dtype], count, _pointer(less), bins,
                 *results, self._stream(), of_signs,
             )  # fmt: skip
         else:
-            half = self._half_spectrum(signs(fields) if of_signs else single(fields), offset).contiguous()
+            half = _ready(self._half_spectrum(signs(fields) if of_signs else single(fields), offset))
             self._core.power_from_half_spectrum(half.data_ptr(), count, bins, *results, self._stream())
         return sums, modes
 
@@ -373,13 +378,24 @@ class CudaSpectrometer(TorchSpectrometer):
         if fields.dtype == torch.float64:
             super()._add(fields, sums, modes, totals, sign_sums, channels, first, selected, blocks, state, bad)
             return
-        fields = fields.contiguous()
+        fields = _ready(fields)
         self._core.record(
             fields.data_ptr(), _DTYPES[fields.dtype], len(fields) // channels, channels, first,
-            selection(self.grid.shape, selected), blocks, sums.data_ptr(), modes.data_ptr(), totals.data_ptr(),
+            self._chosen[selected], blocks, sums.data_ptr(), modes.data_ptr(), totals.data_ptr(),
             _pointer(sign_sums),
             {name: values.data_ptr() for name, values in state.items()}, bad.data_ptr(), self._stream(),
         )  # fmt: skip
+
+
+def _square(half: Tensor) -> Tensor:
+    """Squared modulus; abs() would take a root first."""
+    return half.real.square().addcmul_(half.imag, half.imag)
+
+
+def _ready(x: Tensor) -> Tensor:
+    """Contiguous and as aligned as what torch allocates, which a view of a longer tensor need not be."""
+    x = x.contiguous()
+    return x if x.data_ptr() % 16 == 0 else x.clone()
 
 
 def _pointer(x: Tensor | None) -> int:
