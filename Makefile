@@ -71,11 +71,11 @@ bench: .venv/bench
 	$(BIN)/python -m benches.report build/benchmarks.json build/benchmarks-kept.json
 
 # On a machine with a CUDA device that torch sees. GPU_PYTHON=python3 takes an environment that has fastcrit, torch and
-# pytest already.
+# pytest already; what that environment warns of is not what is tested.
 GPU_PYTHON := $(BIN)/python
 test-gpu bench-gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),.venv/dev)
 test-gpu:
-	$(GPU_PYTHON) -m pytest -o addopts=-ra tests/gpu
+	$(GPU_PYTHON) -m pytest -o addopts=-ra -o filterwarnings=default tests/gpu
 bench-gpu:
 	$(GPU_PYTHON) -m benches.gpu
 

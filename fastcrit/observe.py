@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,6 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from fastcrit._arrays import (
-    TENSOR_DEVICES,
     check_finite,
     check_integer,
     check_levels,
@@ -24,15 +23,13 @@ from fastcrit._arrays import (
     to_real,
 )
 from fastcrit._dataset import build_dataset
-from fastcrit._extras import need
 from fastcrit._lattice import lattice, selection
+from fastcrit._placement import find_device, placed_as, to_host, zeros_on
 from fastcrit._statefile import read_state, write_state
 from fastcrit._sums import add_to_blocks, parts
 from fastcrit.spectra import DEFAULT_BLOCKS
 
 if TYPE_CHECKING:
-    import torch
-
     from fastcrit.torch_spectra import TorchSpectrometer
 
 Floats = NDArray[np.float64]
@@ -146,13 +143,13 @@ class Recorder:
             )
         self.low = sorted(_low_modes(self.grid.shape, self.low_modes), key=self.grid.mode_index)
         self._low_indices = tuple(self.grid.mode_index(n) for n in self.low)
-        self.device = _device(device)
+        self.device = find_device(device)
         self._next = np.zeros(len(self.levels), np.int64)
         self._next_gain = np.zeros(len(self.levels), np.int64)
         self.state = self._empty_state()
         self._bad: Any = None  # (2, levels) on a device: the first field and the first gain that were not finite
         if self.device is not None:
-            self._bad = _zeros(self.device)((2, len(self.levels)), np.int64).fill_(2**63 - 1)
+            self._bad = zeros_on(self.device)((2, len(self.levels)), np.int64).fill_(2**63 - 1)
             self._spectrometer().upload(self._low_indices)
 
     def update(self, i: int, y: Any, *, sample: int | None = None) -> None:
@@ -170,7 +167,7 @@ class Recorder:
         ------
         ValueError
             A level that is not there, states of another shape or on another device, NaN or Inf (the message says in
-            which sample; on a CUDA device later, see above). The recorder is then as it was.
+            which sample). The recorder is then as it was. (On a CUDA device NaN and Inf are named later: see above.)
         TypeError
             Complex values, strings.
 
@@ -264,14 +261,14 @@ class Recorder:
         else:
             from fastcrit.torch_spectra import add_gains
 
-            add_gains(_like(values, sums), first, sums, count, self._bad[1, i])
+            add_gains(placed_as(sums, values), first, sums, count, self._bad[1, i])
         self._next_gain[i] = first + len(values)
 
     def check(self) -> None:
         """ValueError, naming level and sample, if a state recorded on a device was not finite; waits for the device."""
         if self.device is None:
             return
-        fields, gains = _like(self._bad, None)
+        fields, gains = to_host(self._bad)
         for name, per_level, columns in (("y", fields, self.channels), ("gain", gains, 1)):
             for i in np.flatnonzero(per_level < 2**63 - 1):
                 raise ValueError(
@@ -295,7 +292,7 @@ class Recorder:
         self.check()
         other.check()
         for name, array in self.state.items():
-            array += _like(other.state[name], array)
+            array += placed_as(array, other.state[name])
         # Halves of the largest sample number: their sum is still one.
         self._next = np.minimum(self._next, 2**61) + np.minimum(other._next, 2**61 - 1)
         self._next_gain = np.minimum(self._next_gain, 2**61) + np.minimum(other._next_gain, 2**61 - 1)
@@ -320,7 +317,7 @@ class Recorder:
         recorder = cls(**config, device=device)
         recorder._next = arrays.pop("next")
         recorder._next_gain = arrays.pop("next_gain")
-        recorder.state = {name: _like(values, recorder.state[name]) for name, values in arrays.items()}
+        recorder.state = {name: placed_as(recorder.state[name], values) for name, values in arrays.items()}
         return recorder
 
     def __repr__(self) -> str:
@@ -390,7 +387,7 @@ class Recorder:
         self.check()
         twin = copy.copy(self)
         twin.device = None
-        twin.state = {name: _like(values, None) for name, values in self.state.items()}
+        twin.state = {name: to_host(values) for name, values in self.state.items()}
         return twin
 
     def _first_sample(self, sample: int | None, default: Any) -> int:
@@ -414,7 +411,7 @@ class Recorder:
 
     def _empty_state(self) -> dict[str, Any]:
         levels, blocks, C = len(self.levels), self.blocks, self.channels
-        zeros = _zeros(self.device)
+        zeros = zeros_on(self.device)
         state = {
             "count": zeros((levels, blocks), np.int64),
             "power": zeros((levels, blocks, C, len(self.grid.orbit_k))),
@@ -430,33 +427,6 @@ class Recorder:
             state["gain"] = zeros((levels, blocks, len(self.gain_shells)))
             state["gain_count"] = zeros((levels, blocks), np.int64)
         return state
-
-
-def _device(device: Any) -> torch.device | None:
-    """The device that sums live on; None for the host."""
-    if device is None or (str(device) == "cpu" and "cpu" not in TENSOR_DEVICES):
-        return None
-    need("torch", "Recorder(device=...)")
-    from fastcrit.torch_spectra import find_device
-
-    return find_device(device)
-
-
-def _zeros(device: torch.device | None) -> Callable[..., Any]:
-    """A function (shape, dtype = float64) that makes arrays of zeros there."""
-    if device is None:
-        return np.zeros
-    torch = need("torch", "Recorder(device=...)")
-    return lambda shape, dtype=np.float64: torch.zeros(
-        tuple(shape), dtype=torch.int64 if dtype is np.int64 else torch.float64, device=device
-    )
-
-
-def _like(values: Any, template: Any) -> Any:
-    """Sums as the kind of array that ``template`` is, and where it is; a numpy array for None."""
-    if not is_tensor(template):
-        return values.cpu().numpy() if is_tensor(values) else values
-    return need("torch", "Recorder(device=...)").as_tensor(values).to(template.device)
 
 
 def _low_modes(shape: tuple[int, ...], low: int) -> list[tuple[int, ...]]:

@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastcrit as fc
 from fastcrit import _arrays
-from fastcrit.torch_spectra import CudaSpectrometer, TorchSpectrometer
+from fastcrit._cuda import CudaSpectrometer
+from fastcrit.torch_spectra import TorchSpectrometer
 from tests.spectra_contract import (
     Backend,
     PublicContract,
@@ -26,22 +27,20 @@ from tests.spectra_contract import (
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(
-    params=[
-        Backend(None),
-        Backend(CPU, TorchSpectrometer),
-        pytest.param(
-            Backend(CPU, CudaSpectrometer),
-            marks=pytest.mark.skipif(
-                not kernels_on_the_host(), reason="the core has no CUDA kernels for the processor"
-            ),
-        ),
-    ],
-    ids=["core", "torch", "CUDA kernels on the processor"],
-)
+IMPLEMENTATIONS = {"core": Backend(None), "torch": Backend(CPU, TorchSpectrometer)}
+if kernels_on_the_host():
+    IMPLEMENTATIONS["CUDA kernels on the processor"] = Backend(CPU, CudaSpectrometer)
+
+
+@pytest.fixture(params=IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS)
 def backend(request, monkeypatch):
     with in_use(request.param, monkeypatch) as backend:
         yield backend
+
+
+def test_the_kernels_are_among_them():
+    if not kernels_on_the_host():
+        pytest.skip("this core has no CUDA kernels for the processor: build it with FASTCRIT_CUDA=host")
 
 
 @pytest.fixture
