@@ -25,9 +25,11 @@ struct Cancelled {};
 enum class State { ready, at_block, at_warp, done };
 
 struct Thread {
+    explicit Thread(void (*entry)()) : fiber(entry) {}
+
     Fiber fiber;
     State state = State::done;
-    bool started = false;
+    bool entered = false;  ///< the kernel of this block
     unsigned parity = 0;  ///< of the warp's two buffers, the one for this thread's next exchange
 };
 
@@ -45,10 +47,7 @@ public:
     void run(dim3 grid, dim3 block, std::size_t shared_bytes, const std::function<void()>& kernel);
 
     void sync_block();
-    void sync_warp(std::uint32_t mask) {
-        arrive(mask, false);
-        // Every lane of the mask comes by: the epoch is that of the lane that arrived last.
-    }
+    void sync_warp(std::uint32_t mask) { arrive(mask, false); }
     const std::uint64_t* exchange(std::uint64_t value, std::uint32_t mask);
     void* shared(std::size_t offset, std::size_t bytes);
     void* static_shared(const void* key, std::size_t bytes);
@@ -102,7 +101,7 @@ void Machine::run(dim3 grid, dim3 block, std::size_t shared_bytes, const std::fu
     grid_ = grid;
     block_ = block;
     kernel_ = &kernel;
-    while (threads_.size() < size_) threads_.push_back(std::make_unique<Thread>());
+    while (threads_.size() < size_) threads_.push_back(std::make_unique<Thread>(&Machine::entry));
     dynamic_bytes_ = (shared_bytes + 15) / 16 * 16;
     memory_.resize((dynamic_bytes_ + kStaticBytes) / sizeof(double));
     races_.cover(dynamic_bytes_ + kStaticBytes);
@@ -127,7 +126,7 @@ void Machine::run_block() {
     left_ = size_;
     for (std::size_t t = 0; t < size_; ++t) {
         threads_[t]->state = State::ready;
-        threads_[t]->started = false;
+        threads_[t]->entered = false;
         threads_[t]->parity = 0;
     }
     std::vector<std::size_t> order(size_);
@@ -151,8 +150,7 @@ void Machine::run_block() {
 void Machine::resume(std::size_t t) {
     current_ = t;
     Thread& thread = *threads_[t];
-    if (!thread.started) thread.fiber.start(&Machine::entry);
-    thread.started = true;
+    thread.entered = true;
     thread.fiber.resume();
 }
 
@@ -160,7 +158,7 @@ void Machine::resume(std::size_t t) {
 void Machine::cancel() {
     cancelling_ = true;
     for (std::size_t t = 0; t < size_; ++t) {
-        if (threads_[t]->state != State::done && threads_[t]->started) resume(t);
+        if (threads_[t]->state != State::done && threads_[t]->entered) resume(t);
         threads_[t]->state = State::done;
     }
     cancelling_ = false;
@@ -169,22 +167,23 @@ void Machine::cancel() {
     throw std::runtime_error(error);
 }
 
+/// What a fiber does: its thread's share of one block after the other.
 void Machine::entry() {
     Machine& self = machine;
     Thread& thread = *self.threads_[self.current_];
     thread.fiber.entered();
-    try {
-        (*self.kernel_)();
-    } catch (const Cancelled&) {
+    for (;;) {
+        try {
+            (*self.kernel_)();
+        } catch (const Cancelled&) {
+        } catch (const std::exception& e) {
+            self.error_ = std::string(e.what()) + " (block " + std::to_string(self.block_index_.x) + ", thread " +
+                          std::to_string(self.current_) + ")";
+        }
         thread.state = State::done;
-    } catch (const std::exception& e) {
-        const dim3 b = self.block_index_;
-        self.error_ = std::string(e.what()) + " (block " + std::to_string(b.x) + ", thread " +
-                      std::to_string(self.current_) + ")";
+        --self.left_;
+        thread.fiber.suspend();
     }
-    thread.state = State::done;
-    --self.left_;
-    thread.fiber.finish();
 }
 
 void Machine::wait(State state) {
