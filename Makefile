@@ -54,8 +54,11 @@ test-aarch64: .venv/dev
 	$(BIN)/cmake --build build/core-aarch64
 	$(BIN)/ctest --test-dir build/core-aarch64 --output-on-failure
 
-test-python: .venv/dev
+# The package; the test class of all implementations once more with the CUDA kernels, on the processor.
+test-python: .venv/dev build/cuda-host/build.ninja
 	$(BIN)/python -m pytest
+	$(BIN)/cmake --build build/cuda-host
+	FASTCRIT_TEST_CORE=build/cuda-host/python $(BIN)/python -m pytest tests/test_devices.py
 
 # Passive waiting: the peers' idle OpenMP threads would otherwise spin for milliseconds on the cores being timed.
 # glibc hands arrays of more than 32 MiB back to the system, and page faults of a fresh mapping in every call slow the
@@ -106,6 +109,9 @@ SANITIZED := -DCMAKE_BUILD_TYPE=RelWithDebInfo
 
 build/core/build.ninja: .venv/dev
 	$(BIN)/cmake -S . -B build/core $(CORE_OPTIONS) -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
+build/cuda-host/build.ninja: .venv/dev
+	$(BIN)/cmake -S . -B build/cuda-host -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DFASTCRIT_CUDA=host \
+	  -DPython_EXECUTABLE=$(abspath $(BIN))/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
 build/core-address/build.ninja: .venv/dev
 	$(BIN)/cmake -S . -B build/core-address $(CORE_OPTIONS) $(SANITIZED) -DFASTCRIT_SANITIZE=address,undefined \
 	  -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja

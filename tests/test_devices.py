@@ -38,6 +38,13 @@ def backend(request, monkeypatch):
         yield backend
 
 
+@pytest.fixture(params=list(IMPLEMENTATIONS)[1:])
+def device_backend(request, monkeypatch):
+    """Those of tensors."""
+    with in_use(IMPLEMENTATIONS[request.param], monkeypatch) as backend:
+        yield backend
+
+
 def test_the_kernels_are_among_them():
     if not kernels_on_the_host():
         pytest.skip("this core has no CUDA kernels for the processor: build it with FASTCRIT_CUDA=host")
@@ -101,8 +108,8 @@ def nothing_is_read():
 class TestUpdatingNeverWaits:
     @pytest.mark.parametrize("shape", [(3, 16, 16), (12, 10), (2, 5, 4, 3)])
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64", "int16"])
-    def test_no_synchronising_call(self, torch_backend, shape, dtype, rng):
-        rec, y, gain = self.prepared(shape, dtype, torch_backend, rng)
+    def test_no_synchronising_call(self, device_backend, shape, dtype, rng):
+        rec, y, gain = self.prepared(shape, dtype, device_backend, rng)
         strided = y.transpose(0, 1).contiguous().transpose(0, 1)
         with nothing_is_read():
             for n in (len(y), 3):
@@ -220,7 +227,7 @@ class TestWhereThingsAre:
         assert int(rec.state["count"].sum()) == 20
         assert repr(rec) == "<Recorder on cpu: 1 levels of 8 x 8 states, up to 20 samples a level>"
 
-    def test_sample_numbers_leave_room_for_those_of_fields(self, torch_backend):
+    def test_sample_numbers_leave_room_for_those_of_fields(self, device_backend):
         rec = fc.Recorder([1.0], shape=(3, 8, 8), device="cpu")
         rec.update(0, torch.full((2, 3, 8, 8), torch.nan), sample=2**62 // 3 - 1)
         with pytest.raises(ValueError, match=f"in sample {2**62 // 3 - 1} at level 0"):
@@ -228,7 +235,7 @@ class TestWhereThingsAre:
         with pytest.raises(ValueError, match="sample: expected the number of the batch's first sample"):
             rec.update(0, torch.zeros((2, 3, 8, 8)), sample=2**62 // 3)
 
-    def test_batches_larger_than_a_piece(self, torch_backend, rng, monkeypatch):
+    def test_batches_larger_than_a_piece(self, device_backend, rng, monkeypatch):
         y = torch.from_numpy(rng.standard_normal((50, 3, 12, 10)).astype(np.float32))
         recs = [fc.Recorder([1.0], shape=(3, 12, 10), blocks=7, binarized=True, device="cpu") for _ in range(2)]
         fields = [y[:, 0].clone() for _ in recs]
@@ -243,7 +250,7 @@ class TestWhereThingsAre:
         for a, b in zip(*found, strict=True):
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
 
-    def test_a_sampler_gives_its_states_to_a_recorder_on_its_device(self, torch_backend, monkeypatch):
+    def test_a_sampler_gives_its_states_to_a_recorder_on_its_device(self, device_backend):
         theory = fc.theory.GaussianTheory.ornstein_zernike(xi=2.0, lattice=8)
         D, levels = fc.diffusion.from_gaussian(theory), [4.0, 1.0, 0.5]
         pair = [fc.Recorder(levels, shape=(8, 8), blocks=4, device=device) for device in ("cpu", None)]
