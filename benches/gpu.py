@@ -157,16 +157,22 @@ def main() -> None:
     )
     print("a sum by shell. update: Recorder.update with everything that it keeps; graph: its replay.\n")
     graphs = set()
+    failed = False
     generator = torch.Generator(device).manual_seed(0)
     for dtype in DTYPES:
         for side in SIDES:
             for shape in ((SITES // (3 * side**2), 3), SAMPLER):
                 fields = torch.randn((*shape, side, side), generator=generator, device=device).to(dtype)
-                seconds, graph = measure(fields, rounds)
+                name = f"{str(dtype).removeprefix('torch.')} {shape[0]} x {shape[1]} x {side} x {side}"
+                try:
+                    seconds, graph = measure(fields, rounds)
+                except Exception as error:
+                    print(f"{name}: FAILED: {type(error).__name__}: {error}", flush=True)
+                    failed = True
+                    continue
                 graphs.add(graph)
                 read = seconds["read once"]
-                name = str(dtype).removeprefix("torch.")
-                print(f"{name} {shape[0]} x {shape[1]} x {side} x {side}: {fields.nbytes / read / 1e9:.0f} GB/s")
+                print(f"{name}: {fields.nbytes / read / 1e9:.0f} GB/s", flush=True)
                 for call, value in seconds.items():
                     print(f"    {call:20s} {value * 1e3:9.4f} ms  {value / read:7.2f} x")
                 torch_power.clear()
@@ -174,6 +180,7 @@ def main() -> None:
                 del fields
     print("\nRecorder.update under torch.cuda.graph: " + "; ".join(sorted(graphs)))
     print("report: this whole output, and whether `make test-gpu` passed on the same machine")
+    sys.exit(int(failed))
 
 
 if __name__ == "__main__":
