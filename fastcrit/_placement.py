@@ -18,7 +18,7 @@ _PURPOSE = "Recorder(device=...)"
 
 def find_device(device: Any) -> torch.device | None:
     """The device meant, with its index; None for the host. ValueError, naming it, where there is no such device."""
-    if device is None:
+    if device is None or (str(device) == "cpu" and "cpu" not in TENSOR_DEVICES):
         return None
     lib = need("torch", _PURPOSE)
     try:
