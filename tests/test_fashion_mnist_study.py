@@ -180,7 +180,8 @@ class TestTrainingOfWhatShips:
         monkeypatch.setattr(made, "classifier", lambda: made.load_classifier(tmp_path / "classifier.safetensors")[0])
         text = made.train_denoiser(tmp_path / "run", "circular", steps=3, samples=20)
         assert text == (tmp_path / "run" / "card.md").read_text()
-        assert "fastcrit train fashion-mnist --padding circular --seed 0 --steps 3 --precision float32" in text
+        command = "train fashion-mnist --padding circular --seed 0 --steps 3 --batch 128 --precision float32"
+        assert f"fastcrit {command} --device cpu" in text
         D = fc.diffusion.pretrained(tmp_path / "run" / "net.safetensors")
         assert D.shift == 2
         assert D.unlabelled
@@ -205,6 +206,7 @@ class TestCommandLine:
     def test_names_every_option(self, capsys):
         from fastcrit.cli import app
 
-        for command in (["study", "fashion-mnist"], ["train", "fashion-mnist"], ["train", "fashion-mnist-classifier"]):
-            app([*command, "--help"], standalone_mode=False)
+        networks = ("train fashion-mnist", "train fashion-mnist-classifier")
+        for command in ("study fashion-mnist", "study guidance", *networks):
+            app([*command.split(), "--help"], standalone_mode=False)
             assert "--seed" in capsys.readouterr().out

@@ -150,6 +150,8 @@ class TestTraining:
             (lambda: small().run(pixels * np.nan, labels), "images: NaN or infinite"),
             (lambda: small().run(pixels, labels + 1), "labels: expected classes from 0 to 2"),
             (lambda: small().run(pixels, labels[:5]), "labels: expected 300 integers"),
+            (lambda: small().run(pixels, labels, device="nowhere"), "device: 'nowhere' is not to be had here"),
+            (lambda: small().run(pixels, labels, device="cuda:99"), "device: 'cuda:99' is not to be had here"),
             (lambda: small(steps=0), "steps: expected an integer of at least 1"),
             (lambda: small(label_dropout=1.0), r"label_dropout: expected a number in \[0, 1\)"),
             (lambda: small(precision="float16"), "precision: expected one of"),
