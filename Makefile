@@ -1,5 +1,7 @@
 # make study   install into .venv and run the main job: both dictionaries, figures and tables in runs/
 # make test    everything that has to hold: lint, types, the compiled core, the package
+# make cuda-build  compile the CUDA kernels and their tests (takes nvcc, no device); prints registers and occupancy
+# make cuda-test   run them on a device, and time them
 # make test-aarch64   the compiled core for ARM, cross-compiled and run under qemu
 # make bench   speed against named peers, into docs/benchmarks.md (under 10 minutes on 2 cores)
 # make test-gpu    the tests that need a CUDA device, on one; make bench-gpu   times there, and what to report
@@ -7,12 +9,12 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-CORE := $(wildcard CMakeLists.txt csrc/CMakeLists.txt csrc/*/*.?pp csrc/include/*/*.hpp python/*)
-CXX_FILES := $(wildcard csrc/*/*.?pp csrc/include/*/*.hpp python/*.cpp)
+CORE := $(wildcard CMakeLists.txt csrc/CMakeLists.txt csrc/*/*.?pp csrc/cuda/*.cu* csrc/include/*/*.hpp python/*)
+CXX_FILES := $(wildcard csrc/*/*.?pp csrc/cuda/host/*.?pp csrc/*/*.cu csrc/*/*.cuh csrc/include/*/*.hpp python/*.?pp)
 TIDY_FILES := $(wildcard csrc/common/*.cpp csrc/cpu/*.cpp)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: study test lint format test-core test-aarch64 test-python bench test-gpu bench-gpu clean
+.PHONY: study test lint format test-core cuda-build cuda-test test-aarch64 test-python bench test-gpu bench-gpu clean
 
 # Finished runs are kept; one that was stopped goes on where it was.
 RUNS := runs/pair runs/binary runs/fashion-mnist
@@ -45,6 +47,20 @@ test-core: build/core/build.ninja build/core-address/build.ninja build/core-thre
 	for build in core core-address core-thread; do \
 	  $(BIN)/cmake --build build/$$build && $(BIN)/ctest --test-dir build/$$build --output-on-failure || exit 1; \
 	done
+
+# The kernels for every architecture of csrc/cuda/CMakeLists.txt. Fails on a warning, a spilled register, or less than
+# half of a multiprocessor's threads.
+cuda-build: .venv/dev
+	$(BIN)/cmake -S . -B build/cuda $(CORE_OPTIONS) -DFASTCRIT_CUDA=on -DFASTCRIT_CUDA_REPORT=ON \
+	  -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
+	$(BIN)/cmake --build build/cuda --clean-first --target fastcrit_cuda > build/cuda/report.txt || \
+	  { cat build/cuda/report.txt; exit 1; }
+	$(BIN)/cmake --build build/cuda --target test_cuda bench_cuda
+	$(BIN)/python csrc/cuda/report.py < build/cuda/report.txt
+
+cuda-test: cuda-build
+	$(BIN)/ctest --test-dir build/cuda --output-on-failure -R cuda_on_device
+	build/cuda/csrc/cuda/bench_cuda
 
 # The core for aarch64, run under emulation. Needs Debian's g++-aarch64-linux-gnu and qemu-user. Not part of make test.
 test-aarch64: .venv/dev
@@ -104,7 +120,7 @@ clean:
 	$(PIP) --editable '.[bench]'
 	touch $@ .venv/dev .venv/study
 
-CORE_OPTIONS := -G Ninja -DFASTCRIT_PYTHON=OFF -DFASTCRIT_TESTS=ON -DFASTCRIT_WERROR=ON
+CORE_OPTIONS := -G Ninja -DFASTCRIT_PYTHON=OFF -DFASTCRIT_TESTS=ON -DFASTCRIT_WERROR=ON -DFASTCRIT_CUDA=off
 SANITIZED := -DCMAKE_BUILD_TYPE=RelWithDebInfo
 
 build/core/build.ninja: .venv/dev

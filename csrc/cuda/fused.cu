@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <stdexcept>
 
 #include "kernels.hpp"
 #include "square.cuh"
@@ -34,20 +33,7 @@ __device__ void wait_for_field() {
     }
 }
 
-template <class T, int N>
-__device__ void load(const T* field, const View& view, std::int64_t at, float (&values)[N]) {
-    const Pack<T, N> pixels = *reinterpret_cast<const Pack<T, N>*>(field + at);
-    FASTCRIT_UNROLL
-    for (int i = 0; i < N; ++i) values[i] = to_float(pixels.values[i]);
-    if (view.signs) {
-        FASTCRIT_UNROLL
-        for (int i = 0; i < N; ++i) values[i] = values[i] >= 0.0F ? 1.0F : -1.0F;
-    } else if (view.offset != nullptr) {
-        const Pack<float, N> offset = *reinterpret_cast<const Pack<float, N>*>(view.offset + at);
-        FASTCRIT_UNROLL
-        for (int i = 0; i < N; ++i) values[i] -= offset.values[i];
-    }
-}
+__device__ inline float sign(float value) { return value >= 0.0F ? 1.0F : -1.0F; }
 
 /// First pass along the columns, from memory. Neighbouring threads have neighbouring columns. Returns the sum of what
 /// the thread reads, if wanted.
@@ -57,50 +43,39 @@ __device__ double read_columns(const T* field, const View& view, const Complex* 
     using S = Square<Side>;
     constexpr int radix = S::Columns::radix;
     constexpr int below = S::Columns::Next::length;  // rows from one value of a butterfly to the next
-    constexpr int width = S::columns_at_once;
-    static_assert(Side / width * below == S::threads);
-    const int x = thread % (Side / width) * width;
-    const int row = thread / (Side / width);
-
-    Complex column[width][radix];
     double total = 0.0;
-    FASTCRIT_UNROLL
-    for (int j = 0; j < radix; ++j) {
-        float pixels[2][width] = {};
-        FASTCRIT_UNROLL
-        for (int part = 0; part < 2; ++part) {
-            if (active) load(field, view, (2 * (row + j * below) + part) * Side + x, pixels[part]);
-        }
-        FASTCRIT_UNROLL
-        for (int c = 0; c < width; ++c) column[c][j] = {pixels[0][c], pixels[1][c]};
-    }
-    if (want_total) {
-        FASTCRIT_UNROLL
-        for (int j = 0; j < radix; ++j) {
+    FASTCRIT_UNROLL_BY(1)
+    for (int i = thread; i < Side * below; i += S::threads) {
+        const int x = i % Side;
+        const int row = i / Side;
+        const int begin = 2 * row * Side + x;
+        Complex z[radix] = {};
+        if (S::fields == 1 || active) {
+            const T* const pixels = field + begin;
             FASTCRIT_UNROLL
-            for (int c = 0; c < width; ++c) {
-                total += static_cast<double>(column[c][j].re) + static_cast<double>(column[c][j].im);
+            for (int j = 0; j < radix; ++j) {
+                z[j] = {to_float(pixels[2 * j * below * Side]), to_float(pixels[(2 * j * below + 1) * Side])};
             }
         }
-    }
-    FASTCRIT_UNROLL
-    for (int c = 0; c < width; ++c) transform(column[c]);
-    if (below > 1) {
-        const Twiddles<radix> twiddles(roots, row, Side / S::height);
-        FASTCRIT_UNROLL
-        for (int c = 0; c < width; ++c) twiddles.apply(column[c]);
-    }
-    FASTCRIT_UNROLL
-    for (int j = 0; j < radix; ++j) {
-        const int place = base + S::place(row + j * below, x);
-        if constexpr (width == 2) {
-            // Columns 2 c and 2 c + 1 are neighbours in shared memory, in one order or the other.
-            const bool swapped = (place & 1) != 0;
-            const Pack<Complex, 2> both = {{column[swapped ? 1 : 0][j], column[swapped ? 0 : 1][j]}};
-            values.template as<Pack<Complex, 2>>()[place / 2] = both;
-        } else {
-            values[place] = column[0][j];
+        if (view.signs) {
+            FASTCRIT_UNROLL
+            for (int j = 0; j < radix; ++j) z[j] = {sign(z[j].re), sign(z[j].im)};
+        } else if (view.offset != nullptr) {
+            const float* const offset = view.offset + begin;
+            FASTCRIT_UNROLL
+            for (int j = 0; j < radix; ++j) {
+                z[j] = z[j] - Complex{offset[2 * j * below * Side], offset[(2 * j * below + 1) * Side]};
+            }
         }
+        if (want_total) {
+            FASTCRIT_UNROLL
+            for (int j = 0; j < radix; ++j) total += static_cast<double>(z[j].re) + static_cast<double>(z[j].im);
+        }
+        transform(z);
+        if (below > 1) Twiddles<radix>(roots, row, Side / S::height).apply(z);
+        const int first = base + S::place(row, x);
+        FASTCRIT_UNROLL
+        for (int j = 0; j < radix; ++j) values[first + S::place(j * below, 0)] = z[j];
     }
     return total;
 }
@@ -112,19 +87,33 @@ __device__ void transform_columns(const Complex* roots, Shared<Complex> values, 
         using S = Square<Side>;
         constexpr int below = P::Next::length;
         wait_for_field<Side>();
+        FASTCRIT_UNROLL_BY(1)
         for (int i = thread; i < Side * S::height / P::radix; i += S::threads) {
             const int x = i % Side;
             const int n = i / Side % below;
-            const int row = i / Side / below * P::length + n;
+            const int first = base + S::place(i / Side / below * P::length + n, x);
             Complex z[P::radix];
             FASTCRIT_UNROLL
-            for (int j = 0; j < P::radix; ++j) z[j] = values[base + S::place(row + j * below, x)];
+            for (int j = 0; j < P::radix; ++j) z[j] = values[first + S::place(j * below, 0)];
             transform(z);
             if (below > 1) Twiddles<P::radix>(roots, n, Side / P::length).apply(z);
             FASTCRIT_UNROLL
-            for (int j = 0; j < P::radix; ++j) values[base + S::place(row + j * below, x)] = z[j];
+            for (int j = 0; j < P::radix; ++j) values[first + S::place(j * below, 0)] = z[j];
         }
         transform_columns<Side, typename P::Next>(roots, values, base, thread);
+    }
+}
+
+/// Rows in an order in which those of a half warp, as many as 16 values hold runs of a butterfly's step, begin that
+/// step apart modulo 16.
+template <int Side, int Step>
+__device__ int spread_rows(int i) {
+    constexpr int apart = 16 * Step / Side;
+    constexpr int rows = 16 / Step * apart <= Side / 2 ? 16 / Step : Side / 2 / apart;
+    if constexpr (apart < 2) {
+        return i;
+    } else {
+        return i / (rows * apart) * (rows * apart) + i % rows * apart + i / rows % apart;
     }
 }
 
@@ -136,17 +125,19 @@ __device__ void transform_rows(const Complex* roots, Shared<Complex> values, int
         constexpr int below = P::Next::length;
         constexpr int butterflies = Side / P::radix;
         if (kFault != Fault::missing_barrier || P::length < Side) wait_for_field<Side>();
+        FASTCRIT_UNROLL_BY(1)
         for (int i = thread; i < S::height * butterflies; i += S::threads) {
-            const int row = i / butterflies;
             const int n = i % butterflies % below;
-            const int x = i % butterflies / below * P::length + n;
+            const int row = spread_rows<Side, below>(i / butterflies);
+            // A butterfly's values begin where no carry into x / 16 can come from n.
+            const int first = base + S::place(row, i % butterflies / below * P::length + n);
             Complex z[P::radix];
             FASTCRIT_UNROLL
-            for (int j = 0; j < P::radix; ++j) z[j] = values[base + S::place(row, x + j * below)];
+            for (int j = 0; j < P::radix; ++j) z[j] = values[first + S::place(0, j * below)];
             transform(z);
             if (below > 1) Twiddles<P::radix>(roots, n, Side / P::length).apply(z);
             FASTCRIT_UNROLL
-            for (int j = 0; j < P::radix; ++j) values[base + S::place(row, x + j * below)] = z[j];
+            for (int j = 0; j < P::radix; ++j) values[first + S::place(0, j * below)] = z[j];
         }
         transform_rows<Side, typename P::Next>(roots, values, base, thread);
     }
@@ -167,6 +158,7 @@ __device__ void square_in_place(const HalfHeightSpectrum<Side>& spectrum, int ky
 template <int Side>
 __device__ void square_all(const HalfHeightSpectrum<Side>& spectrum, int thread) {
     using S = Square<Side>;
+    FASTCRIT_UNROLL_BY(2)
     for (int i = thread; i < S::height * S::height; i += S::threads) {
         const int kx = i % S::height;
         const int ky = i / S::height;
@@ -209,7 +201,19 @@ __global__ void __launch_bounds__(Square<Side>::block, Square<Side>::blocks)
 
     double total = read_columns<Side>(fields + (active ? field : 0) * S::sites, arguments.view, roots, values, base,
                                       thread, active, arguments.totals != nullptr);
+    constexpr int warps = S::threads / 32;
+    FASTCRIT_SHARED(double, parts, warps > 1 ? warps : 1);
+    if (arguments.totals != nullptr) {
+        total = sum_lanes(total, warps > 0 ? 32 : S::threads);
+        if (warps > 1 && thread % 32 == 0) parts[thread / 32] = total;
+        if (warps <= 1 && active && thread == 0) arguments.totals[field] = total;
+    }
     transform_columns<Side, typename S::Columns::Next>(roots, values, base, thread);
+    if (warps > 1 && arguments.totals != nullptr && thread == 0) {
+        total = 0.0;
+        for (int w = 0; w < warps; ++w) total += parts[w];
+        arguments.totals[field] = total;
+    }
     transform_rows<Side, typename S::Rows>(roots, values, base, thread);
     wait_for_field<Side>();
 
@@ -228,30 +232,13 @@ __global__ void __launch_bounds__(Square<Side>::block, Square<Side>::blocks)
     const bool good = sum_bins<Side>(arguments.bins, values.template as<float>(), 2 * base, thread,
                                      active ? arguments.sums + field * arguments.bins.bins : nullptr);
 
-    if (arguments.totals == nullptr) return;
-    if (!good) total = kNaN;
-    total = sum_lanes(total, S::threads < 32 ? S::threads : 32);
-    if constexpr (S::threads > 32) {
-        constexpr int warps = S::threads / 32;
-        FASTCRIT_SHARED(double, parts, warps);
-        if (thread % 32 == 0) parts[thread / 32] = total;
-        __syncthreads();
-        if (thread == 0) {
-            total = 0.0;
-            for (int w = 0; w < warps; ++w) total += parts[w];
-        }
-    }
-    if (active && thread == 0) arguments.totals[field] = total;
+    // After the barriers, and so after the total. All who write write the same.
+    if (!good && active && arguments.totals != nullptr) arguments.totals[field] = kNaN;
 }
 
 template <int Side, class T>
 void launch_typed(const FusedRequest& request, void* stream) {
     using S = Square<Side>;
-    const std::size_t width = S::columns_at_once;
-    if (reinterpret_cast<std::uintptr_t>(request.fields.data) % (width * sizeof(T)) != 0 ||
-        reinterpret_cast<std::uintptr_t>(request.view.offset) % (width * sizeof(float)) != 0) {
-        throw std::invalid_argument("fields, offset: expected addresses aligned to two values");
-    }
     const FusedArguments arguments{request.fields.count, request.view,       request.roots, request.bins,  request.sums,
                                    request.selected,     request.n_selected, request.modes, request.totals};
     const std::int64_t blocks = (request.fields.count + S::fields - 1) / S::fields;

@@ -63,22 +63,25 @@ __global__ void __launch_bounds__(kBlock, 1024 / kBlock) modes(const T* fields, 
     const std::int64_t end = !active ? begin : (part + 1) * kPart / N < most ? (part + 1) * kPart / N : most;
     const auto* const packs = reinterpret_cast<const Pack<T, N>*>(fields + field * a.sites);
 
+    constexpr int kTogether = N < 2 ? 1 : 2;
     double total = 0.0;
     Complex sums[3] = {};
     Cursor<N> at(a, begin + thread, a.threads);
-#ifdef __CUDACC__
-#pragma unroll 4
-#endif
+    FASTCRIT_UNROLL_BY((N < 8 ? 2 : 1))
     for (std::int64_t i = begin + thread; i < end; i += a.threads) {
         const Pack<T, N> pack = packs[i];
+        const auto* const waves = reinterpret_cast<const Pack<Complex, kTogether>*>(a.waves[2] + at.x * N);
         float row = 0.0F;
         FASTCRIT_UNROLL
-        for (int v = 0; v < N; ++v) {
-            const float value = to_float(pack.values[v]);
-            const Complex wave = a.waves[2][at.x * N + v];
-            total += static_cast<double>(value);
-            row += value;
-            sums[2] = {sums[2].re + value * wave.re, sums[2].im + value * wave.im};
+        for (int v = 0; v < N; v += kTogether) {
+            const Pack<Complex, kTogether> wave = waves[v / kTogether];
+            FASTCRIT_UNROLL
+            for (int w = 0; w < kTogether; ++w) {
+                const float value = to_float(pack.values[v + w]);
+                total += static_cast<double>(value);
+                row += value;
+                sums[2] = {sums[2].re + value * wave.values[w].re, sums[2].im + value * wave.values[w].im};
+            }
         }
         if (a.ndim > 1) {
             const Complex wave = a.waves[1][at.y];
@@ -98,9 +101,10 @@ __global__ void __launch_bounds__(kBlock, 1024 / kBlock) modes(const T* fields, 
         if (threadIdx.x % 32 == 0) by_warp[i * (kBlock / 32) + warp] = value;
     };
     keep(0, total);
-    for (int axis = 3 - a.ndim; axis < 3; ++axis) {
+    FASTCRIT_UNROLL
+    for (int axis = 0; axis < 3; ++axis) {
         const int i = 1 + 2 * (axis - 3 + a.ndim);
-        // The lambda's shuffles are met by all lanes: ndim is the same for all.
+        if (i < 1) continue;
         keep(i, static_cast<double>(sums[axis].re));
         keep(i + 1, static_cast<double>(sums[axis].im));
     }

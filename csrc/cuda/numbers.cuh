@@ -5,8 +5,11 @@
 
 #ifdef __CUDACC__
 #define FASTCRIT_UNROLL _Pragma("unroll")
+#define FASTCRIT_UNROLL_BY(n) _Pragma(FASTCRIT_TEXT(unroll n))
+#define FASTCRIT_TEXT(x) #x
 #else
 #define FASTCRIT_UNROLL
+#define FASTCRIT_UNROLL_BY(n)
 #endif
 
 namespace fastcrit::cuda {

@@ -151,7 +151,10 @@ __device__ void add_moments(const RecordArguments& a, std::int64_t i) {
     long long samples = 0;
     if (there) {
         for (int n = 0; n < 4; ++n) moments[n] = a.record.moments[place.index * 4 + n];
-        for (int axis = 0; axis < a.ndim; ++axis) first[axis] = a.record.first[place.index * a.ndim + axis];
+        FASTCRIT_UNROLL
+        for (int axis = 0; axis < 3; ++axis) {
+            if (axis < a.ndim) first[axis] = a.record.first[place.index * a.ndim + axis];
+        }
     }
     const auto sites = static_cast<double>(a.sites);
     for_each_finite(a, there ? place.sample : a.samples, a.record.blocks, [&](std::int64_t sample) {
@@ -162,7 +165,9 @@ __device__ void add_moments(const RecordArguments& a, std::int64_t i) {
         moments[1] += m < 0.0 ? -m : m;
         moments[2] += m * m;
         moments[3] += m * m * m * m;
-        for (int axis = 0; axis < a.ndim; ++axis) {
+        FASTCRIT_UNROLL
+        for (int axis = 0; axis < 3; ++axis) {
+            if (axis >= a.ndim) continue;
             const std::int32_t at = a.along[axis];
             const float* const mode = a.modes + field * a.low + 2 * at;
             const double re = at == 0 ? total : static_cast<double>(mode[0]);
@@ -173,7 +178,10 @@ __device__ void add_moments(const RecordArguments& a, std::int64_t i) {
     });
     if (!there) return;
     for (int n = 0; n < 4; ++n) a.record.moments[place.index * 4 + n] = moments[n];
-    for (int axis = 0; axis < a.ndim; ++axis) a.record.first[place.index * a.ndim + axis] = first[axis];
+    FASTCRIT_UNROLL
+    for (int axis = 0; axis < 3; ++axis) {
+        if (axis < a.ndim) a.record.first[place.index * a.ndim + axis] = first[axis];
+    }
     if (place.channel == 0) a.record.count[place.block] += samples;
     for (std::int64_t sample = place.sample; sample < a.samples; sample += a.record.blocks) {
         if (finite(a.totals[sample * a.record.channels + place.channel])) continue;

@@ -8,33 +8,28 @@
 
 namespace fastcrit::cuda {
 
-// Every thread has 16 complex values of the field (32 pixels), so that 64 registers hold a butterfly of 16, or two
-// columns' butterflies of 8, and half of the threads that a multiprocessor can hold fit.
+// Radices of at most 16, so that half of the threads that a multiprocessor can hold fit into its registers.
 template <int Side>
 struct SquarePasses;
 template <>
 struct SquarePasses<16> {
     using Columns = Passes<8>;
-    using Rows = Passes<16>;
-    static constexpr int columns_at_once = 2;
+    using Rows = Passes<4, 4>;
 };
 template <>
 struct SquarePasses<32> {
     using Columns = Passes<16>;
     using Rows = Passes<8, 4>;
-    static constexpr int columns_at_once = 1;
 };
 template <>
 struct SquarePasses<64> {
     using Columns = Passes<8, 4>;
     using Rows = Passes<8, 8>;
-    static constexpr int columns_at_once = 2;
 };
 template <>
 struct SquarePasses<128> {
     using Columns = Passes<8, 8>;
     using Rows = Passes<16, 8>;
-    static constexpr int columns_at_once = 2;
 };
 
 template <int Side>
@@ -45,31 +40,20 @@ struct Square : SquarePasses<Side> {
 
     static constexpr int height = Side / 2;
     static constexpr int sites = Side * Side;
-    static constexpr int threads = sites / 32;  ///< of one field
+    static constexpr int threads = sites / 32 < 16 ? 16 : sites / 32;  ///< of one field
     static constexpr int block = threads < 128 ? 128 : threads;
-    static constexpr int fields = block / threads;    ///< of one block
-    static constexpr int blocks = 1024 / block;       ///< of one multiprocessor at least
-    static constexpr int spare = Side == 16 ? 8 : 0;  ///< neighbouring fields of 16^2 begin in different banks
-    static constexpr int pitch = sites / 2 + spare;   ///< of fields, complex values
+    static constexpr int fields = block / threads;             ///< of one block
+    static constexpr int blocks = 1024 / block;                ///< of one multiprocessor at least
+    static constexpr int pitch = height * (Side + Side / 16);  ///< of fields, complex values
     static constexpr int shared_bytes = fields * pitch * 8;
 
-    /// Place of a complex value. Lanes that run along x, or along x and rows in steps of a radix, find 16 different
-    /// places modulo 16: a half warp's 8-byte accesses meet no bank twice.
-    __host__ __device__ static constexpr int place(int row, int x) { return row * Side + (x ^ turn(row, x)); }
+    /// Place of a complex value. One of every 17 is left out, so that the 8-byte accesses of a half warp, which runs
+    /// along x or along x in steps of a radix, meet no bank twice.
+    __host__ __device__ static constexpr int place(int row, int x) { return row * (Side + Side / 16) + x + x / 16; }
 
     /// Place of the frequency (ky mod height, kx mod side) after all passes.
     __host__ __device__ static constexpr int place_of_mode(int ky, int kx) {
         return place(Columns::position(ky & (height - 1)), Rows::position(kx & (Side - 1)));
-    }
-
-private:
-    __host__ __device__ static constexpr int turn(int row, int x) {
-        switch (Side) {
-            case 16: return row & 7;
-            case 32: return (x >> 4 & 1) ^ (row & 1) << 1 ^ (row & 3) << 2;
-            case 64: return (x >> 4 & 3) ^ (row & 1) * 12;
-            default: return (x >> 4 & 7) ^ (row & 1) << 3;
-        }
     }
 };
 

@@ -2,6 +2,7 @@
 // processor, where races and accesses out of bounds of shared memory are found as well.
 #include <algorithm>
 #include <cstring>
+#include <exception>
 #include <limits>
 
 #include "check.hpp"
@@ -541,12 +542,10 @@ void not_finite_fields_are_marked() {
 void misuse_is_refused() {
     const Spectrometer square({16, 16}, 0);
     const Spectrometer other({16, 20}, 0);
-    const DeviceArray<float> field(std::vector<float>(16 * 20 + 1));
+    const DeviceArray<float> field(std::vector<float>(16 * 20));
     const PowerResults results{field.data()};
     CHECK(!other.fused());
     CHECK_THROWS(other.power({field.data(), Type::float32, 1}, {}, Bins::shells, results, nullptr), std::logic_error);
-    CHECK_THROWS(square.power({field.data() + 1, Type::float32, 1}, {}, Bins::shells, results, nullptr),
-                 std::invalid_argument);
     CHECK_THROWS(SelectedModes(square, Selection(other.lattice(), {0})), std::invalid_argument);
     CHECK_THROWS(fastcrit::cuda::parse_type("float64"), std::invalid_argument);
     const SelectedModes zero(square, Selection(square.lattice(), {0}));
@@ -571,9 +570,7 @@ void all_of_type(unsigned seed) {
     }
 }
 
-}  // namespace
-
-int main() {
+void all() {
     all_of_type<float>(1);
     all_of_type<Half>(1001);
     all_of_type<BFloat16>(2001);
@@ -601,5 +598,16 @@ int main() {
     recording<float>(16, 600, 1, 4);
     not_finite_fields_are_marked();
     misuse_is_refused();
+}
+
+}  // namespace
+
+int main() {
+    try {
+        all();
+    } catch (const std::exception& error) {  // a race, for one
+        std::fprintf(stderr, "%s\n", error.what());
+        return 1;
+    }
     std::puts("cuda: all checks hold");
 }

@@ -83,7 +83,6 @@ public:
     bool fused() const;
 
     /// From pixels to sums in one kernel; totals are sums over sites in double. Throws std::logic_error unless fused.
-    /// Fields are aligned to two values, offset to 8 bytes.
     void power(const Fields& fields, const View& view, Bins bins, const PowerResults& results, void* stream) const;
 
     /// The same from the half spectra (count, N1, .., Nd/2 + 1, re/im), 8-byte aligned, that rfftn makes of real
