@@ -1,17 +1,20 @@
 # make study   install into .venv and run the main job: both dictionaries, figures and tables in runs/
 # make test    everything that has to hold: lint, types, the compiled core, the package
+# make cuda-build  compile the CUDA kernels and their tests (takes nvcc, no device); prints registers and occupancy
+# make cuda-test   run them on a device, and time them
 # make test-aarch64   the compiled core for ARM, cross-compiled and run under qemu
 # make bench   speed against named peers, into docs/benchmarks.md (under 10 minutes on 2 cores)
+# make test-gpu    the tests that need a CUDA device, on one; make bench-gpu   times there, and what to report
 # Every target sets up what it needs by itself. PYTHON=python3.12 chooses the interpreter.
 
 PYTHON ?= python3
 BIN := .venv/bin
-CORE := $(wildcard CMakeLists.txt csrc/CMakeLists.txt csrc/*/*.?pp csrc/include/*/*.hpp python/*)
-CXX_FILES := $(wildcard csrc/*/*.?pp csrc/include/*/*.hpp python/*.cpp)
+CORE := $(wildcard CMakeLists.txt csrc/CMakeLists.txt csrc/*/*.?pp csrc/cuda/*.cu* csrc/include/*/*.hpp python/*)
+CXX_FILES := $(wildcard csrc/*/*.?pp csrc/cuda/host/*.?pp csrc/*/*.cu csrc/*/*.cuh csrc/include/*/*.hpp python/*.?pp)
 TIDY_FILES := $(wildcard csrc/common/*.cpp csrc/cpu/*.cpp)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: study test lint format test-core test-aarch64 test-python bench clean
+.PHONY: study test lint format test-core cuda-build cuda-test test-aarch64 test-python bench test-gpu bench-gpu clean
 
 # Finished runs are kept; one that was stopped goes on where it was.
 RUNS := runs/pair runs/binary runs/fashion-mnist
@@ -45,6 +48,20 @@ test-core: build/core/build.ninja build/core-address/build.ninja build/core-thre
 	  $(BIN)/cmake --build build/$$build && $(BIN)/ctest --test-dir build/$$build --output-on-failure || exit 1; \
 	done
 
+# The kernels for every architecture of csrc/cuda/CMakeLists.txt. Fails on a warning, a spilled register, or less than
+# half of a multiprocessor's threads.
+cuda-build: .venv/dev
+	$(BIN)/cmake -S . -B build/cuda $(CORE_OPTIONS) -DFASTCRIT_CUDA=on -DFASTCRIT_CUDA_REPORT=ON \
+	  -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
+	$(BIN)/cmake --build build/cuda --clean-first --target fastcrit_cuda > build/cuda/report.txt || \
+	  { cat build/cuda/report.txt; exit 1; }
+	$(BIN)/cmake --build build/cuda --target test_cuda bench_cuda
+	$(BIN)/python csrc/cuda/report.py < build/cuda/report.txt
+
+cuda-test: cuda-build
+	$(BIN)/ctest --test-dir build/cuda --output-on-failure -R cuda_on_device
+	build/cuda/csrc/cuda/bench_cuda
+
 # The core for aarch64, run under emulation. Needs Debian's g++-aarch64-linux-gnu and qemu-user. Not part of make test.
 test-aarch64: .venv/dev
 	$(BIN)/cmake -S . -B build/core-aarch64 $(CORE_OPTIONS) -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
@@ -53,8 +70,11 @@ test-aarch64: .venv/dev
 	$(BIN)/cmake --build build/core-aarch64
 	$(BIN)/ctest --test-dir build/core-aarch64 --output-on-failure
 
-test-python: .venv/dev
+# The package; the test class of all implementations once more with the CUDA kernels, on the processor.
+test-python: .venv/dev build/cuda-host/build.ninja
 	$(BIN)/python -m pytest
+	$(BIN)/cmake --build build/cuda-host
+	FASTCRIT_TEST_CORE=build/cuda-host/python $(BIN)/python -m pytest tests/test_devices.py
 
 # Passive waiting: the peers' idle OpenMP threads would otherwise spin for milliseconds on the cores being timed.
 # glibc hands arrays of more than 32 MiB back to the system, and page faults of a fresh mapping in every call slow the
@@ -68,6 +88,15 @@ bench: .venv/bench
 	GLIBC_TUNABLES=glibc.malloc.mmap_threshold=$(KEEP):glibc.malloc.trim_threshold=$(KEEP) \
 	  $(BENCH) build/benchmarks-kept.json -k 'test_spectrum and float32'
 	$(BIN)/python -m benches.report build/benchmarks.json build/benchmarks-kept.json
+
+# On a machine with a CUDA device that torch sees. GPU_PYTHON=python3 takes an environment that has fastcrit, torch and
+# pytest already; what that environment warns of is not what is tested.
+GPU_PYTHON := $(BIN)/python
+test-gpu bench-gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),.venv/dev)
+test-gpu:
+	$(GPU_PYTHON) -m pytest -o addopts=-ra -o filterwarnings=default tests/gpu
+bench-gpu:
+	$(GPU_PYTHON) -m benches.gpu
 
 clean:
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache
@@ -91,11 +120,14 @@ clean:
 	$(PIP) --editable '.[bench]'
 	touch $@ .venv/dev .venv/study
 
-CORE_OPTIONS := -G Ninja -DFASTCRIT_PYTHON=OFF -DFASTCRIT_TESTS=ON -DFASTCRIT_WERROR=ON
+CORE_OPTIONS := -G Ninja -DFASTCRIT_PYTHON=OFF -DFASTCRIT_TESTS=ON -DFASTCRIT_WERROR=ON -DFASTCRIT_CUDA=off
 SANITIZED := -DCMAKE_BUILD_TYPE=RelWithDebInfo
 
 build/core/build.ninja: .venv/dev
 	$(BIN)/cmake -S . -B build/core $(CORE_OPTIONS) -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
+build/cuda-host/build.ninja: .venv/dev
+	$(BIN)/cmake -S . -B build/cuda-host -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DFASTCRIT_CUDA=host \
+	  -DPython_EXECUTABLE=$(abspath $(BIN))/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
 build/core-address/build.ninja: .venv/dev
 	$(BIN)/cmake -S . -B build/core-address $(CORE_OPTIONS) $(SANITIZED) -DFASTCRIT_SANITIZE=address,undefined \
 	  -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja

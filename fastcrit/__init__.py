@@ -65,7 +65,7 @@ _SUBMODULES = ("alignment", "data", "diffusion", "patch", "plot", "store", "stud
 
 
 def core_info() -> dict[str, Any]:
-    """Which instruction set the compiled core uses, which it could use, and how many threads.
+    """Which instruction set the compiled core uses, which it could use, how many threads; whether it has CUDA kernels.
 
     Examples
     --------
@@ -78,6 +78,7 @@ def core_info() -> dict[str, Any]:
         "instruction_set": _core.instruction_set(),
         "available": _core.available_instruction_sets(),
         "threads": _core.num_threads(),
+        "cuda_kernels": getattr(_core, "cuda_compiled", False) and not _core.cuda_host,
     }
 
 

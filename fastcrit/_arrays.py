@@ -1,14 +1,13 @@
 """The public edge for arrays: what comes in (numpy, torch, array-likes) is checked and converted once, here.
 
-This is the one file outside ``diffusion/`` and ``modes.py`` that touches torch, and it never imports it: a tensor can
-only arrive when the caller already has.
+It touches torch and never imports it: a tensor can only arrive when the caller already has.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +18,20 @@ Fields = NDArray[np.floating[Any]]  # float32 or float64: see to_real
 _SINGLE = (np.bool_, np.int8, np.uint8, np.int16, np.uint16, np.float16, np.float32)
 
 
+# Types of device whose tensors are computed where they lie (torch_spectra.py). Tensors on the CPU are numpy arrays to
+# us; the tests name "cpu" here to run what a GPU would.
+TENSOR_DEVICES = ["cuda"]
+
+
 def is_tensor(x: object) -> bool:
     """Whether ``x`` is a torch tensor, without importing torch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(x, torch.Tensor)
+
+
+def on_device(x: object) -> TypeGuard[Any]:
+    """Whether ``x`` is a tensor that is computed where it lies."""
+    return is_tensor(x) and x.device.type in TENSOR_DEVICES  # type: ignore[attr-defined]  # is_tensor imports no torch
 
 
 def _tensor_to_numpy(x: Any, name: str) -> NDArray[Any]:
@@ -54,22 +63,45 @@ def to_real(x: Any, name: str) -> Fields:
     return array.astype(wanted, copy=False)
 
 
-def same_kind(template: object) -> Callable[[NDArray[Any]], Any]:
-    """A function that turns numpy results into what the caller passed: tensors for a tensor, else arrays."""
+def to_fields(x: Any, name: str) -> Any:
+    """`to_real`, but a tensor on a device stays there: bulk data is never copied to the host.
+
+    Types as in `to_real`, but for float16 and bfloat16, which stay: what computes in float32 reads them as they are.
+    ValueError for tensors on devices that nothing here computes on ("meta").
+    """
+    if not is_tensor(x) or (x.device.type == "cpu" and not on_device(x)):
+        return to_real(x, name)
+    if not on_device(x):
+        raise ValueError(
+            f"{name}: expected a numpy array or a tensor on the CPU or a CUDA device, got a tensor on {x.device}"
+        )
+    if x.is_complex():
+        raise TypeError(f"{name}: expected real values, got complex ({x.dtype}); pass .real and .imag separately")
+    torch = sys.modules["torch"]
+    x = x.detach()
+    if x.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        return x
+    single = x.dtype in (torch.bool, torch.int8, torch.uint8, torch.int16, torch.uint16)
+    return x.to(torch.float32 if single else torch.float64)
+
+
+def same_kind(template: object) -> Callable[[Any], Any]:
+    """A function that turns numpy results into what the caller passed: tensors on its device for a tensor."""
     if is_tensor(template):
         torch = sys.modules["torch"]
-        return lambda a: torch.from_numpy(np.ascontiguousarray(a))
+        device = template.device  # type: ignore[attr-defined]  # is_tensor imports no torch
+        return lambda a: a if is_tensor(a) else torch.from_numpy(np.ascontiguousarray(a)).to(device)
     return lambda a: a
 
 
-def check_grid(array: Fields, ndim: int, lead: int, name: str, what: str) -> None:
+def check_grid(array: Any, ndim: int, lead: int, name: str, what: str) -> None:
     """Refuse arrays that do not have ``lead`` or more leading axes before ``ndim`` non-empty lattice axes."""
     if isinstance(ndim, bool) or not isinstance(ndim, (int, np.integer)) or not 1 <= ndim <= 3:
         raise ValueError(f"ndim: expected 1, 2 or 3, got {ndim!r}")
     if array.ndim < ndim + lead:
-        raise ValueError(f"{name}: expected {what} with ndim={ndim}, got shape {array.shape}")
-    if array.size == 0:
-        raise ValueError(f"{name}: empty array of shape {array.shape}")
+        raise ValueError(f"{name}: expected {what} with ndim={ndim}, got shape {tuple(array.shape)}")
+    if 0 in array.shape:
+        raise ValueError(f"{name}: empty array of shape {tuple(array.shape)}")
 
 
 def check_positive(value: float, name: str) -> float:

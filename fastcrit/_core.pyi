@@ -68,6 +68,110 @@ class Selection:
     def __init__(self, spectrometer: Spectrometer, indices: Sequence[int]) -> None: ...
     def __len__(self) -> int: ...
 
+cuda_compiled: bool
+"""Whether `CudaSpectrometer` is there."""
+cuda_host: bool
+"""Whether its kernels were compiled for the processor: device pointers are then pointers to host memory."""
+
+class CudaSpectrometer:
+    """Tables and kernels for fields of one shape on one CUDA device; see csrc/include/fastcrit/cuda.hpp.
+
+    Pointers are device addresses, ``stream`` is a cudaStream_t, 0 for the default one; both as integers. Arrays are
+    C-contiguous, results are written whole. Nothing but the constructor and the first use of a Selection allocates or
+    synchronises; every other call only launches kernels on the stream. dtype is "float32", "float16" or "bfloat16"
+    (results are float32, or float64 where said). A field's results are the same bits in every batch.
+    """
+
+    def __init__(self, shape: Sequence[int], device: int) -> None: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def device(self) -> int: ...
+    @property
+    def fused(self) -> bool:
+        """Whether `power` serves this shape: squares of side 16, 32, 64 or 128."""
+
+    def upload(self, selected: Selection) -> None:
+        """Copy a selection's table to the device and keep it; the first use of one does so, and synchronises."""
+
+    def power(
+        self,
+        fields: int,
+        dtype: str,
+        count: int,
+        offset: int,
+        bins: str,
+        sums: int,
+        selected: Selection | None,
+        modes: int,
+        totals: int,
+        stream: int,
+        signs: bool = False,
+    ) -> None:
+        """Bin sums of ``|phi^|^2 / N``, phi = field - offset, straight from fields. RuntimeError unless `fused`.
+
+        offset float32 (sites,), or 0. sums float32 (count, bins). modes float32 (count, len(selected), 2): phi^; 0
+        when selected is None. totals float64 (count,), or 0: sums over sites, NaN where any result of the field is
+        not finite. signs: measure the signs of the values (+1 for >= 0, else -1) instead.
+        """
+
+    def power_from_half_spectrum(
+        self,
+        spectrum: int,
+        count: int,
+        bins: str,
+        sums: int,
+        selected: Selection | None,
+        modes: int,
+        totals: int,
+        stream: int,
+    ) -> None:
+        """Likewise from spectrum complex64 (count, N1, .., Nd/2 + 1), torch.fft.rfftn of real fields; any shape.
+
+        totals float64 (count,), or 0: here it is read-modify-write. Entries become NaN where a sum of the field is not
+        finite and stay as they are elsewhere: pass the first row of `first_modes`, which holds sums over sites.
+        """
+
+    def first_modes_scratch(self, count: int) -> int:
+        """Bytes of device memory (8-byte aligned) that `first_modes` needs; may be 0."""
+
+    def first_modes(self, fields: int, dtype: str, count: int, out: int, scratch: int, stream: int) -> None:
+        """Fill out float64 (1 + 2 ndim, count): sum over sites, re and im of phi^ at 2 pi / L of each axis."""
+
+    def lag_sums(self, correlation: int, count: int, sums: int, stream: int) -> None:
+        """Sums over the lags of each shell, float32 (count, lag shells), of correlation float32 (count, N1, .., Nd).
+
+        With correlation = irfftn(abs(rfftn(phi)) ** 2) / N the result is that of `Spectrometer.autocorrelation`.
+        """
+
+    def record(
+        self,
+        fields: int,
+        dtype: str,
+        samples: int,
+        channels: int,
+        first: int,
+        selected: Selection,
+        blocks: int,
+        sums: int,
+        modes: int,
+        totals: int,
+        sign_sums: int,
+        state: dict[str, int],
+        bad: int,
+        stream: int,
+    ) -> None:
+        """Add a batch of samples (samples, channels, N1, .., Nd), already measured, to sums by block; one launch.
+
+        sums (orbits), modes and totals are what `power` wrote for the batch (or `power_from_half_spectrum`, with the
+        first row of `first_modes` as totals); sign_sums likewise with signs, or 0. state: addresses of the arrays that
+        `Spectrometer.record` takes by the same names: count int64 and power, low, first, moments, field, float64; with
+        sign_sums also sign_power and sign_field. Sample j goes to block (first + j) mod blocks.
+
+        A sample with a NaN among its totals is left out, and the number (first + j) * channels + channel of its first
+        such field lowers bad, one int64 that the caller sets to 2^63 - 1.
+        """
+
 def instruction_set() -> str: ...
 def available_instruction_sets() -> list[str]: ...
 def use_instruction_set(name: str) -> None: ...

@@ -76,6 +76,13 @@ class Lattice:
         return [tuple(int(a == b and side > 1) for b in range(self.ndim)) for a, side in enumerate(self.shape)]
 
     @cached_property
+    def axis_modes(self) -> tuple[tuple[int, ...], list[int]]:
+        """Indices into the half spectrum of the modes at 2 pi / L, each once and ascending; which is whose axis."""
+        axes = [self.mode_index(n) for n in self.axis_wavenumbers]
+        modes = tuple(sorted(set(axes)))
+        return modes, [modes.index(i) for i in axes]
+
+    @cached_property
     def shell_of_mode(self) -> NDArray[np.int64]:
         """Shell of each mode of the half spectrum [kx][...]."""
         return np.searchsorted(self.shell_starts, self.orbit_of_mode, side="right") - 1

@@ -11,8 +11,9 @@ import numpy as np
 import scipy  # submodules load on first use
 from numpy.typing import NDArray
 
-from fastcrit._arrays import Fields, check_choice, check_finite, check_grid, check_positive, to_real
+from fastcrit._arrays import check_choice, check_grid, check_positive, to_fields
 from fastcrit._lattice import Lattice, lattice
+from fastcrit._sums import sums_for
 from fastcrit._whittle import fit_ornstein_zernike
 from fastcrit.spectra import (
     DEFAULT_BLOCKS,
@@ -22,7 +23,6 @@ from fastcrit.spectra import (
     blocks_in_use,
     fewest_for_errors,
     mode_averages,
-    parts,
 )
 
 Floats = NDArray[np.float64]
@@ -78,7 +78,8 @@ def correlation_length(
     ----------
     field_or_S : array, tensor (samples, ..., N1, .., Nd) or StructureFactor
         An ensemble, or what `structure_factor` made of one (then ``ndim``, ``center``, ``spacing`` and ``blocks`` are
-        those it was made with; ``binarized`` needs the fields).
+        those it was made with; ``binarized`` needs the fields). Fields on a CUDA device are summed there, and the
+        length is fitted on the host.
     method : str
         ``ornstein_zernike``: :math:`S = A / (1 + \xi^2 \hat k^2) + B`, :math:`\hat k^2 = \sum_i 4\sin^2(k_i/2)`, by
         maximum likelihood on unbinned modes (Whittle).
@@ -151,14 +152,13 @@ def correlation_length(
         modes = field_or_S.modes
         lead = np.shape(field_or_S.S)[:-1]
     else:
-        array = to_real(field_or_S, "field_or_S")
+        array = to_fields(field_or_S, "field_or_S")
         check_grid(array, ndim, 1, "field_or_S", "shape (samples, ..., N1 .. Nd)")
         check_positive(spacing, "spacing")
-        grid = lattice(array.shape[-ndim:])
-        lead = array.shape[1 : array.ndim - ndim]
+        grid = lattice(tuple(array.shape[-ndim:]))
+        lead = tuple(array.shape[1 : array.ndim - ndim])
         if method == "binarized":
-            check_finite(array, array, 0, (len(array),), "field_or_S")
-            array = binarize(array)
+            array = sums_for(array, grid).signs(array, "field_or_S")
         if method == "second_moment":
             modes = _first_mode_averages(array, grid, spacing, center, blocks)
         else:
@@ -270,11 +270,6 @@ def jackknife_error(replicates: Floats) -> Floats:
     return np.asarray(np.sqrt((B - 1) / B * ((replicates - replicates.mean(axis=0)) ** 2).sum(axis=0)))
 
 
-def binarize(array: Fields) -> NDArray[np.float32]:
-    """The sign of every site of finite fields as +1 (also for 0) or -1."""
-    return np.where(array >= 0, np.float32(1), np.float32(-1))
-
-
 def radial_correlation(grid: Lattice, S: Floats, background: float = 0.0) -> Floats:
     """C(r) (..., lags inside half the smallest side) from S per orbit (..., orbits)."""
     axes = tuple(range(-grid.ndim, 0))
@@ -287,7 +282,7 @@ def radial_correlation(grid: Lattice, S: Floats, background: float = 0.0) -> Flo
     return np.asarray(radial)
 
 
-def _first_mode_averages(array: Fields, grid: Lattice, spacing: float, center: str, blocks: int) -> ModeAverages:
+def _first_mode_averages(array: Any, grid: Lattice, spacing: float, center: str, blocks: int) -> ModeAverages:
     """S(0) and S(k1) alone, from the kernel that needs no transform; other orbits are left at zero."""
     n = len(array)
     check_choice(center, ("ensemble", "sample", "none"), "center")
@@ -296,11 +291,10 @@ def _first_mode_averages(array: Fields, grid: Lattice, spacing: float, center: s
     fields = stack.shape[1]
     power = np.zeros((used, fields, len(grid.orbit_k)))
     first = np.zeros((used, fields, grid.ndim))
+    sums = sums_for(array, grid)
     for m in range(fields):
         # k = 0, then real and imaginary part of the first mode of each axis; a column per sample.
-        amplitudes = np.concatenate(
-            [_first_modes(grid, piece, begin, n) for begin, piece in parts(stack[:, m])], axis=1
-        )
+        amplitudes = sums.first_modes(stack[:, m], "field_or_S")
         if center == "ensemble":
             amplitudes -= amplitudes.mean(axis=1, keepdims=True)
         squares = block_sums(np.square(amplitudes, out=amplitudes), used) / grid.sites
@@ -308,14 +302,6 @@ def _first_mode_averages(array: Fields, grid: Lattice, spacing: float, center: s
         first[:, m] = (squares[1::2] + squares[2::2]).T
     counts = np.bincount(np.arange(n) % used, minlength=used)
     return ModeAverages(grid, spacing, center, counts, power, first)
-
-
-def _first_modes(grid: Lattice, piece: Fields, begin: int, samples: int) -> Floats:
-    modes = np.empty((1 + 2 * grid.ndim, len(piece)))
-    bad = grid.core.first_modes(piece, modes)
-    if bad < len(piece):
-        check_finite(piece[bad : bad + 1], modes[None, :, bad], begin + bad, (samples,), "field_or_S")
-    return modes
 
 
 def _second_moment(modes: ModeAverages, background: float) -> tuple[Floats, NDArray[np.bool_]]:

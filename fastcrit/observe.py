@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from fastcrit._arrays import check_finite, check_integer, check_levels, check_positive, to_real
+from fastcrit._arrays import (
+    check_finite,
+    check_integer,
+    check_levels,
+    check_positive,
+    is_tensor,
+    on_device,
+    to_fields,
+    to_real,
+)
 from fastcrit._dataset import build_dataset
 from fastcrit._lattice import lattice, selection
+from fastcrit._placement import find_device, placed_as, to_host, zeros_on
 from fastcrit._statefile import read_state, write_state
-from fastcrit.spectra import DEFAULT_BLOCKS, add_to_blocks, parts
+from fastcrit._sums import add_to_blocks, parts
+from fastcrit.spectra import DEFAULT_BLOCKS
+
+if TYPE_CHECKING:
+    from fastcrit.torch_spectra import TorchSpectrometer
 
 Floats = NDArray[np.float64]
 
@@ -37,6 +52,10 @@ class Recorder:
 
     Merging adds, so recording in any split and any order gives the same dataset to rounding; the same batches give the
     same bits with any number of threads.
+
+    On a CUDA device (``device="cuda"``) states, sums and transforms stay there, and updating launches work without
+    waiting for it; so a state that is not finite cannot be refused at once. It is left out of all sums, and `dataset`,
+    `save`, `merge` and `check` raise the ValueError that names it. They wait for the device.
 
     Parameters
     ----------
@@ -60,11 +79,14 @@ class Recorder:
         Also record the sign of the field (the length ``xi_binarized``); costs as much again.
     gain_shells : sequence of int
         Shells whose mode gains will be given to `update_gain`, in ascending order.
+    device : torch.device or str, optional
+        Where the sums live and where states must be: a CUDA device, or None (or "cpu") for the host, by the compiled
+        core. States are never copied from one to the other.
 
     Raises
     ------
     ValueError
-        Bad levels, shape, blocks, spacing or shells.
+        Bad levels, shape, blocks, spacing or shells; a device that torch does not have here.
 
     Examples
     --------
@@ -90,6 +112,7 @@ class Recorder:
         low_modes: int = 8,
         binarized: bool = False,
         gain_shells: Sequence[int] = (),
+        device: Any = None,
     ) -> None:
         self.levels = check_levels(levels, allow_zero_end=True)
         try:
@@ -120,9 +143,14 @@ class Recorder:
             )
         self.low = sorted(_low_modes(self.grid.shape, self.low_modes), key=self.grid.mode_index)
         self._low_indices = tuple(self.grid.mode_index(n) for n in self.low)
+        self.device = find_device(device)
         self._next = np.zeros(len(self.levels), np.int64)
         self._next_gain = np.zeros(len(self.levels), np.int64)
         self.state = self._empty_state()
+        self._bad: Any = None  # (2, levels) on a device: the first field and the first gain that were not finite
+        if self.device is not None:
+            self._bad = zeros_on(self.device)((2, len(self.levels)), np.int64).fill_(2**63 - 1)
+            self._spectrometer().upload(self._low_indices)
 
     def update(self, i: int, y: Any, *, sample: int | None = None) -> None:
         """Add a batch of states at ``levels[i]``.
@@ -138,19 +166,32 @@ class Recorder:
         Raises
         ------
         ValueError
-            A level that is not there, states of another shape, NaN or Inf (the message says in which sample). The
-            recorder is then as it was.
+            A level that is not there, states of another shape or on another device, NaN or Inf (the message says in
+            which sample). The recorder is then as it was. (On a CUDA device NaN and Inf are named later: see above.)
         TypeError
             Complex values, strings.
+
+        Notes
+        -----
+        On a CUDA device this can be captured in a CUDA graph after one call outside. Every replay adds the states that
+        it finds in ``y``, under the sample numbers of the captured call: to the same jackknife blocks.
         """
         i = self._check_level(i)
-        array = to_real(y, "y")
-        if array.shape[1:] != self.shape or array.ndim == 0:
-            raise ValueError(f"y: expected states of shape (batch, *{self.shape}), got {array.shape}")
+        self._check_device(y, "y")
+        array: Any = to_fields(y, "y") if self.device else to_real(y, "y")
+        if tuple(array.shape[1:]) != self.shape or array.ndim == 0:
+            raise ValueError(f"y: expected states of shape (batch, *{self.shape}), got {tuple(array.shape)}")
         if len(array) == 0:
             raise ValueError("y: empty batch")
         first = self._first_sample(sample, self._next[i])
-        level = {name: values[i] for name, values in self.state.items()}
+        level = {name: values[i] for name, values in self.state.items() if not name.startswith("gain")}
+        if self.device is not None:
+            flat = array.reshape(-1, *self.grid.shape)
+            self._spectrometer().record(
+                flat, self.channels, first, self._low_indices, self.blocks, level, self._bad[0, i]
+            )
+            self._next[i] = first + len(array)
+            return
         # The core adds a whole piece or nothing. Where an array has to be copied piece by piece, whatever stops it
         # half-way, an interrupt included, leaves the level as it was.
         backup = {} if array.flags.c_contiguous else {name: values.copy() for name, values in level.items()}
@@ -193,6 +234,8 @@ class Recorder:
     def update_gain(self, i: int, gain: Any, *, sample: int | None = None) -> None:
         """Add mode gains (batch, len(gain_shells)) of states at ``levels[i]``: the real part, averaged over a shell.
 
+        Arrays, or a tensor on the recorder's device. (`mode_response` returns arrays: they are small.)
+
         Raises
         ------
         ValueError
@@ -201,17 +244,43 @@ class Recorder:
         i = self._check_level(i)
         if not self.gain_shells:
             raise ValueError("gain: this recorder was made without gain_shells")
-        values = to_real(gain, "gain").astype(np.float64)
+        if self.device is not None and on_device(gain):
+            self._check_device(gain, "gain")
+            values = to_fields(gain, "gain").double()
+        else:
+            values = to_real(gain, "gain").astype(np.float64)
         if values.ndim != 2 or values.shape[1] != len(self.gain_shells) or len(values) == 0:
-            raise ValueError(f"gain: expected shape (batch, {len(self.gain_shells)}), got {values.shape}")
-        check_finite(values, values, 0, (len(values),), "gain")
+            raise ValueError(f"gain: expected shape (batch, {len(self.gain_shells)}), got {tuple(values.shape)}")
         first = self._first_sample(sample, self._next_gain[i])
-        add_to_blocks(self.state["gain"][i], values, first)
-        add_to_blocks(self.state["gain_count"][i], np.ones(len(values), np.int64), first)
+        sums, count = self.state["gain"][i], self.state["gain_count"][i]
+        if not is_tensor(values):
+            check_finite(values, values, 0, (len(values),), "gain")
+        if self.device is None:
+            add_to_blocks(sums, values, first)
+            add_to_blocks(count, np.ones(len(values), np.int64), first)
+        else:
+            from fastcrit.torch_spectra import add_gains
+
+            add_gains(placed_as(sums, values), first, sums, count, self._bad[1, i])
         self._next_gain[i] = first + len(values)
 
+    def check(self) -> None:
+        """ValueError, naming level and sample, if a state recorded on a device was not finite; waits for the device."""
+        if self.device is None:
+            return
+        fields, gains = to_host(self._bad)
+        for name, per_level, columns in (("y", fields, self.channels), ("gain", gains, 1)):
+            for i in np.flatnonzero(per_level < 2**63 - 1):
+                raise ValueError(
+                    f"{name}: NaN, an infinite value or one too large for its type in sample {per_level[i] // columns} "
+                    f"at level {i} (s = {self.levels[i]:.6g})"
+                )
+
     def merge(self, other: Recorder) -> None:
-        """Add what ``other`` recorded; ValueError, naming what differs, unless both were made alike."""
+        """Add what ``other`` recorded; ValueError, naming what differs, unless both were made alike.
+
+        The two may be on different devices: only sums are copied.
+        """
         if not isinstance(other, Recorder):
             raise TypeError(f"merge: expected a Recorder, got {type(other).__name__}")
         if other is self:
@@ -220,8 +289,10 @@ class Recorder:
         for key, value in mine.items():
             if theirs[key] != value:
                 raise ValueError(f"merge: recorders differ in {key}: {value} here, {theirs[key]} there")
+        self.check()
+        other.check()
         for name, array in self.state.items():
-            array += other.state[name]
+            array += placed_as(array, other.state[name])
         # Halves of the largest sample number: their sum is still one.
         self._next = np.minimum(self._next, 2**61) + np.minimum(other._next, 2**61 - 1)
         self._next_gain = np.minimum(self._next_gain, 2**61) + np.minimum(other._next_gain, 2**61 - 1)
@@ -229,11 +300,11 @@ class Recorder:
     def save(self, path: Any) -> None:
         """Write everything to one file (safetensors, with a format version and a checksum), atomically."""
         counters = {"next": self._next, "next_gain": self._next_gain}
-        write_state(path, FORMAT, FORMAT_VERSION, self.config(), {**self.state, **counters})
+        write_state(path, FORMAT, FORMAT_VERSION, self.config(), {**self._on_host().state, **counters})
 
     @classmethod
-    def load(cls, path: Any) -> Recorder:
-        """Read a file written by `save`.
+    def load(cls, path: Any, *, device: Any = None) -> Recorder:
+        """Read a file written by `save`, onto the host or a CUDA device, wherever it was recorded.
 
         Raises
         ------
@@ -243,19 +314,20 @@ class Recorder:
             The file is damaged, or is not a fastcrit recorder; the message names it.
         """
         config, arrays = read_state(path, FORMAT, FORMAT_VERSION)
-        recorder = cls(**config)
+        recorder = cls(**config, device=device)
         recorder._next = arrays.pop("next")
         recorder._next_gain = arrays.pop("next_gain")
-        recorder.state = arrays
+        recorder.state = {name: placed_as(recorder.state[name], values) for name, values in arrays.items()}
         return recorder
 
     def __repr__(self) -> str:
         shape = " x ".join(map(str, self.shape))
         most = int(self.state["count"].sum(axis=1).max())
-        return f"<Recorder: {len(self.levels)} levels of {shape} states, up to {most} samples a level>"
+        where = "" if self.device is None else f" on {self.device}"
+        return f"<Recorder{where}: {len(self.levels)} levels of {shape} states, up to {most} samples a level>"
 
     def config(self) -> dict[str, Any]:
-        """The arguments that make a recorder like this one."""
+        """The arguments that make a recorder like this one, but for its device."""
         made = {
             "levels": self.levels.tolist(),
             "shape": list(self.shape),
@@ -281,20 +353,49 @@ class Recorder:
         Raises
         ------
         ValueError
-            A level with a single sample: the ensemble mean cannot be removed from it.
+            A level with a single sample: the ensemble mean cannot be removed from it. A state on a device that was not
+            finite.
         """
-        return build_dataset(self, tuple(lengths))
+        return build_dataset(self._on_host(), tuple(lengths))
 
     def _check_level(self, i: int) -> int:
         if isinstance(i, bool) or not isinstance(i, (int, np.integer)) or not 0 <= i < len(self.levels):
             raise ValueError(f"i: expected a level index from 0 to {len(self.levels) - 1}, got {i!r}")
         return int(i)
 
-    @staticmethod
-    def _first_sample(sample: int | None, default: Any) -> int:
+    def _check_device(self, x: Any, name: str) -> None:
+        place = x.device if is_tensor(x) else None
+        if self.device is None and place is not None and place.type != "cpu":
+            raise ValueError(
+                f"{name}: this recorder is on the host, got a tensor on {place}; make the recorder with "
+                f"device={str(place)!r}, or call .cpu()"
+            )
+        if self.device is not None and place != self.device:
+            got = "an array on the host" if place is None else f"a tensor on {place}"
+            raise ValueError(f"{name}: this recorder is on {self.device}, expected a tensor there, got {got}")
+
+    def _spectrometer(self) -> TorchSpectrometer:
+        from fastcrit.torch_spectra import spectrometer
+
+        assert self.device is not None
+        return spectrometer(self.grid.shape, self.device)
+
+    def _on_host(self) -> Recorder:
+        """Itself, or a copy of one on a device; ValueError if a state was not finite."""
+        if self.device is None:
+            return self
+        self.check()
+        twin = copy.copy(self)
+        twin.device = None
+        twin.state = {name: to_host(values) for name, values in self.state.items()}
+        return twin
+
+    def _first_sample(self, sample: int | None, default: Any) -> int:
         if sample is None:
             sample = int(default)
-        if isinstance(sample, bool) or not isinstance(sample, (int, np.integer)) or not 0 <= sample < 2**62:
+        # On a device fields are numbered, not samples.
+        most = 2**62 // (1 if self.device is None else self.channels)
+        if isinstance(sample, bool) or not isinstance(sample, (int, np.integer)) or not 0 <= sample < most:
             raise ValueError(f"sample: expected the number of the batch's first sample, >= 0, got {sample!r}")
         return int(sample)
 
@@ -308,22 +409,23 @@ class Recorder:
             check_finite(flat[bad : bad + 1], power, begin + bad // self.channels, (2**62,), "y")
             raise FloatingPointError(f"y: sample {begin + bad // self.channels} was not finite, and is no longer")
 
-    def _empty_state(self) -> dict[str, NDArray[Any]]:
+    def _empty_state(self) -> dict[str, Any]:
         levels, blocks, C = len(self.levels), self.blocks, self.channels
-        state: dict[str, NDArray[Any]] = {
-            "count": np.zeros((levels, blocks), np.int64),
-            "power": np.zeros((levels, blocks, C, len(self.grid.orbit_k))),
-            "low": np.zeros((levels, blocks, C, len(self.low), 2)),
-            "first": np.zeros((levels, blocks, C, self.ndim)),
-            "moments": np.zeros((levels, blocks, C, 4)),
-            "field": np.zeros((levels, C, self.grid.sites)),
+        zeros = zeros_on(self.device)
+        state = {
+            "count": zeros((levels, blocks), np.int64),
+            "power": zeros((levels, blocks, C, len(self.grid.orbit_k))),
+            "low": zeros((levels, blocks, C, len(self.low), 2)),
+            "first": zeros((levels, blocks, C, self.ndim)),
+            "moments": zeros((levels, blocks, C, 4)),
+            "field": zeros((levels, C, self.grid.sites)),
         }
         if self.binarized:
-            state["sign_power"] = np.zeros_like(state["power"])
-            state["sign_field"] = np.zeros_like(state["field"])
+            state["sign_power"] = zeros(state["power"].shape)
+            state["sign_field"] = zeros(state["field"].shape)
         if self.gain_shells:
-            state["gain"] = np.zeros((levels, blocks, len(self.gain_shells)))
-            state["gain_count"] = np.zeros((levels, blocks), np.int64)
+            state["gain"] = zeros((levels, blocks, len(self.gain_shells)))
+            state["gain_count"] = zeros((levels, blocks), np.int64)
         return state
 
 

@@ -7,7 +7,6 @@ of its modes. White noise of variance v has power v in every shell; the k = 0 sh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from typing import Any
@@ -16,8 +15,11 @@ import numpy as np
 import scipy  # its submodules load when they are first used, which keeps `import fastcrit` fast
 from numpy.typing import NDArray
 
-from fastcrit._arrays import Fields, check_choice, check_finite, check_grid, check_positive, same_kind, to_real
-from fastcrit._lattice import CHUNK_BYTES, Lattice, lattice, selection
+from fastcrit._arrays import check_choice, check_grid, check_positive, same_kind, to_fields
+from fastcrit._lattice import Lattice, lattice
+from fastcrit._sums import Trend, pad, sums_for
+
+Floats = NDArray[np.float64]
 
 # Leave-one-out groups kept by structure_factor; see correlation.py for what they are used for.
 DEFAULT_BLOCKS = 32
@@ -89,7 +91,8 @@ def power_spectrum(
     ----------
     field : array or tensor, shape (..., N1, .., Nd)
         Real fields on a periodic lattice. float32 is computed in float32; float16, bfloat16, bool and integers of up to
-        16 bits are converted to float32, everything else to float64.
+        16 bits are converted to float32, everything else to float64. Tensors on a CUDA device are computed there, by
+        the kernels of the core or, where it was built without them, by torch; this waits for the device.
     ndim : int
         Number of lattice axes d, 1 to 3.
     spacing : float
@@ -105,14 +108,15 @@ def power_spectrum(
     -------
     RadialSpectrum
         ``power[..., j]`` is the mean of :math:`|\hat\phi(k)|^2 / N` over the ``counts[j]`` modes of shell j, ``k[j]``
-        their mean \|k\| in rad per unit length. Tensors if ``field`` is one.
+        their mean \|k\| in rad per unit length. Tensors on the same device if ``field`` is one.
 
     Raises
     ------
     TypeError
         Complex values, strings, objects.
     ValueError
-        Too few axes, an empty array, NaN or Inf (the message says in which field), a tensor that is not on the CPU.
+        Too few axes, an empty array, NaN or Inf (the message says in which field), a tensor that is neither on the CPU
+        nor on a CUDA device.
     OverflowError
         Power, summed over modes before it is averaged, beyond the range of the dtype.
 
@@ -124,23 +128,21 @@ def power_spectrum(
     >>> bool(np.allclose(spectrum.power.mean(0), 4.0, rtol=0.2))  # white noise of variance 4 is flat
     True
     """
-    array = to_real(field, "field")
+    array = to_fields(field, "field")
     check_grid(array, ndim, 0, "field", "shape (..., N1 .. Nd)")
     spacing = check_positive(spacing, "spacing")
     if detrend is not None:
         check_choice(detrend, ("constant", "linear"), "detrend")
-    grid = lattice(array.shape[-ndim:])
-    lead = array.shape[: array.ndim - ndim]
-    flat = array.reshape(-1, *grid.shape)
+    grid = lattice(tuple(array.shape[-ndim:]))
+    lead = tuple(array.shape[: array.ndim - ndim])
     keep = grid.kept_shells(corners)
-    power = np.empty((len(flat), keep), dtype=array.dtype)
-    taper = None if window is None else _taper(window, grid.shape, array.dtype)
-    for begin, piece in parts(flat) if detrend is None and taper is None else pieces(flat):
-        prepared = _prepare(piece, detrend, taper)
-        out = power[begin : begin + len(piece)]
-        bad = grid.core.shell_power(prepared, out)
-        if bad < len(out):
-            check_finite(prepared[bad : bad + 1], out[bad : bad + 1], begin + bad, lead, "field")
+    power = sums_for(array, grid).shell_power(
+        array.reshape(-1, *grid.shape),
+        keep,
+        None if detrend is None else Trend.of(detrend, grid.shape),
+        None if window is None else _taper(window, grid.shape),
+        lead,
+    )
     kind = same_kind(field)
     return RadialSpectrum(
         k=kind(grid.shell_k[:keep] / spacing),
@@ -163,8 +165,8 @@ def structure_factor(
     Parameters
     ----------
     field : array or tensor, shape (samples, ..., N1, .., Nd)
-        Axis 0 is the ensemble; axes between it and the lattice (channels) give a structure factor each. Conversion of
-        dtypes as in `power_spectrum`.
+        Axis 0 is the ensemble; axes between it and the lattice (channels) give a structure factor each. Dtypes and
+        devices as in `power_spectrum`; only sums over samples leave a device.
     ndim, spacing, corners
         As in `power_spectrum`.
     center : "ensemble", "sample" or "none"
@@ -197,10 +199,10 @@ def structure_factor(
     >>> bool(abs(s.S[0] - 1.0) < 5 * s.stderr[0])  # the mean of 7 is no fluctuation
     True
     """
-    array = to_real(field, "field")
+    array = to_fields(field, "field")
     check_grid(array, ndim, 1, "field", "shape (samples, ..., N1 .. Nd)")
     spacing = check_positive(spacing, "spacing")
-    grid = lattice(array.shape[-ndim:])
+    grid = lattice(tuple(array.shape[-ndim:]))
     modes, shell_squares = mode_averages(array, grid, spacing, center, blocks)
     n = int(modes.counts.sum())
     keep = grid.kept_shells(corners)
@@ -212,7 +214,7 @@ def structure_factor(
     else:
         stderr = np.full_like(S, np.nan)
     kind = same_kind(field)
-    lead = array.shape[1 : array.ndim - ndim]
+    lead = tuple(array.shape[1 : array.ndim - ndim])
     return StructureFactor(
         k=kind(grid.shell_k[:keep] / spacing),
         S=kind(S.reshape(*lead, keep)),
@@ -263,75 +265,53 @@ def autocorrelation(
     >>> bool(np.allclose(c.C, 0.5 * np.cos(2 * np.pi * c.r / 16)))
     True
     """
-    array = to_real(field, "field")
+    array = to_fields(field, "field")
     check_grid(array, ndim, 1, "field", "shape (samples, ..., N1 .. Nd)")
     spacing = check_positive(spacing, "spacing")
-    inner = lattice(array.shape[-ndim:])
+    grid = lattice(tuple(array.shape[-ndim:]))
     n = len(array)
-    lead = array.shape[1 : array.ndim - ndim]
-    stack = array.reshape(n, -1, *inner.shape)
+    lead = tuple(array.shape[1 : array.ndim - ndim])
+    stack = array.reshape(n, -1, *grid.shape)
     unbiased = _check_center(center, n)
+    keep = grid.lags_inside
     if periodic:
-        grid = inner
-        pairs = inner.lag_pairs.astype(np.float64)
+        padded = grid
+        pairs = grid.lag_pairs[:keep].astype(np.float64)
     else:
-        grid = lattice(tuple(scipy.fft.next_fast_len(side + side // 2, real=True) for side in inner.shape))
-        mask = _pad(np.ones((1, *inner.shape)), grid.shape)
-        pairs = grid.core.autocorrelation(mask)[0] * grid.sites
-    keep = inner.lags_inside
-    total = np.zeros((stack.shape[1], keep))
-    squares = np.zeros_like(total)
-    for m in range(stack.shape[1]):
-        offset = ensemble_mean(stack[:, m]) if center == "ensemble" else None
-        for begin, piece in pieces(stack[:, m]):
-            values = _centered(piece, center, offset)
-            if not periodic:
-                values = _pad(values, grid.shape)
-            sums = grid.core.autocorrelation(values).astype(np.float64)
-            check_finite(piece, sums, begin, (n,), "field")
-            C = sums[:, :keep] * (grid.sites / pairs[:keep] if not periodic else 1.0 / pairs[:keep])
-            total[m] += C.sum(axis=0)
-            squares[m] += (C**2).sum(axis=0)
+        padded = lattice(tuple(scipy.fft.next_fast_len(side + side // 2, real=True) for side in grid.shape))
+        mask = pad(np.ones((1, *grid.shape)), padded.shape)
+        # Both correlations are divided by the sites of the padded lattice.
+        pairs = np.asarray(padded.core.autocorrelation(mask)[0, :keep], np.float64)
+    sums = sums_for(array, grid)
+    columns = [sums.lag_sums(stack[:, m], center, padded, pairs) for m in range(stack.shape[1])]
+    total, squares = (np.stack(values) for values in zip(*columns, strict=True))
     mean = total / n
     variance = np.maximum(squares / n - mean**2, 0.0)
     stderr = np.sqrt(variance / (n - 1)) if n >= fewest_for_errors(center) else np.full_like(mean, np.nan)
     scale = unbiased / (mean[:, :1] * unbiased) if normalize else np.full((len(mean), 1), unbiased)
     kind = same_kind(field)
     return RadialCorrelation(
-        r=kind(grid.lag_r[:keep] * spacing),
+        r=kind(padded.lag_r[:keep] * spacing),
         C=kind((mean * scale).reshape(*lead, keep)),
         stderr=kind((stderr * np.abs(scale)).reshape(*lead, keep)),
-        counts=kind(grid.lag_pairs[:keep]),
+        counts=kind(padded.lag_pairs[:keep]),
     )
 
 
 def mode_averages(
-    array: Fields, grid: Lattice, spacing: float, center: str, blocks: int, name: str = "field"
+    array: Any, grid: Lattice, spacing: float, center: str, blocks: int, name: str = "field"
 ) -> tuple[ModeAverages, NDArray[np.float64]]:
     """Per-block mode averages of (samples, ..., lattice), and (fields, shells) sums of squared shell power."""
     n = len(array)
     _check_center(center, n, name)
     used = blocks_in_use(blocks, n)
     stack = array.reshape(n, -1, *grid.shape)
-    fields = stack.shape[1]
-    power = np.zeros((used, fields, len(grid.orbit_k)))
-    first = np.zeros((used, fields, grid.ndim))
-    squares = np.zeros((fields, len(grid.shell_k)))
-    axes = [grid.mode_index(n) for n in grid.axis_wavenumbers]
-    modes = sorted(set(axes))
-    selected = selection(grid.shape, tuple(modes))
-    order = [modes.index(i) for i in axes]
-    for m in range(fields):
-        offset = ensemble_mean(stack[:, m], name) if center == "ensemble" else None
-        for begin, piece in pieces(stack[:, m]):
-            sums, amplitudes = grid.core.power(_centered(piece, center, offset), "orbits", selected=selected)
-            check_finite(piece, sums, begin, (n,), name)
-            squares[m] += ((grid.to_shells(sums.astype(np.float64)) / grid.shell_modes) ** 2).sum(axis=0)
-            first_power = (amplitudes.astype(np.float64) ** 2).sum(axis=-1)[:, order] / grid.sites
-            add_to_blocks(power[:, m], sums, begin)
-            add_to_blocks(first[:, m], first_power, begin)
+    sums = sums_for(array, grid)
+    columns = [sums.mode_sums(stack[:, m], center, used, name) for m in range(stack.shape[1])]
+    power, first, squares = (np.stack(values) for values in zip(*columns, strict=True))
     counts = np.bincount(np.arange(n) % used, minlength=used)
-    return ModeAverages(grid, spacing, center, counts, power / grid.orbit_modes, first), squares
+    by_block = [np.ascontiguousarray(values.swapaxes(0, 1)) for values in (power / grid.orbit_modes, first)]
+    return ModeAverages(grid, spacing, center, counts, *by_block), squares
 
 
 def blocks_in_use(blocks: int, samples: int) -> int:
@@ -341,20 +321,6 @@ def blocks_in_use(blocks: int, samples: int) -> int:
     return min(int(blocks), samples)
 
 
-def add_to_blocks(blocks: NDArray[Any], values: NDArray[Any], first: int) -> None:
-    """Add row j of ``values`` to block (first + j) mod len(blocks), in the order of the rows.
-
-    The order of additions within a block is that of the samples, so a stream gives the same bits however it is cut.
-    """
-    n = len(blocks)
-    row = 0
-    while row < len(values):
-        block = (first + row) % n
-        take = min(n - block, len(values) - row)
-        blocks[block : block + take] += values[row : row + take]
-        row += take
-
-
 def block_sums(values: NDArray[np.float64], blocks: int) -> NDArray[np.float64]:
     """(..., blocks): sums of the columns j, j + blocks, j + 2 blocks, .. of ``values``."""
     n = values.shape[-1]
@@ -362,26 +328,6 @@ def block_sums(values: NDArray[np.float64], blocks: int) -> NDArray[np.float64]:
     sums = values[..., :whole].reshape(*values.shape[:-1], -1, blocks).sum(axis=-2)
     sums[..., : n - whole] += values[..., whole:]
     return np.asarray(sums)
-
-
-def ensemble_mean(samples: Fields, name: str = "field") -> Fields:
-    """Mean field over axis 0, accumulated in float64, in the dtype of the samples; NaN and Inf are named."""
-    mean: NDArray[np.float64] = samples.mean(axis=0, dtype=np.float64)
-    if not np.isfinite(mean).all():  # once subtracted it would spoil every sample
-        check_finite(samples, samples, 0, (len(samples),), name)
-    return mean.astype(samples.dtype)
-
-
-def parts(fields: Fields) -> Iterator[tuple[int, Fields]]:
-    """All fields at once where they are contiguous, otherwise `pieces`."""
-    return iter([(0, fields)]) if fields.flags.c_contiguous else pieces(fields)
-
-
-def pieces(fields: Fields) -> Iterator[tuple[int, Fields]]:
-    """Contiguous runs of fields of about CHUNK_BYTES, each with the index of its first field."""
-    step = max(64, CHUNK_BYTES // max(1, fields[0].nbytes))
-    for begin in range(0, len(fields), step):
-        yield begin, np.ascontiguousarray(fields[begin : begin + step])
 
 
 def _check_center(center: str, samples: int, name: str = "field") -> float:
@@ -399,38 +345,10 @@ def fewest_for_errors(center: str) -> int:
     return 3 if center == "ensemble" else 2
 
 
-def _centered(piece: Fields, center: str, mean: Fields | None) -> Fields:
-    if center == "sample":
-        axes = tuple(range(1, piece.ndim))
-        return np.asarray(piece - piece.mean(axis=axes, keepdims=True, dtype=np.float64).astype(piece.dtype))
-    return piece if mean is None else piece - mean
-
-
-def _pad(fields: Fields, shape: tuple[int, ...]) -> Fields:
-    padded = np.zeros((len(fields), *shape), dtype=fields.dtype)
-    padded[(slice(None), *(slice(0, side) for side in fields.shape[1:]))] = fields
-    return padded
-
-
-def _taper(window: str | tuple[Any, ...], shape: tuple[int, ...], dtype: np.dtype[Any]) -> Fields:
+def _taper(window: str | tuple[Any, ...], shape: tuple[int, ...]) -> Floats:
     taper = np.ones(shape)
     for axis, side in enumerate(shape):
         # sym=False: the periodic form, as for any spectrum.
         values = scipy.signal.get_window(window, side, fftbins=True)
         taper = taper * values.reshape([-1 if i == axis else 1 for i in range(len(shape))])
-    return np.asarray((taper / np.sqrt(np.mean(taper**2))).astype(dtype))
-
-
-def _prepare(fields: Fields, detrend: str | None, taper: Fields | None) -> Fields:
-    """Each field less its mean or its least-squares plane, times the taper; a copy when anything changes."""
-    if detrend is not None:
-        shape = fields.shape[1:]
-        columns = [np.ones(shape)]
-        if detrend == "linear":
-            columns += list(np.meshgrid(*[np.arange(n) - (n - 1) / 2 for n in shape], indexing="ij"))
-        design = np.stack([c.ravel() for c in columns], axis=1)
-        flat = fields.reshape(len(fields), -1).astype(np.float64)
-        # A side of one site gives a column of zeros; the pseudo-inverse leaves its slope at zero.
-        trend = (flat @ np.linalg.pinv(design).T) @ design.T
-        fields = (flat - trend).astype(fields.dtype).reshape(fields.shape)
-    return fields if taper is None else np.ascontiguousarray(fields * taper)
+    return np.asarray(taper / np.sqrt(np.mean(taper**2)))

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "cuda.hpp"
 #include "fastcrit/spectra.hpp"
 
 namespace py = pybind11;
@@ -251,6 +252,15 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
                                [](const Spectrometer& s) { return s.lattice().lag_shells_inside(); });
     add_precision<float>(spectrometer);
     add_precision<double>(spectrometer);
+
+#ifdef FASTCRIT_CUDA
+    m.attr("cuda_compiled") = true;
+    m.attr("cuda_host") = FASTCRIT_CUDA_HOST != 0;
+    add_cuda(m);
+#else
+    m.attr("cuda_compiled") = false;
+    m.attr("cuda_host") = false;
+#endif
 
     m.def("instruction_set", &fastcrit::instruction_set);
     m.def("available_instruction_sets", &fastcrit::available_instruction_sets);

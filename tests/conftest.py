@@ -1,9 +1,21 @@
 from __future__ import annotations
 
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from fastcrit import _core
+# Another build of the compiled core to test, such as one with the CUDA kernels for the processor.
+if folder := os.environ.get("FASTCRIT_TEST_CORE"):
+    (extension,) = Path(folder).glob("_core.*.so")
+    spec = importlib.util.spec_from_file_location("fastcrit._core", extension)
+    sys.modules["fastcrit._core"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["fastcrit._core"])
+
+from fastcrit import _core  # after the choice of the core
 
 
 @pytest.fixture

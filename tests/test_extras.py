@@ -21,6 +21,7 @@ from fastcrit.studies import PatchStudy
         ("zarr", "store", lambda path: store.load_array(path / "a.zarr")),
         ("netCDF4", "store", lambda path: store.load_array(path / "a.nc")),
         ("torch", "torch", lambda path: store.load_array(path / "a.pt")),
+        ("torch", "torch", lambda path: fc.Recorder([1.0], shape=(8, 8), device="cuda")),
         ("sklearn", "images", lambda path: fc.patch.Dictionary.from_images(np.ones((9, 9, 9)), 3, 2, method="kmeans")),
         ("zarr", "store", lambda path: PatchStudy().run(path / "run")),
         ("matplotlib", "plot", lambda path: PatchStudy().run(path / "run")),

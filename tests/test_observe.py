@@ -381,7 +381,7 @@ class TestBadInput:
         assert rec._next[0] == 10
 
     def test_an_interrupt_leaves_the_recorder_as_it_was(self, rng, monkeypatch):
-        from fastcrit import spectra
+        from fastcrit import _sums
 
         rec = fc.Recorder([1.0], shape=(8, 8))
         rec.update(0, rng.standard_normal((10, 8, 8)))
@@ -393,7 +393,7 @@ class TestBadInput:
                 raise KeyboardInterrupt
             add(*arguments)
 
-        monkeypatch.setattr(spectra, "CHUNK_BYTES", 1)  # 64 samples at a time
+        monkeypatch.setattr(_sums, "CHUNK_BYTES", 1)  # 64 samples at a time
         monkeypatch.setattr(fc.Recorder, "_add", interrupted)
         with pytest.raises(KeyboardInterrupt):
             rec.update(0, rng.standard_normal((300, 16, 8))[:, ::2])

@@ -181,7 +181,12 @@ class TestPowerSpectrum:
                 ValueError,
                 "detrend: expected one of 'constant', 'linear', got 'cubic'",
             ),
-            (torch.ones(4, 4, device="meta"), {}, ValueError, "field: expected a CPU tensor .* on meta"),
+            (
+                torch.ones(4, 4, device="meta"),
+                {},
+                ValueError,
+                "field: expected a numpy array or a tensor on the CPU or a CUDA .* on meta",
+            ),
         ],
     )
     def test_bad_input_is_named(self, field, options, error, message):

@@ -61,7 +61,9 @@ def sample(
         another's states (``initial``) has noise of its own.
     recorder : Recorder, optional
         Records the states at those of its levels that are among ``levels`` (they must all be), the first and the last
-        included. Every call adds to it; a call with the same samples counts them twice.
+        included. Every call adds to it; a call with the same samples counts them twice. From a GPU, states are copied
+        to a recorder on the host at each of its levels, which waits for the device; one made with ``device="cuda"``
+        reads them where they are.
     guidance : Weight, optional
         Guidance as a function of the noise level: `Constant`, `Interval`, `Pulse`, or sums and products of them. The
         weight of a step's first level is held over both evaluations of a Heun step. See `guided`.
@@ -260,7 +262,7 @@ class _Watcher:
             self.observer(i, s, y, D)
         else:
             states = y.reshape(len(y), *self.observer.shape)
-            self.observer.update(self.steps[i], states.cpu(), sample=first)
+            self.observer.update(self.steps[i], states if self.observer.device else states.cpu(), sample=first)
 
 
 def _state_shape(D: Denoiser, shape: Sequence[int] | None, initial: Tensor | None, n_samples: int) -> tuple[int, ...]:

@@ -1,0 +1,347 @@
+// Power of square fields in one kernel: pixels in, bin sums and selected modes out. A field stays in shared memory.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "kernels.hpp"
+#include "square.cuh"
+
+namespace fastcrit::cuda {
+namespace {
+
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+
+struct FusedArguments {
+    std::int64_t count;
+    View view;
+    const Complex* roots;
+    Segments<std::uint16_t> bins;
+    float* sums;
+    const ModePlace* selected;
+    std::int32_t n_selected;
+    Complex* modes;
+    double* totals;
+};
+
+/// A field's threads wait for each other.
+template <int Side>
+__device__ void wait_for_field() {
+    if (Square<Side>::threads <= 32) {
+        __syncwarp();
+    } else {
+        __syncthreads();
+    }
+}
+
+__device__ inline float sign(float value) { return value >= 0.0F ? 1.0F : -1.0F; }
+
+/// First pass along the columns, from memory. Neighbouring threads have neighbouring columns. Returns the sum of what
+/// the thread reads, if wanted.
+template <int Side, class T>
+__device__ double read_columns(const T* field, const View& view, const Complex* roots, Shared<Complex> values, int base,
+                               int thread, bool active, bool want_total) {
+    using S = Square<Side>;
+    constexpr int radix = S::Columns::radix;
+    constexpr int below = S::Columns::Next::length;  // rows from one value of a butterfly to the next
+    double total = 0.0;
+    FASTCRIT_UNROLL_BY(1)
+    for (int i = thread; i < Side * below; i += S::threads) {
+        const int x = i % Side;
+        const int row = i / Side;
+        const int begin = 2 * row * Side + x;
+        Complex z[radix] = {};
+        if (S::fields == 1 || active) {
+            const T* const pixels = field + begin;
+            FASTCRIT_UNROLL
+            for (int j = 0; j < radix; ++j) {
+                z[j] = {to_float(pixels[2 * j * below * Side]), to_float(pixels[(2 * j * below + 1) * Side])};
+            }
+        }
+        if (view.signs) {
+            FASTCRIT_UNROLL
+            for (int j = 0; j < radix; ++j) z[j] = {sign(z[j].re), sign(z[j].im)};
+        } else if (view.offset != nullptr) {
+            const float* const offset = view.offset + begin;
+            FASTCRIT_UNROLL
+            for (int j = 0; j < radix; ++j) {
+                z[j] = z[j] - Complex{offset[2 * j * below * Side], offset[(2 * j * below + 1) * Side]};
+            }
+        }
+        if (want_total) {
+            FASTCRIT_UNROLL
+            for (int j = 0; j < radix; ++j) total += static_cast<double>(z[j].re) + static_cast<double>(z[j].im);
+        }
+        transform(z);
+        if (below > 1) Twiddles<radix>(roots, row, Side / S::height).apply(z);
+        const int first = base + S::place(row, x);
+        FASTCRIT_UNROLL
+        for (int j = 0; j < radix; ++j) values[first + S::place(j * below, 0)] = z[j];
+    }
+    return total;
+}
+
+/// The passes from P on, of every column of blocks of rows.
+template <int Side, class P>
+__device__ void transform_columns(const Complex* roots, Shared<Complex> values, int base, int thread) {
+    if constexpr (P::length > 1) {
+        using S = Square<Side>;
+        constexpr int below = P::Next::length;
+        wait_for_field<Side>();
+        FASTCRIT_UNROLL_BY(1)
+        for (int i = thread; i < Side * S::height / P::radix; i += S::threads) {
+            const int x = i % Side;
+            const int n = i / Side % below;
+            const int first = base + S::place(i / Side / below * P::length + n, x);
+            Complex z[P::radix];
+            FASTCRIT_UNROLL
+            for (int j = 0; j < P::radix; ++j) z[j] = values[first + S::place(j * below, 0)];
+            transform(z);
+            if (below > 1) Twiddles<P::radix>(roots, n, Side / P::length).apply(z);
+            FASTCRIT_UNROLL
+            for (int j = 0; j < P::radix; ++j) values[first + S::place(j * below, 0)] = z[j];
+        }
+        transform_columns<Side, typename P::Next>(roots, values, base, thread);
+    }
+}
+
+/// Rows in an order in which those of a half warp, as many as 16 values hold runs of a butterfly's step, begin that
+/// step apart modulo 16.
+template <int Side, int Step>
+__device__ int spread_rows(int i) {
+    constexpr int apart = 16 * Step / Side;
+    constexpr int rows = 16 / Step * apart <= Side / 2 ? 16 / Step : Side / 2 / apart;
+    if constexpr (apart < 2) {
+        return i;
+    } else {
+        return i / (rows * apart) * (rows * apart) + i % rows * apart + i / rows % apart;
+    }
+}
+
+/// Likewise of rows.
+template <int Side, class P>
+__device__ void transform_rows(const Complex* roots, Shared<Complex> values, int base, int thread) {
+    if constexpr (P::length > 1) {
+        using S = Square<Side>;
+        constexpr int below = P::Next::length;
+        constexpr int butterflies = Side / P::radix;
+        if (kFault != Fault::missing_barrier || P::length < Side) wait_for_field<Side>();
+        FASTCRIT_UNROLL_BY(1)
+        for (int i = thread; i < S::height * butterflies; i += S::threads) {
+            const int n = i % butterflies % below;
+            const int row = spread_rows<Side, below>(i / butterflies);
+            // A butterfly's values begin where no carry into x / 16 can come from n.
+            const int first = base + S::place(row, i % butterflies / below * P::length + n);
+            Complex z[P::radix];
+            FASTCRIT_UNROLL
+            for (int j = 0; j < P::radix; ++j) z[j] = values[first + S::place(0, j * below)];
+            transform(z);
+            if (below > 1) Twiddles<P::radix>(roots, n, Side / P::length).apply(z);
+            FASTCRIT_UNROLL
+            for (int j = 0; j < P::radix; ++j) values[first + S::place(0, j * below)] = z[j];
+        }
+        transform_rows<Side, typename P::Next>(roots, values, base, thread);
+    }
+}
+
+/// Writes the powers of the modes (ky, kx) and (ky + height, kx), with those of their mirror images, over Z(ky, kx).
+template <int Side>
+__device__ void square_in_place(const HalfHeightSpectrum<Side>& spectrum, int ky, int kx) {
+    using S = Square<Side>;
+    const int here = S::place_of_mode(ky, kx);
+    const int mirror = S::place_of_mode(-ky, -kx);
+    const auto both = spectrum.separate(here, mirror, ky);
+    // Modes that are their own mirror images, or each other's, count once. Amplitudes are doubled.
+    const float scale = (here == mirror ? 0.25F : 0.5F) / static_cast<float>(S::sites);
+    spectrum.values[spectrum.base + here] = Complex{norm(both.lower) * scale, norm(both.upper) * scale};
+}
+
+template <int Side>
+__device__ void square_all(const HalfHeightSpectrum<Side>& spectrum, int thread) {
+    using S = Square<Side>;
+    FASTCRIT_UNROLL_BY(2)
+    for (int i = thread; i < S::height * S::height; i += S::threads) {
+        const int kx = i % S::height;
+        const int ky = i / S::height;
+        if (kx > 0 || ky <= S::height / 2) square_in_place(spectrum, ky, kx);
+    }
+    for (int ky = thread; ky <= S::height / 2; ky += S::threads) square_in_place(spectrum, ky, S::height);
+}
+
+/// Sums by bin, a few lanes each. Returns whether all that this thread knows are finite.
+template <int Side>
+__device__ bool sum_bins(const Segments<std::uint16_t>& bins, Shared<float> powers, int base, int thread, float* out) {
+    const int groups = Square<Side>::threads / bins.threads;
+    const int lane = thread % bins.threads;
+    bool good = true;
+    for (int first = 0; first < bins.bins; first += groups) {
+        const int bin = first + thread / bins.threads;
+        CompensatedSum sum;
+        if (bin < bins.bins) {
+            const int end = bins.begin[bin + 1] - (kFault == Fault::partial_warp && bins.threads > 1 ? 1 : 0);
+            for (int i = bins.begin[bin] + lane; i < end; i += bins.threads) sum.add(powers[base + bins.at[i]]);
+        }
+        const float all = sum_lanes(sum.value(), bins.threads);
+        good = good && finite(all);
+        if (out != nullptr && lane == 0 && bin < bins.bins) out[bin] = all;
+    }
+    return good;
+}
+
+template <int Side, class T>
+__global__ void __launch_bounds__(Square<Side>::block, Square<Side>::blocks)
+    fused(const T* fields, FusedArguments arguments) {
+    using S = Square<Side>;
+    const int thread = static_cast<int>(threadIdx.x) % S::threads;
+    const int slot = static_cast<int>(threadIdx.x) / S::threads;
+    const std::int64_t field = std::int64_t{blockIdx.x} * S::fields + slot;
+    const bool active = field < arguments.count;
+    const Shared<Complex> values = dynamic_shared<Complex>(S::fields * S::pitch);
+    const int base = slot * S::pitch;
+    const Complex* const roots = arguments.roots;
+
+    double total = read_columns<Side>(fields + (active ? field : 0) * S::sites, arguments.view, roots, values, base,
+                                      thread, active, arguments.totals != nullptr);
+    constexpr int warps = S::threads / 32;
+    FASTCRIT_SHARED(double, parts, warps > 1 ? warps : 1);
+    if (arguments.totals != nullptr) {
+        total = sum_lanes(total, warps > 0 ? 32 : S::threads);
+        if (warps > 1 && thread % 32 == 0) parts[thread / 32] = total;
+        if (warps <= 1 && active && thread == 0) arguments.totals[field] = total;
+    }
+    transform_columns<Side, typename S::Columns::Next>(roots, values, base, thread);
+    if (warps > 1 && arguments.totals != nullptr && thread == 0) {
+        total = 0.0;
+        for (int w = 0; w < warps; ++w) total += parts[w];
+        arguments.totals[field] = total;
+    }
+    transform_rows<Side, typename S::Rows>(roots, values, base, thread);
+    wait_for_field<Side>();
+
+    const HalfHeightSpectrum<Side> spectrum{values, base, roots};
+    if (arguments.modes != nullptr) {
+        for (int i = thread; i < arguments.n_selected; i += S::threads) {
+            const ModePlace place = arguments.selected[i];
+            const auto both = spectrum.separate(place.here, place.mirror, place.ky);
+            const Complex mode = place.upper != 0 ? both.upper : both.lower;
+            if (active) arguments.modes[field * arguments.n_selected + i] = {0.5F * mode.re, 0.5F * mode.im};
+        }
+        wait_for_field<Side>();
+    }
+    square_all(spectrum, thread);
+    wait_for_field<Side>();
+    const bool good = sum_bins<Side>(arguments.bins, values.template as<float>(), 2 * base, thread,
+                                     active ? arguments.sums + field * arguments.bins.bins : nullptr);
+
+    // After the barriers, and so after the total. All who write write the same.
+    if (!good && active && arguments.totals != nullptr) arguments.totals[field] = kNaN;
+}
+
+template <int Side, class T>
+void launch_typed(const FusedRequest& request, void* stream) {
+    using S = Square<Side>;
+    const FusedArguments arguments{request.fields.count, request.view,       request.roots, request.bins,  request.sums,
+                                   request.selected,     request.n_selected, request.modes, request.totals};
+    const std::int64_t blocks = (request.fields.count + S::fields - 1) / S::fields;
+    launch(&fused<Side, T>, dim3(static_cast<unsigned>(blocks)), dim3(S::block), S::shared_bytes, stream,
+           static_cast<const T*>(request.fields.data), arguments);
+}
+
+template <int Side>
+void launch_side(const FusedRequest& request, void* stream) {
+    switch (request.fields.type) {
+        case Type::float32: return launch_typed<Side, float>(request, stream);
+        case Type::float16: return launch_typed<Side, Half>(request, stream);
+        case Type::bfloat16: return launch_typed<Side, BFloat16>(request, stream);
+    }
+}
+
+/// More than 48 KiB of shared memory are to be asked for, once.
+template <int Side>
+void allow_shared_memory() {
+    constexpr auto limit = cudaFuncAttributeMaxDynamicSharedMemorySize;
+    FASTCRIT_CUDA_CHECK(cudaFuncSetAttribute(&fused<Side, float>, limit, Square<Side>::shared_bytes));
+    FASTCRIT_CUDA_CHECK(cudaFuncSetAttribute(&fused<Side, Half>, limit, Square<Side>::shared_bytes));
+    FASTCRIT_CUDA_CHECK(cudaFuncSetAttribute(&fused<Side, BFloat16>, limit, Square<Side>::shared_bytes));
+}
+
+template <int Side>
+FusedTables make_tables(const Lattice& lattice) {
+    using S = Square<Side>;
+    FusedTables tables;
+    std::vector<Complex> roots;
+    for (int j = 0; j < Side; ++j) {
+        const double angle = -2.0 * std::acos(-1.0) * j / Side;
+        roots.push_back({static_cast<float>(std::cos(angle)), static_cast<float>(std::sin(angle))});
+    }
+    tables.roots = DeviceArray<Complex>(roots);
+    for (const Bins bins : {Bins::shells, Bins::orbits}) {
+        const auto& bin_of_mode = bins == Bins::shells ? lattice.shell_of_mode() : lattice.orbit_of_mode();
+        std::vector<std::pair<std::int32_t, std::uint16_t>> powers;
+        for (int kx = 0; kx <= S::height; ++kx) {
+            const bool own_mirror = kx % S::height == 0;
+            for (int ky = 0; ky < (own_mirror ? S::height / 2 + 1 : S::height); ++ky) {
+                for (int upper = 0; upper < 2; ++upper) {
+                    powers.emplace_back(bin_of_mode[static_cast<std::size_t>(kx * Side + ky + upper * S::height)],
+                                        static_cast<std::uint16_t>(2 * S::place_of_mode(ky, kx) + upper));
+                }
+            }
+        }
+        // An orbit has at most four of these powers; a shell, about as many as the side is long.
+        const std::int32_t threads = bins == Bins::orbits ? 1 : std::min(32, Side / 4 < 16 ? 8 : 32);
+        const auto n = bins == Bins::shells ? lattice.shells() : static_cast<std::int32_t>(lattice.orbits().size());
+        const auto as_it_is = [](std::uint16_t at) { return at; };
+        tables.bins[static_cast<int>(bins)] = SegmentTables<std::uint16_t>(std::move(powers), n, threads, as_it_is);
+    }
+    allow_shared_memory<Side>();
+    return tables;
+}
+
+template <int Side>
+ModePlace mode_place(std::int32_t mode) {
+    using S = Square<Side>;
+    const int kx = mode / Side;
+    const int ky = mode % Side;
+    return {static_cast<std::uint16_t>(S::place_of_mode(ky, kx)),
+            static_cast<std::uint16_t>(S::place_of_mode(-ky, -kx)), static_cast<std::uint16_t>(ky % S::height),
+            static_cast<std::uint16_t>(ky / S::height)};
+}
+
+}  // namespace
+
+bool has_fused(const Lattice& lattice) {
+    const std::int32_t side = lattice.sides()[2];
+    return lattice.ndim() == 2 && lattice.sides()[1] == side && (side == 16 || side == 32 || side == 64 || side == 128);
+}
+
+FusedTables make_fused_tables(const Lattice& lattice) {
+    switch (lattice.sides()[2]) {
+        case 16: return make_tables<16>(lattice);
+        case 32: return make_tables<32>(lattice);
+        case 64: return make_tables<64>(lattice);
+        default: return make_tables<128>(lattice);
+    }
+}
+
+std::vector<ModePlace> mode_places(const Lattice& lattice, const std::vector<std::int32_t>& modes) {
+    std::vector<ModePlace> places;
+    for (const std::int32_t mode : modes) {
+        switch (lattice.sides()[2]) {
+            case 16: places.push_back(mode_place<16>(mode)); break;
+            case 32: places.push_back(mode_place<32>(mode)); break;
+            case 64: places.push_back(mode_place<64>(mode)); break;
+            default: places.push_back(mode_place<128>(mode)); break;
+        }
+    }
+    return places;
+}
+
+void launch_fused(int side, const FusedRequest& request, void* stream) {
+    switch (side) {
+        case 16: return launch_side<16>(request, stream);
+        case 32: return launch_side<32>(request, stream);
+        case 64: return launch_side<64>(request, stream);
+        default: return launch_side<128>(request, stream);
+    }
+}
+
+}  // namespace fastcrit::cuda

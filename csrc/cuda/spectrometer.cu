@@ -1,0 +1,234 @@
+// What a spectrometer keeps on its device, and how its methods launch the kernels with it.
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+
+#include "fastcrit/cuda.hpp"
+#include "kernels.hpp"
+
+namespace fastcrit::cuda {
+namespace {
+
+// A bin is summed by a thread, a warp or a block of 256, so that its owner has some values to sum and a field some
+// thousand owners. Looks at the lattice alone, as does every sum's order.
+std::int32_t threads_of_bin(std::size_t values, std::int32_t bins) {
+    const std::size_t mean = values / static_cast<std::size_t>(bins);
+    return mean <= 8 ? 1 : mean <= 4096 ? 32 : 256;
+}
+
+SegmentTables<std::int32_t> make_segments(std::vector<std::pair<std::int32_t, std::int32_t>> entries,
+                                          std::int32_t bins) {
+    const std::int32_t threads = threads_of_bin(entries.size(), bins);
+    return {std::move(entries), bins, threads, [](std::int32_t at) { return at < 0 ? ~at : at; }};
+}
+
+/// Index in row-major order, `width` values a row, of an index in the order [x][z][y].
+std::int32_t by_rows(const Lattice& lattice, std::int32_t index, std::int32_t width) {
+    return index % lattice.plane() * width + index / lattice.plane();
+}
+
+/// Entries of the half lattice [x][z][y], whose bins are given, for values whose rows are of a width.
+std::vector<std::pair<std::int32_t, std::int32_t>> half_lattice(const Lattice& lattice,
+                                                                const std::vector<std::int32_t>& bins,
+                                                                std::int32_t width) {
+    std::vector<std::pair<std::int32_t, std::int32_t>> entries;
+    for (std::int32_t i = 0; i < static_cast<std::int32_t>(bins.size()); ++i) {
+        const std::int32_t at = by_rows(lattice, i, width);
+        entries.emplace_back(bins[static_cast<std::size_t>(i)], lattice.weight(i / lattice.plane()) == 1 ? ~at : at);
+    }
+    return entries;
+}
+
+DeviceArray<Complex> make_waves(std::int32_t side) {
+    std::vector<Complex> waves;
+    for (std::int32_t j = 0; j < side; ++j) {
+        const double angle = -2.0 * std::acos(-1.0) * j / side;
+        waves.push_back({static_cast<float>(std::cos(angle)), static_cast<float>(std::sin(angle))});
+    }
+    return DeviceArray<Complex>(waves);
+}
+
+std::int32_t count_bins(const Lattice& lattice, Bins bins) {
+    return bins == Bins::shells ? lattice.shells() : static_cast<std::int32_t>(lattice.orbits().size());
+}
+
+}  // namespace
+
+Type parse_type(const std::string& name) {
+    if (name == "float32") return Type::float32;
+    if (name == "float16") return Type::float16;
+    if (name == "bfloat16") return Type::bfloat16;
+    throw std::invalid_argument("dtype: expected 'float32', 'float16' or 'bfloat16', got '" + name + "'");
+}
+
+struct Spectrometer::Tables {
+    Tables(const std::vector<std::int64_t>& shape, int device_number)
+        : lattice(shape),
+          device(device_number),
+          fused(has_fused(lattice)) {
+        const DeviceGuard guard(device);
+        const auto [n0, n1, n2] = lattice.sides();
+        for (const Bins b : {Bins::shells, Bins::orbits}) {
+            const auto& of_mode = b == Bins::shells ? lattice.shell_of_mode() : lattice.orbit_of_mode();
+            bins[static_cast<int>(b)] =
+                make_segments(half_lattice(lattice, of_mode, lattice.half()), count_bins(lattice, b));
+        }
+        lags = make_segments(half_lattice(lattice, lattice.lag_shell_of_site(), n2),
+                             static_cast<std::int32_t>(lattice.lag_shells().size()));
+        for (int axis = 0; axis < 3; ++axis) waves[axis] = make_waves(lattice.sides()[axis]);
+        if (fused) fused_tables = make_fused_tables(lattice);
+    }
+
+    Lattice lattice;
+    int device;
+    bool fused;
+    SegmentTables<std::int32_t> bins[2];
+    SegmentTables<std::int32_t> lags;
+    DeviceArray<Complex> waves[3];
+    FusedTables fused_tables;
+};
+
+struct SelectedModes::Tables {
+    std::int32_t size;
+    DeviceArray<std::int32_t> at;   ///< in a half spectrum by rows
+    DeviceArray<ModePlace> places;  ///< of a fused lattice
+    bool has_first = true;          ///< k = 0 and the first mode of each axis are among them
+    std::int32_t along[3] = {};
+};
+
+SelectedModes::SelectedModes(const Spectrometer& spectrometer, const Selection& selection) {
+    const Lattice& lattice = spectrometer.lattice();
+    selection.check(lattice);
+    std::vector<std::int32_t> modes(static_cast<std::size_t>(selection.size()));
+    for (std::size_t i = 0; i < selection.slot().size(); ++i) {
+        if (selection.slot()[i] >= 0)
+            modes[static_cast<std::size_t>(selection.slot()[i])] = static_cast<std::int32_t>(i);
+    }
+    std::vector<std::int32_t> at;
+    for (const std::int32_t mode : modes) at.push_back(by_rows(lattice, mode, lattice.half()));
+
+    const DeviceGuard guard(spectrometer.device());
+    auto tables = std::make_unique<Tables>();
+    tables->size = selection.size();
+    tables->at = DeviceArray<std::int32_t>(at);
+    if (spectrometer.fused()) tables->places = DeviceArray<ModePlace>(mode_places(lattice, modes));
+    tables->has_first = selection.slot()[0] == 0;
+    for (int axis = 3 - lattice.ndim(); axis < 3; ++axis) {
+        const std::int64_t step[3] = {lattice.sides()[1], 1, lattice.plane()};
+        const std::int64_t mode = lattice.sides()[axis] > 1 ? step[axis] : 0;
+        const std::int32_t slot = selection.slot()[static_cast<std::size_t>(mode)];
+        tables->along[axis - 3 + lattice.ndim()] = slot;
+        tables->has_first = tables->has_first && slot >= 0;
+    }
+    tables_ = std::move(tables);
+}
+SelectedModes::~SelectedModes() = default;
+SelectedModes::SelectedModes(SelectedModes&&) noexcept = default;
+
+std::int64_t SelectedModes::size() const { return tables_->size; }
+
+Spectrometer::Spectrometer(const std::vector<std::int64_t>& shape, int device)
+    : tables_(std::make_unique<const Tables>(shape, device)) {}
+Spectrometer::~Spectrometer() = default;
+
+const Lattice& Spectrometer::lattice() const { return tables_->lattice; }
+int Spectrometer::device() const { return tables_->device; }
+bool Spectrometer::fused() const { return tables_->fused; }
+std::int64_t Spectrometer::bins(Bins bins) const { return count_bins(lattice(), bins); }
+
+void Spectrometer::power(const Fields& fields, const View& view, Bins bins, const PowerResults& results,
+                         void* stream) const {
+    if (!fused()) throw std::logic_error("power: only squares of 16, 32, 64 and 128; see power_from_half_spectrum");
+    if (fields.count == 0) return;
+    const DeviceGuard guard(device());
+    FusedRequest request{};
+    request.fields = fields;
+    request.view = view;
+    request.roots = tables_->fused_tables.roots.data();
+    request.bins = tables_->fused_tables.bins[static_cast<int>(bins)].segments();
+    request.sums = results.sums;
+    request.totals = results.totals;
+    if (results.selected != nullptr) {
+        request.selected = results.selected->tables_->places.data();
+        request.n_selected = results.selected->tables_->size;
+        request.modes = reinterpret_cast<Complex*>(results.modes);
+    }
+    launch_fused(lattice().sides()[2], request, stream);
+}
+
+void Spectrometer::power_from_half_spectrum(const float* spectrum, std::int64_t count, Bins bins,
+                                            const PowerResults& results, void* stream) const {
+    if (count == 0) return;
+    const DeviceGuard guard(device());
+    SegmentRequest request{};
+    request.count = count;
+    request.pitch = std::int64_t{lattice().half()} * lattice().plane();
+    request.bins = tables_->bins[static_cast<int>(bins)].segments();
+    request.factor = static_cast<float>(1.0 / static_cast<double>(lattice().sites()));
+    request.sums = results.sums;
+    request.totals = results.totals;
+    if (results.selected != nullptr) {
+        request.selected = results.selected->tables_->at.data();
+        request.n_selected = results.selected->tables_->size;
+        request.modes = reinterpret_cast<Complex*>(results.modes);
+    }
+    launch_segments(reinterpret_cast<const Complex*>(spectrum), request, stream);
+}
+
+std::int64_t Spectrometer::first_modes_scratch(std::int64_t count) const {
+    const std::int64_t parts = field_parts(lattice().sites());
+    return parts > 1 ? (1 + 2 * lattice().ndim()) * parts * count * static_cast<std::int64_t>(sizeof(double)) : 0;
+}
+
+void Spectrometer::first_modes(const Fields& fields, double* out, void* scratch, void* stream) const {
+    if (fields.count == 0) return;
+    const DeviceGuard guard(device());
+    ModesRequest request{};
+    request.fields = fields;
+    request.ndim = lattice().ndim();
+    for (int axis = 0; axis < 3; ++axis) {
+        request.sides[axis] = lattice().sides()[axis];
+        request.waves[axis] = tables_->waves[axis].data();
+    }
+    request.out = out;
+    request.parts = static_cast<double*>(scratch);
+    launch_modes(request, stream);
+}
+
+void Spectrometer::lag_sums(const float* correlation, std::int64_t count, float* sums, void* stream) const {
+    if (count == 0) return;
+    const DeviceGuard guard(device());
+    SegmentRequest request{};
+    request.count = count;
+    request.pitch = lattice().sites();
+    request.bins = tables_->lags.segments();
+    request.factor = 1.0F;
+    request.sums = sums;
+    launch_segments(correlation, request, stream);
+}
+
+void Spectrometer::record(const Batch& batch, const SelectedModes& selected, const Record& record, std::int64_t* bad,
+                          void* stream) const {
+    if (!selected.tables_->has_first) {
+        throw std::invalid_argument("selected: expected k = 0 and the modes at 2 pi / L along each axis among them");
+    }
+    constexpr std::int64_t last = std::int64_t{1} << 62;  // leaves room for the batch
+    if (batch.first < 0 || batch.first > last) {
+        throw std::invalid_argument("first: expected the number of a sample, 0 to 2^62, got " +
+                                    std::to_string(batch.first));
+    }
+    if (batch.fields.count == 0) return;
+    const DeviceGuard guard(device());
+    RecordRequest request{};
+    request.batch = batch;
+    request.record = record;
+    request.sites = lattice().sites();
+    request.orbits = bins(Bins::orbits);
+    request.n_selected = selected.size();
+    request.ndim = lattice().ndim();
+    std::copy(selected.tables_->along, selected.tables_->along + 3, request.along);
+    request.bad = bad;
+    launch_record(request, stream);
+}
+
+}  // namespace fastcrit::cuda

@@ -1,0 +1,113 @@
+// The same measurements on a CUDA device. Pointers are device pointers (float and double arrays, aligned as such unless
+// said), streams are cudaStream_t, results are those of spectra.hpp. Methods only launch kernels on the stream: they
+// neither allocate nor synchronise, and can be captured in a graph. No floating-point atomics: a field's results are
+// the same bits in every run, batch and place in the batch.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "fastcrit/spectra.hpp"
+
+namespace fastcrit::cuda {
+
+enum class Type { float32, float16, bfloat16 };
+
+/// Throws std::invalid_argument unless the name is one of the enumerators'.
+Type parse_type(const std::string& name);
+
+/// A batch of real fields, each after the other.
+struct Fields {
+    const void* data;
+    Type type;
+    std::int64_t count;
+};
+
+/// How `power` sees a field.
+struct View {
+    const float* offset = nullptr;  ///< (sites), subtracted from every field; or null
+    bool signs = false;             ///< the signs of the values (+1 for >= 0, else -1) instead of the values
+};
+
+class Spectrometer;
+
+/// Selected modes with their tables on the device of a spectrometer, which it must not outlive.
+class SelectedModes {
+public:
+    /// Allocates and synchronises.
+    SelectedModes(const Spectrometer& spectrometer, const Selection& selection);
+    ~SelectedModes();
+    SelectedModes(SelectedModes&&) noexcept;
+
+    std::int64_t size() const;
+
+private:
+    friend class Spectrometer;
+    struct Tables;
+    std::unique_ptr<const Tables> tables_;
+};
+
+/// Where `power` puts what it finds, field by field.
+struct PowerResults {
+    float* sums;                              ///< (count, bins): sum over the bin's modes of |phi^|^2 / N
+    const SelectedModes* selected = nullptr;  ///< or null
+    float* modes = nullptr;                   ///< (count, selected, re/im), 8-byte aligned: phi^; or null
+    double* totals = nullptr;                 ///< (count); or null. NaN where a result of the field is not finite
+};
+
+/// What `power` found in a batch, and the batch itself.
+struct Batch {
+    Fields fields;           ///< count: samples times channels
+    std::int64_t first;      ///< number of the first sample
+    const float* sums;       ///< by orbit
+    const float* modes;      ///< of the selected modes
+    const double* totals;    ///< sums over sites
+    const float* sign_sums;  ///< as sums, of the signs; null where the record has none
+};
+
+/// A lattice with its tables on one device.
+class Spectrometer {
+public:
+    /// Allocates and synchronises.
+    Spectrometer(const std::vector<std::int64_t>& shape, int device);
+    ~Spectrometer();
+    Spectrometer(const Spectrometer&) = delete;
+    Spectrometer& operator=(const Spectrometer&) = delete;
+
+    const Lattice& lattice() const;
+    int device() const;
+    std::int64_t bins(Bins bins) const;
+    /// Whether `power` serves this lattice: squares of 16, 32, 64 and 128.
+    bool fused() const;
+
+    /// From pixels to sums in one kernel; totals are sums over sites in double. Throws std::logic_error unless fused.
+    void power(const Fields& fields, const View& view, Bins bins, const PowerResults& results, void* stream) const;
+
+    /// The same from the half spectra (count, N1, .., Nd/2 + 1, re/im), 8-byte aligned, that rfftn makes of real
+    /// fields. totals are set to NaN where a sum is not finite and otherwise left as they are.
+    void power_from_half_spectrum(const float* spectrum, std::int64_t count, Bins bins, const PowerResults& results,
+                                  void* stream) const;
+
+    /// Bytes that `first_modes` needs, 8-byte aligned.
+    std::int64_t first_modes_scratch(std::int64_t count) const;
+    /// out (1 + 2 ndim, count): sum, then re and im of phi^ at 2 pi / L of each axis, slowest first. Accumulated in
+    /// float over at most 64 values, then in double; the sum in double.
+    void first_modes(const Fields& fields, double* out, void* scratch, void* stream) const;
+
+    /// sums (count, lag shells) over the lags of each shell of correlation (count, N1, .., Nd), which is even.
+    void lag_sums(const float* correlation, std::int64_t count, float* sums, void* stream) const;
+
+    /// Adds to a record whose arrays are on the device, as Spectrometer::record does, but leaves out samples with a
+    /// total that is not finite; (first + j) C + c of their first such field lowers *bad.
+    void record(const Batch& batch, const SelectedModes& selected, const Record& record, std::int64_t* bad,
+                void* stream) const;
+
+private:
+    friend class SelectedModes;
+    struct Tables;
+    std::unique_ptr<const Tables> tables_;
+};
+
+}  // namespace fastcrit::cuda

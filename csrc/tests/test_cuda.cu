@@ -1,0 +1,613 @@
+// Every CUDA kernel against direct sums in double: on a device when nvcc compiles this file, otherwise on the
+// processor, where races and accesses out of bounds of shared memory are found as well.
+#include <algorithm>
+#include <cstring>
+#include <exception>
+#include <limits>
+
+#include "check.hpp"
+#include "cuda/memory.hpp"
+#include "cuda/numbers.cuh"
+#include "fastcrit/cuda.hpp"
+
+using fastcrit::Bins;
+using fastcrit::Lattice;
+using fastcrit::Selection;
+using fastcrit::cuda::BFloat16;
+using fastcrit::cuda::DeviceArray;
+using fastcrit::cuda::Fields;
+using fastcrit::cuda::Half;
+using fastcrit::cuda::PowerResults;
+using fastcrit::cuda::SelectedModes;
+using fastcrit::cuda::Spectrometer;
+using fastcrit::cuda::Type;
+using oracle::Shape;
+
+namespace {
+
+// As for the processor's kernels: an FFT in float32 errs by eps sqrt(log n). The oracle is given the values as the half
+// types round them, so that the bound is the same for all.
+constexpr double kTolerance = 2e-5;
+
+#if defined(FASTCRIT_SANITIZED) || defined(FASTCRIT_EMULATED)
+constexpr std::int64_t kLargeBatch = 300;
+#else
+constexpr std::int64_t kLargeBatch = 10000;
+#endif
+
+float as_stored(float value, float*) { return value; }
+BFloat16 as_stored(float value, BFloat16*) {
+    std::uint32_t bits = 0;
+    std::memcpy(&bits, &value, sizeof bits);
+    return {static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+/// To the nearest value of ten bits of fraction; small ones to zero.
+Half as_stored(float value, Half*) {
+    std::uint32_t bits = 0;
+    std::memcpy(&bits, &value, sizeof bits);
+    const auto sign = static_cast<std::uint16_t>(bits >> 16 & 0x8000);
+    bits = (bits & 0x7fffffff) + 0xfff + (bits >> 13 & 1);
+    if ((bits >> 23) >= 143) return {static_cast<std::uint16_t>(sign | 0x7c00)};
+    if ((bits >> 23) <= 112) return {sign};
+    return {static_cast<std::uint16_t>(sign | ((bits >> 13) - (112 << 10)))};
+}
+
+float as_float(float value) { return value; }
+float as_float(BFloat16 value) {
+    const std::uint32_t bits = static_cast<std::uint32_t>(value.bits) << 16;
+    float out = 0.0F;
+    std::memcpy(&out, &bits, sizeof out);
+    return out;
+}
+float as_float(Half value) {
+    const int exponent = value.bits >> 10 & 31;
+    const float fraction = 1.0F + static_cast<float>(value.bits & 0x3ff) / 1024.0F;
+    if (exponent == 0) return 0.0F;
+    return (value.bits >> 15 != 0 ? -1.0F : 1.0F) *
+           (exponent == 31 ? std::numeric_limits<float>::infinity() : std::ldexp(fraction, exponent - 15));
+}
+
+template <class T>
+constexpr Type type_of() {
+    return std::is_same_v<T, float> ? Type::float32 : std::is_same_v<T, Half> ? Type::float16 : Type::bfloat16;
+}
+
+template <class T>
+std::vector<T> to_host(const DeviceArray<T>& from) {
+    std::vector<T> values(from.size());
+    FASTCRIT_CUDA_CHECK(cudaDeviceSynchronize());
+    FASTCRIT_CUDA_CHECK(cudaMemcpy(values.data(), from.data(), from.size() * sizeof(T), cudaMemcpyDeviceToHost));
+    return values;
+}
+
+/// An array whose values show when they were not written.
+template <class T>
+DeviceArray<T> unwritten(std::size_t n) {
+    return DeviceArray<T>(std::vector<T>(n, std::numeric_limits<T>::signaling_NaN()));
+}
+
+/// A batch as a device holds it, and its values.
+template <class T>
+struct Batch {
+    std::vector<float> values;
+    std::vector<T> stored;
+    DeviceArray<T> device;
+
+    explicit Batch(std::vector<float> exact) : values(std::move(exact)) {
+        for (float& value : values) {
+            stored.push_back(as_stored(value, static_cast<T*>(nullptr)));
+            value = as_float(stored.back());
+        }
+        device = DeviceArray<T>(stored);
+    }
+    Fields fields(std::int64_t first, std::int64_t count, std::int64_t sites) const {
+        return {device.data() + first * sites, type_of<T>(), count};
+    }
+};
+
+void use_order(unsigned seed) {
+#ifndef __CUDACC__
+    fastcrit::host::set_order(seed);
+#else
+    static_cast<void>(seed);
+#endif
+}
+
+template <class T>
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+    return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
+}
+
+std::vector<std::int32_t> some_modes(const Lattice& lattice) {
+    const std::int32_t modes = lattice.half() * lattice.plane();
+    std::vector<std::int32_t> selected;
+    for (std::int32_t m = 0; m < modes; m += 1 + modes / 37) selected.push_back(m);
+    if (selected.back() != modes - 1) selected.push_back(modes - 1);
+    return selected;
+}
+
+/// Bin sums of |phi^|^2 / N given phi^ in the order [kx][z][y].
+std::vector<double> bin_sums(const Lattice& lattice, Bins bins, const std::vector<std::complex<double>>& modes) {
+    const auto& bin = bins == Bins::shells ? lattice.shell_of_mode() : lattice.orbit_of_mode();
+    std::vector<double> sums(bins == Bins::shells ? static_cast<std::size_t>(lattice.shells())
+                                                  : lattice.orbits().size());
+    for (std::size_t m = 0; m < modes.size(); ++m) {
+        const int weight = lattice.weight(static_cast<std::int32_t>(m) / lattice.plane());
+        sums[static_cast<std::size_t>(bin[m])] += weight * std::norm(modes[m]) / static_cast<double>(lattice.sites());
+    }
+    return sums;
+}
+
+std::int64_t members(const Lattice& lattice, Bins bins, std::size_t bin) {
+    return bins == Bins::shells ? lattice.shell_multiplicity()[bin] : lattice.orbits()[bin].multiplicity;
+}
+
+void check_sums(const Lattice& lattice, Bins bins, const float* found, const std::vector<double>& exact, double mean) {
+    for (std::size_t b = 0; b < exact.size(); ++b) {
+        const double error = std::abs(found[b] - exact[b]);
+        CHECK(error <= kTolerance * mean * static_cast<double>(members(lattice, bins, b)) && "power of a bin");
+    }
+}
+
+struct Found {
+    std::vector<float> sums, modes;
+    std::vector<double> totals;
+};
+
+/// power of fields [0, count), in calls of at most `split` fields.
+template <class T>
+Found fused_power(const Spectrometer& spectrometer, const Batch<T>& batch, std::int64_t count, std::int64_t split,
+                  const fastcrit::cuda::View& view, Bins bins, const SelectedModes& selected) {
+    const std::int64_t sites = spectrometer.lattice().sites();
+    const auto n = static_cast<std::size_t>(count);
+    const auto sums = unwritten<float>(n * static_cast<std::size_t>(spectrometer.bins(bins)));
+    const auto modes = unwritten<float>(n * 2 * static_cast<std::size_t>(selected.size()));
+    const auto totals = unwritten<double>(n);
+    for (std::int64_t first = 0; first < count; first += split) {
+        const PowerResults results{sums.data() + first * spectrometer.bins(bins), &selected,
+                                   modes.data() + first * 2 * selected.size(), totals.data() + first};
+        spectrometer.power(batch.fields(first, std::min(split, count - first), sites), view, bins, results, nullptr);
+    }
+    return {to_host(sums), to_host(modes), to_host(totals)};
+}
+
+template <class T>
+void fused_power_is_that_of_direct_sums(std::int64_t side, std::int64_t count, unsigned seed) {
+    const Spectrometer spectrometer({side, side}, 0);
+    CHECK(spectrometer.fused());
+    const Lattice& lattice = spectrometer.lattice();
+    const auto sites = static_cast<std::size_t>(lattice.sites());
+    const Batch<T> batch(oracle::normal<float>(sites * static_cast<std::size_t>(count), seed));
+    const std::vector<float> offset = oracle::normal<float>(sites, seed + 1);
+    const DeviceArray<float> device_offset(offset);
+    const std::vector<std::int32_t> chosen = some_modes(lattice);
+    const SelectedModes selected(spectrometer, Selection(lattice, chosen));
+
+    for (const int variant : {0, 1, 2}) {  // as it is, with an offset, signs
+        fastcrit::cuda::View view;
+        view.offset = variant == 1 ? device_offset.data() : nullptr;
+        view.signs = variant == 2;
+        use_order(0);
+        const Found orbits = fused_power(spectrometer, batch, count, count, view, Bins::orbits, selected);
+        const Found shells = fused_power(spectrometer, batch, count, count, view, Bins::shells, selected);
+        const std::int64_t step = 1 + count / 7;
+        for (std::int64_t f = 0; f < count; f += step) {
+            const auto i = static_cast<std::size_t>(f);
+            std::vector<double> field(sites);
+            double total = 0.0;
+            double square = 0.0;
+            for (std::size_t x = 0; x < sites; ++x) {
+                const float value = batch.values[i * sites + x];
+                field[x] = variant == 2 ? (value >= 0.0F ? 1.0 : -1.0) : variant == 1 ? value - offset[x] : value;
+                total += field[x];
+                square += field[x] * field[x];
+            }
+            const double mean = square / static_cast<double>(sites);
+            const auto exact = oracle::dft(lattice, field.data());
+            for (const Bins bins : {Bins::orbits, Bins::shells}) {
+                const Found& found = bins == Bins::orbits ? orbits : shells;
+                const auto n = static_cast<std::size_t>(spectrometer.bins(bins));
+                check_sums(lattice, bins, found.sums.data() + i * n, bin_sums(lattice, bins, exact), mean);
+                // A sum in double of numbers in float.
+                CHECK(std::abs(found.totals[i] - total) <= 1e-13 * std::sqrt(square * static_cast<double>(sites)));
+                for (std::size_t m = 0; m < chosen.size(); ++m) {
+                    const float* const mode = found.modes.data() + 2 * (i * chosen.size() + m);
+                    const auto error =
+                        std::complex<double>(mode[0], mode[1]) - exact[static_cast<std::size_t>(chosen[m])];
+                    CHECK(std::abs(error) <= kTolerance * std::sqrt(square * static_cast<double>(sites)));
+                }
+            }
+        }
+        for (const unsigned order : {0U, 1U, 2U}) {
+            if (order == 0 && variant > 0) continue;
+            use_order(order);
+            const std::int64_t split = order == 0 ? count : 1 + count / 3;
+            const Found again = fused_power(spectrometer, batch, count, split, view, Bins::shells, selected);
+            CHECK(same_bits(again.sums, shells.sums) && same_bits(again.modes, shells.modes));
+            CHECK(same_bits(again.totals, shells.totals));
+        }
+        use_order(0);
+        if (kLargeBatch < 1000 && side > 32) break;
+    }
+}
+
+/// A large batch: every field against the processor's kernels in double, which have the same oracle.
+template <class T>
+void fused_power_of_many_fields(std::int64_t side) {
+    const Spectrometer spectrometer({side, side}, 0);
+    const fastcrit::Spectrometer reference({side, side});
+    const auto sites = static_cast<std::size_t>(side * side);
+    const auto count = static_cast<std::size_t>(kLargeBatch);
+    const Batch<T> batch(oracle::normal<float>(sites * count, 17));
+    const SelectedModes none(spectrometer, Selection(spectrometer.lattice(), {}));
+    const auto bins = static_cast<std::size_t>(spectrometer.bins(Bins::shells));
+    const Found found =
+        fused_power(spectrometer, batch, kLargeBatch, kLargeBatch, fastcrit::cuda::View{}, Bins::shells, none);
+    const std::vector<double> values(batch.values.begin(), batch.values.end());
+    std::vector<double> exact(count * bins);
+    reference.power<double>(values.data(), kLargeBatch, nullptr, Bins::shells, exact.data());
+    for (std::size_t f = 0; f < count; ++f) {
+        double square = 0.0;
+        for (std::size_t x = 0; x < sites; ++x) square += values[f * sites + x] * values[f * sites + x];
+        const auto* const first = exact.data() + f * bins;
+        check_sums(spectrometer.lattice(), Bins::shells, found.sums.data() + f * bins,
+                   std::vector<double>(first, first + bins), square / static_cast<double>(sites));
+    }
+}
+
+/// rfftn's layout of modes in the order [kx][z][y].
+std::vector<float> by_rows(const Lattice& lattice, const std::vector<std::complex<double>>& modes) {
+    std::vector<float> out(2 * modes.size());
+    for (std::size_t m = 0; m < modes.size(); ++m) {
+        const auto plane = static_cast<std::size_t>(lattice.plane());
+        const std::size_t at = m % plane * static_cast<std::size_t>(lattice.half()) + m / plane;
+        out[2 * at] = static_cast<float>(modes[m].real());
+        out[2 * at + 1] = static_cast<float>(modes[m].imag());
+    }
+    return out;
+}
+
+void half_spectra_are_summed_by_bin(const Shape& shape, std::int64_t count, unsigned seed) {
+    const Spectrometer spectrometer(shape, 0);
+    const Lattice& lattice = spectrometer.lattice();
+    const std::size_t modes = static_cast<std::size_t>(lattice.half()) * static_cast<std::size_t>(lattice.plane());
+    const auto n = static_cast<std::size_t>(count);
+    const std::vector<double> parts = oracle::normal<double>(2 * modes, seed);
+    const std::vector<std::int32_t> chosen = some_modes(lattice);
+    const SelectedModes selected(spectrometer, Selection(lattice, chosen));
+    std::vector<std::complex<double>> exact(modes);
+    double mean = 0.0;
+    for (std::size_t m = 0; m < modes; ++m) {
+        exact[m] = {parts[2 * m], parts[2 * m + 1]};
+        mean += std::norm(exact[m]) / static_cast<double>(modes) / static_cast<double>(lattice.sites());
+    }
+    // Field f is the spectrum times f + 1; the one before the last is infinite.
+    std::vector<float> spectra;
+    const std::vector<float> rows = by_rows(lattice, exact);
+    for (std::size_t f = 0; f < n; ++f) {
+        for (float part : rows) spectra.push_back(static_cast<float>(f + 1) * part);
+    }
+    const bool has_bad = count > 1;
+    const std::size_t bad = n - 2;
+    if (has_bad) spectra[bad * 2 * modes + 1] = std::numeric_limits<float>::infinity();
+    const DeviceArray<float> device(spectra);
+
+    for (const Bins bins : {Bins::shells, Bins::orbits}) {
+        std::vector<Found> found;
+        for (const unsigned order : {0U, 1U, 2U}) {
+            use_order(order);
+            const auto n_bins = static_cast<std::size_t>(spectrometer.bins(bins));
+            const auto sums = unwritten<float>(n * n_bins);
+            const auto kept = unwritten<float>(n * 2 * chosen.size());
+            const DeviceArray<double> totals(std::vector<double>(n, 3.0));
+            const std::int64_t split = order == 0 ? count : 1 + count / 2;
+            for (std::int64_t first = 0; first < count; first += split) {
+                const auto i = static_cast<std::size_t>(first);
+                const PowerResults results{sums.data() + i * n_bins, &selected, kept.data() + i * 2 * chosen.size(),
+                                           totals.data() + i};
+                spectrometer.power_from_half_spectrum(device.data() + i * 2 * modes, std::min(split, count - first),
+                                                      bins, results, nullptr);
+            }
+            found.push_back({to_host(sums), to_host(kept), to_host(totals)});
+        }
+        for (std::size_t order : {1, 2}) {
+            CHECK(same_bits(found[order].sums, found[0].sums) && same_bits(found[order].modes, found[0].modes));
+        }
+        const std::vector<double> of_one = bin_sums(lattice, bins, exact);
+        for (std::size_t f = 0; f < n; ++f) {
+            const bool good = !has_bad || f != bad;
+            CHECK(std::isfinite(found[0].totals[f]) == good);
+            if (!good) continue;
+            const double scale = static_cast<double>((f + 1) * (f + 1));
+            std::vector<double> expected = of_one;
+            for (double& sum : expected) sum *= scale;
+            check_sums(lattice, bins, found[0].sums.data() + f * expected.size(), expected, mean * scale);
+            for (std::size_t m = 0; m < chosen.size(); ++m) {
+                const auto at = static_cast<std::size_t>(chosen[m]);
+                const float* const mode = found[0].modes.data() + 2 * (f * chosen.size() + m);
+                const auto factor = static_cast<float>(f + 1);
+                CHECK(mode[0] == factor * static_cast<float>(exact[at].real()));
+                CHECK(mode[1] == factor * static_cast<float>(exact[at].imag()));
+            }
+        }
+        use_order(0);
+    }
+}
+
+void lags_are_summed_by_shell(const Shape& shape, std::int64_t count, unsigned seed) {
+    const Spectrometer spectrometer(shape, 0);
+    const Lattice& lattice = spectrometer.lattice();
+    const auto [n0, n1, n2] = lattice.sides();
+    const auto sites = static_cast<std::size_t>(lattice.sites());
+    // Even, as the correlation of a real field is.
+    std::vector<float> values = oracle::normal<float>(sites * static_cast<std::size_t>(count), seed);
+    const auto site = [m1 = n1, m2 = n2](std::int32_t z, std::int32_t y, std::int32_t x) {
+        return static_cast<std::size_t>((std::int64_t{z} * m1 + y) * m2 + x);
+    };
+    std::vector<std::vector<double>> exact(static_cast<std::size_t>(count),
+                                           std::vector<double>(lattice.lag_shells().size()));
+    const auto for_each_lag = [&, m0 = n0, m1 = n1, m2 = n2](const auto& visit) {
+        for (std::int32_t z = 0; z < m0; ++z)
+            for (std::int32_t y = 0; y < m1; ++y)
+                for (std::int32_t x = 0; x < m2; ++x) visit(z, y, x);
+    };
+    for (std::size_t f = 0; f < static_cast<std::size_t>(count); ++f) {
+        float* const field = values.data() + f * sites;
+        for_each_lag([&, m0 = n0, m1 = n1, m2 = n2](std::int32_t z, std::int32_t y, std::int32_t x) {
+            field[site((m0 - z) % m0, (m1 - y) % m1, (m2 - x) % m2)] = field[site(z, y, x)];
+        });
+        for_each_lag([&, m0 = n0, m1 = n1, m2 = n2](std::int32_t z, std::int32_t y, std::int32_t x) {
+            const double fz = std::min(z, m0 - z);
+            const double fy = std::min(y, m1 - y);
+            const double fx = std::min(x, m2 - x);
+            const auto shell = static_cast<std::size_t>(std::sqrt(fz * fz + fy * fy + fx * fx) + 0.5 + 1e-9);
+            exact[f][shell] += static_cast<double>(field[site(z, y, x)]);
+        });
+    }
+    const DeviceArray<float> device(values);
+    const auto sums = unwritten<float>(static_cast<std::size_t>(count) * lattice.lag_shells().size());
+    spectrometer.lag_sums(device.data(), count, sums.data(), nullptr);
+    const std::vector<float> found = to_host(sums);
+    for (std::size_t i = 0; i < found.size(); ++i) {
+        const std::size_t shell = i % lattice.lag_shells().size();
+        const auto lags = static_cast<double>(lattice.lag_shells()[shell].multiplicity);
+        CHECK(std::abs(found[i] - exact[i / lattice.lag_shells().size()][shell]) <= kTolerance * lags);
+    }
+}
+
+template <class T>
+void first_modes_are_those_of_direct_sums(const Shape& shape, std::int64_t count, unsigned seed) {
+    const Spectrometer spectrometer(shape, 0);
+    const Lattice& lattice = spectrometer.lattice();
+    const auto [n0, n1, n2] = lattice.sides();
+    const auto sites = static_cast<std::size_t>(lattice.sites());
+    const auto n = static_cast<std::size_t>(count);
+    const Batch<T> batch(oracle::normal<float>(sites * n, seed));
+    const std::size_t width = 1 + 2 * shape.size();
+    std::vector<std::vector<double>> found;
+    for (const unsigned order : {0U, 1U, 2U}) {
+        use_order(order);
+        const auto out = unwritten<double>(width * n);
+        const auto scratch = unwritten<double>(static_cast<std::size_t>(spectrometer.first_modes_scratch(count)) / 8);
+        spectrometer.first_modes(batch.fields(0, count, lattice.sites()), out.data(), scratch.data(), nullptr);
+        found.push_back(to_host(out));
+    }
+    use_order(0);
+    CHECK(same_bits(found[1], found[0]) && same_bits(found[2], found[0]));
+    const auto last = unwritten<double>(width);
+    const auto scratch = unwritten<double>(static_cast<std::size_t>(spectrometer.first_modes_scratch(1)) / 8);
+    spectrometer.first_modes(batch.fields(count - 1, 1, lattice.sites()), last.data(), scratch.data(), nullptr);
+    const std::vector<double> alone = to_host(last);
+    for (std::size_t i = 0; i < width; ++i) CHECK(alone[i] == found[0][i * n + n - 1]);
+
+    for (std::size_t f = 0; f < n; f += 1 + n / 50) {
+        double total = 0.0;
+        double square = 0.0;
+        std::complex<double> exact[3] = {};
+        std::size_t i = f * sites;
+        const auto wave = [](std::int32_t j, std::int32_t side) {
+            const double angle = -2.0 * std::acos(-1.0) * j / side;
+            return std::complex<double>(std::cos(angle), std::sin(angle));
+        };
+        for (std::int32_t z = 0; z < n0; ++z)
+            for (std::int32_t y = 0; y < n1; ++y) {
+                const std::complex<double> along_z = wave(z, n0);
+                const std::complex<double> along_y = wave(y, n1);
+                for (std::int32_t x = 0; x < n2; ++x, ++i) {
+                    const double value = batch.values[i];
+                    total += value;
+                    square += value * value;
+                    exact[0] += value * along_z;
+                    exact[1] += value * along_y;
+                    exact[2] += value * wave(x, n2);
+                }
+            }
+        const double scale = std::sqrt(square * static_cast<double>(sites));
+        CHECK(std::abs(found[0][f] - total) <= 1e-13 * scale && "total");
+        for (std::size_t axis = 0; axis < shape.size(); ++axis) {
+            const std::complex<double> got(found[0][(1 + 2 * axis) * n + f], found[0][(2 + 2 * axis) * n + f]);
+            CHECK(std::abs(got - exact[axis + 3 - shape.size()]) <= kTolerance * scale && "first mode");
+        }
+    }
+}
+
+/// A record on the device, or the values of one.
+template <class Integers, class Doubles>
+struct RecordArrays {
+    Integers count;
+    Doubles power, low, first, moments, field, sign_power, sign_field;
+
+    fastcrit::Record record(std::int64_t blocks, std::int64_t channels) {
+        return {blocks,       channels,       count.data(), power.data(),      low.data(),
+                first.data(), moments.data(), field.data(), sign_power.data(), sign_field.data()};
+    }
+};
+using HostRecord = RecordArrays<std::vector<std::int64_t>, std::vector<double>>;
+using DeviceRecord = RecordArrays<DeviceArray<std::int64_t>, DeviceArray<double>>;
+
+/// Batches of samples, one of which is not finite, against the processor's record of all others in double.
+template <class T>
+void recording(std::int64_t side, std::int64_t samples, std::int64_t channels, std::int64_t blocks) {
+    constexpr std::int64_t first = 4;
+    const Spectrometer spectrometer({side, side}, 0);
+    const Lattice& lattice = spectrometer.lattice();
+    const auto sites = static_cast<std::size_t>(lattice.sites());
+    const auto orbits = static_cast<std::size_t>(spectrometer.bins(Bins::orbits));
+    const auto per_sample = static_cast<std::size_t>(channels) * sites;
+    const auto n = static_cast<std::size_t>(samples);
+    const Selection selection(lattice, {0, 1, 2, static_cast<std::int32_t>(side), static_cast<std::int32_t>(side) + 3});
+    const SelectedModes selected(spectrometer, selection);
+    const std::size_t bad = n / 2;
+    std::vector<float> values = oracle::normal<float>(per_sample * n, 9);
+    values[bad * per_sample + per_sample - 3] = std::numeric_limits<float>::infinity();
+    const Batch<T> batch(values);
+
+    const auto zeros = [](std::size_t size) { return std::vector<double>(size, 0.0); };
+    const auto places = static_cast<std::size_t>(blocks * channels);
+    const std::vector<std::int64_t> no_counts(static_cast<std::size_t>(blocks));
+    HostRecord exact{no_counts,         zeros(places * orbits), zeros(places * 10),     zeros(places * 2),
+                     zeros(places * 4), zeros(per_sample),      zeros(places * orbits), zeros(per_sample)};
+    const fastcrit::Spectrometer reference({side, side});
+    const auto to_reference = [&](std::size_t begin, std::size_t end) {
+        const std::vector<double> part(batch.values.begin() + static_cast<std::ptrdiff_t>(begin * per_sample),
+                                       batch.values.begin() + static_cast<std::ptrdiff_t>(end * per_sample));
+        reference.record<double>(part.data(), static_cast<std::int64_t>(end - begin),
+                                 first + static_cast<std::int64_t>(begin), selection, exact.record(blocks, channels));
+    };
+    to_reference(0, bad);
+    to_reference(bad + 1, n);
+
+    std::vector<HostRecord> found;
+    for (const std::int64_t split : {samples, samples / 3 + 1, std::int64_t{1}}) {
+        if (split == 1 && samples > 300) continue;
+        use_order(static_cast<unsigned>(split % 3));
+        DeviceRecord device{DeviceArray<std::int64_t>(no_counts),        DeviceArray<double>(zeros(places * orbits)),
+                            DeviceArray<double>(zeros(places * 10)),     DeviceArray<double>(zeros(places * 2)),
+                            DeviceArray<double>(zeros(places * 4)),      DeviceArray<double>(zeros(per_sample)),
+                            DeviceArray<double>(zeros(places * orbits)), DeviceArray<double>(zeros(per_sample))};
+        const DeviceArray<std::int64_t> first_bad(std::vector<std::int64_t>{INT64_MAX});
+        const auto most = static_cast<std::size_t>(split * channels);
+        const auto sums = unwritten<float>(most * orbits);
+        const auto sign_sums = unwritten<float>(most * orbits);
+        const auto modes = unwritten<float>(most * 10);
+        const auto totals = unwritten<double>(most);
+        for (std::int64_t begin = 0; begin < samples; begin += split) {
+            const Fields fields =
+                batch.fields(begin * channels, std::min(split, samples - begin) * channels, lattice.sites());
+            const PowerResults results{sums.data(), &selected, modes.data(), totals.data()};
+            spectrometer.power(fields, {}, Bins::orbits, results, nullptr);
+            spectrometer.power(fields, {nullptr, true}, Bins::orbits, {sign_sums.data()}, nullptr);
+            spectrometer.record({fields, first + begin, sums.data(), modes.data(), totals.data(), sign_sums.data()},
+                                selected, device.record(blocks, channels), first_bad.data(), nullptr);
+        }
+        found.push_back({to_host(device.count), to_host(device.power), to_host(device.low), to_host(device.first),
+                         to_host(device.moments), to_host(device.field), to_host(device.sign_power),
+                         to_host(device.sign_field)});
+        CHECK(to_host(first_bad)[0] == (first + static_cast<std::int64_t>(bad)) * channels + channels - 1);
+    }
+    use_order(0);
+    for (const HostRecord& other : found) {
+        CHECK(other.count == found[0].count && same_bits(other.power, found[0].power));
+        CHECK(same_bits(other.low, found[0].low) && same_bits(other.first, found[0].first));
+        CHECK(same_bits(other.moments, found[0].moments) && same_bits(other.field, found[0].field));
+        CHECK(same_bits(other.sign_power, found[0].sign_power) && same_bits(other.sign_field, found[0].sign_field));
+    }
+    CHECK(found[0].count == exact.count);
+    // Values of order 1 (modes: sqrt(sites), moments: far below) are summed over the samples of a block.
+    const double in_block = static_cast<double>(samples) / static_cast<double>(blocks) + 1.0;
+    const auto close = [](const std::vector<double>& a, const std::vector<double>& b, double bound) {
+        for (std::size_t i = 0; i < a.size(); ++i) CHECK(std::abs(a[i] - b[i]) <= bound && "record");
+    };
+    close(found[0].power, exact.power, kTolerance * 8.0 * in_block);
+    close(found[0].sign_power, exact.sign_power, kTolerance * 8.0 * in_block);
+    close(found[0].low, exact.low, kTolerance * static_cast<double>(side) * in_block);
+    close(found[0].first, exact.first, kTolerance * 4.0 * in_block);
+    close(found[0].moments, exact.moments, 1e-13 * in_block);
+    close(found[0].field, exact.field, 1e-12 * static_cast<double>(samples));
+    close(found[0].sign_field, exact.sign_field, 0.0);
+}
+
+void not_finite_fields_are_marked() {
+    const Spectrometer spectrometer({16, 16}, 0);
+    std::vector<float> values = oracle::normal<float>(256 * 40, 3);
+    values[256 * 17 + 5] = std::numeric_limits<float>::quiet_NaN();
+    values[256 * 30] = std::numeric_limits<float>::infinity();
+    values[256 * 33 + 255] = 1e30F;  // whose power is too large for float
+    const Batch<float> batch(values);
+    const SelectedModes none(spectrometer, Selection(spectrometer.lattice(), {}));
+    const Found found = fused_power(spectrometer, batch, 40, 40, fastcrit::cuda::View{}, Bins::shells, none);
+    for (std::size_t f = 0; f < 40; ++f) CHECK(std::isfinite(found.totals[f]) == (f != 17 && f != 30 && f != 33));
+}
+
+void misuse_is_refused() {
+    const Spectrometer square({16, 16}, 0);
+    const Spectrometer other({16, 20}, 0);
+    const DeviceArray<float> field(std::vector<float>(16 * 20));
+    const PowerResults results{field.data()};
+    CHECK(!other.fused());
+    CHECK_THROWS(other.power({field.data(), Type::float32, 1}, {}, Bins::shells, results, nullptr), std::logic_error);
+    CHECK_THROWS(SelectedModes(square, Selection(other.lattice(), {0})), std::invalid_argument);
+    CHECK_THROWS(fastcrit::cuda::parse_type("float64"), std::invalid_argument);
+    const SelectedModes zero(square, Selection(square.lattice(), {0}));
+    CHECK_THROWS(square.record({{}, 0, nullptr, nullptr, nullptr, nullptr}, zero, {}, nullptr, nullptr),
+                 std::invalid_argument);
+    CHECK_THROWS(Spectrometer({16, 16}, 1 << 20), std::runtime_error);
+}
+
+template <class T>
+void all_of_type(unsigned seed) {
+    const std::int64_t more = kLargeBatch < 1000 ? 3 : 9;
+    for (const std::int64_t side : {16, 32, 64, 128}) {
+        for (const std::int64_t count : {std::int64_t{1}, side < 128 ? more : 2}) {
+            fused_power_is_that_of_direct_sums<T>(side, count, seed++);
+        }
+    }
+    for (const Shape& shape :
+         {Shape{1}, Shape{2}, Shape{7}, Shape{128}, Shape{40000}, Shape{16411}, Shape{1, 1}, Shape{1, 8}, Shape{8, 1},
+          Shape{5, 7}, Shape{28, 28}, Shape{31, 32}, Shape{13, 200}, Shape{150, 152}, Shape{2, 3, 4}, Shape{5, 5, 5},
+          Shape{4, 1, 6}, Shape{24, 25, 32}, Shape{47, 3, 8}}) {
+        for (const std::int64_t count : {1, 5}) first_modes_are_those_of_direct_sums<T>(shape, count, seed++);
+    }
+}
+
+void all() {
+    all_of_type<float>(1);
+    all_of_type<Half>(1001);
+    all_of_type<BFloat16>(2001);
+    fused_power_of_many_fields<float>(16);
+    fused_power_of_many_fields<Half>(16);
+    for (const Shape& shape : {Shape{5, 6}, Shape{3, 2, 8}}) {
+        first_modes_are_those_of_direct_sums<float>(shape, kLargeBatch, 5);
+        half_spectra_are_summed_by_bin(shape, kLargeBatch, 6);
+    }
+    unsigned seed = 1;
+    for (const Shape& shape : {Shape{1},       Shape{2},       Shape{7},       Shape{97},      Shape{1, 1},
+                               Shape{1, 8},    Shape{8, 1},    Shape{5, 7},    Shape{16, 16},  Shape{12, 30},
+                               Shape{28, 28},  Shape{31, 32},  Shape{4, 53},   Shape{24, 72},  Shape{97, 60},
+                               Shape{2, 3, 4}, Shape{5, 5, 5}, Shape{4, 1, 6}, Shape{7, 2, 9}, Shape{20, 21, 22}}) {
+        for (const std::int64_t count : {1, 4}) {
+            half_spectra_are_summed_by_bin(shape, count, seed++);
+            lags_are_summed_by_shell(shape, count, seed++);
+        }
+    }
+    half_spectra_are_summed_by_bin({80, 80, 90}, 1, 3);  // whole blocks sum its shells
+    recording<float>(16, 70, 3, 7);
+    recording<float>(32, 9, 2, 32);
+    recording<Half>(16, 20, 1, 3);
+    recording<BFloat16>(16, 20, 1, 3);
+    recording<float>(16, 600, 1, 4);
+    not_finite_fields_are_marked();
+    misuse_is_refused();
+}
+
+}  // namespace
+
+int main() {
+    try {
+        all();
+    } catch (const std::exception& error) {  // a race, for one
+        std::fprintf(stderr, "%s\n", error.what());
+        return 1;
+    }
+    std::puts("cuda: all checks hold");
+}

@@ -1,0 +1,198 @@
+"""Batches of fields in, sums over samples out: the one place that knows where an array lies.
+
+`sums_for` gives the sums of numpy arrays by the compiled core, piece by piece so that what it returns per field stays
+small beside the fields, or those of tensors on a device, where they lie (torch_spectra.py). What is made of the sums is
+the same for both and lies in spectra.py and correlation.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastcrit._arrays import Fields, check_finite, on_device
+from fastcrit._lattice import CHUNK_BYTES, Lattice, selection
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Trend:
+    """What detrending subtracts: the least-squares combination of the columns of ``design`` (sites, columns)."""
+
+    design: Floats
+    solve: Floats  # (columns, sites): coefficients from a field
+
+    @classmethod
+    def of(cls, kind: str, shape: tuple[int, ...]) -> Trend:
+        """The mean ("constant") or the plane ("linear")."""
+        columns = [np.ones(shape)]
+        if kind == "linear":
+            columns += list(np.meshgrid(*[np.arange(n) - (n - 1) / 2 for n in shape], indexing="ij"))
+        design = np.stack([c.ravel() for c in columns], axis=1)
+        # A side of one site gives a column of zeros; the pseudo-inverse leaves its slope at zero.
+        return cls(design, np.asarray(np.linalg.pinv(design), np.float64))
+
+
+class Sums(Protocol):
+    """Sums over the samples of arrays of one lattice. NaN, Inf and overflow are errors that name the field."""
+
+    def shell_power(
+        self, fields: Any, shells: int, trend: Trend | None, taper: Floats | None, lead: tuple[int, ...]
+    ) -> Any:
+        """(fields, shells): mean of |phi^|^2 / N over each shell, of the kind and dtype of ``fields``."""
+
+    def mode_sums(self, samples: Any, center: str, blocks: int, name: str) -> tuple[Floats, Floats, Floats]:
+        """Sums over samples, centred as in `structure_factor`.
+
+        (blocks, orbits): |phi^|^2 / N over the orbit's modes; (blocks, ndim): the same at 2 pi / L of each axis;
+        (shells,): squared shell means, all blocks together. Sample j is in block j mod ``blocks``.
+        """
+
+    def lag_sums(self, samples: Any, center: str, padded: Lattice, pairs: Floats) -> tuple[Floats, Floats]:
+        """(lags,) each: sum over samples of C(r) for the shells of ``pairs`` lag vectors, and of its square.
+
+        Fields are padded with zeros to the sides of ``padded``.
+        """
+
+    def first_modes(self, samples: Any, name: str) -> Floats:
+        """(1 + 2 ndim, samples): sum, then re and im of phi^ at 2 pi / L of each axis."""
+
+    def signs(self, samples: Any, name: str) -> Any:
+        """The sign of every site of finite fields as +1 (also for 0) or -1."""
+
+
+def sums_for(array: Any, grid: Lattice) -> Sums:
+    """The sums of arrays like ``array``."""
+    if not on_device(array):
+        return HostSums(grid)
+    from fastcrit.torch_spectra import DeviceSums
+
+    return DeviceSums(grid, array.device)
+
+
+@dataclass(frozen=True)
+class HostSums:
+    """`Sums` of numpy arrays."""
+
+    grid: Lattice
+
+    def shell_power(
+        self, fields: Fields, shells: int, trend: Trend | None, taper: Floats | None, lead: tuple[int, ...]
+    ) -> Fields:
+        power = np.empty((len(fields), shells), dtype=fields.dtype)
+        for begin, piece in parts(fields) if trend is None and taper is None else pieces(fields):
+            prepared = _prepare(piece, trend, taper)
+            out = power[begin : begin + len(piece)]
+            bad = self.grid.core.shell_power(prepared, out)
+            if bad < len(out):
+                check_finite(prepared[bad : bad + 1], out[bad : bad + 1], begin + bad, lead, "field")
+        return power
+
+    def mode_sums(self, samples: Fields, center: str, blocks: int, name: str) -> tuple[Floats, Floats, Floats]:
+        grid = self.grid
+        power = np.zeros((blocks, len(grid.orbit_k)))
+        first = np.zeros((blocks, grid.ndim))
+        squares = np.zeros(len(grid.shell_k))
+        modes, order = grid.axis_modes
+        selected = selection(grid.shape, modes)
+        offset = ensemble_mean(samples, name) if center == "ensemble" else None
+        for begin, piece in pieces(samples):
+            sums, amplitudes = grid.core.power(_centered(piece, center, offset), "orbits", selected=selected)
+            check_finite(piece, sums, begin, (len(samples),), name)
+            squares += ((grid.to_shells(sums.astype(np.float64)) / grid.shell_modes) ** 2).sum(axis=0)
+            first_power = (amplitudes.astype(np.float64) ** 2).sum(axis=-1)[:, order] / grid.sites
+            add_to_blocks(power, sums, begin)
+            add_to_blocks(first, first_power, begin)
+        return power, first, squares
+
+    def lag_sums(self, samples: Fields, center: str, padded: Lattice, pairs: Floats) -> tuple[Floats, Floats]:
+        total = np.zeros(len(pairs))
+        squares = np.zeros_like(total)
+        offset = ensemble_mean(samples) if center == "ensemble" else None
+        for begin, piece in pieces(samples):
+            values = _centered(piece, center, offset)
+            if padded is not self.grid:
+                values = pad(values, padded.shape)
+            sums = padded.core.autocorrelation(values).astype(np.float64)
+            check_finite(piece, sums, begin, (len(samples),), "field")
+            C = sums[:, : len(pairs)] / pairs
+            total += C.sum(axis=0)
+            squares += (C**2).sum(axis=0)
+        return total, squares
+
+    def first_modes(self, samples: Fields, name: str) -> Floats:
+        return np.concatenate(
+            [self._first_modes(piece, begin, len(samples), name) for begin, piece in parts(samples)], axis=1
+        )
+
+    def _first_modes(self, piece: Fields, begin: int, samples: int, name: str) -> Floats:
+        modes = np.empty((1 + 2 * self.grid.ndim, len(piece)))
+        bad = self.grid.core.first_modes(piece, modes)
+        if bad < len(piece):
+            check_finite(piece[bad : bad + 1], modes[None, :, bad], begin + bad, (samples,), name)
+        return modes
+
+    def signs(self, samples: Fields, name: str) -> NDArray[np.float32]:
+        check_finite(samples, samples, 0, (len(samples),), name)
+        return np.where(samples >= 0, np.float32(1), np.float32(-1))
+
+
+def add_to_blocks(blocks: NDArray[Any], values: NDArray[Any], first: int) -> None:
+    """Add row j of ``values`` to block (first + j) mod len(blocks), in the order of the rows.
+
+    The order of additions within a block is that of the samples, so a stream gives the same bits however it is cut.
+    """
+    n = len(blocks)
+    row = 0
+    while row < len(values):
+        block = (first + row) % n
+        take = min(n - block, len(values) - row)
+        blocks[block : block + take] += values[row : row + take]
+        row += take
+
+
+def ensemble_mean(samples: Fields, name: str = "field") -> Fields:
+    """Mean field over axis 0, accumulated in float64, in the dtype of the samples; NaN and Inf are named."""
+    mean: Floats = samples.mean(axis=0, dtype=np.float64)
+    if not np.isfinite(mean).all():  # once subtracted it would spoil every sample
+        check_finite(samples, samples, 0, (len(samples),), name)
+    return mean.astype(samples.dtype)
+
+
+def parts(fields: Fields) -> Iterator[tuple[int, Fields]]:
+    """All fields at once where they are contiguous, otherwise `pieces`."""
+    return iter([(0, fields)]) if fields.flags.c_contiguous else pieces(fields)
+
+
+def pieces(fields: Fields) -> Iterator[tuple[int, Fields]]:
+    """Contiguous runs of fields of about CHUNK_BYTES, each with the index of its first field."""
+    step = max(64, CHUNK_BYTES // max(1, fields[0].nbytes))
+    for begin in range(0, len(fields), step):
+        yield begin, np.ascontiguousarray(fields[begin : begin + step])
+
+
+def pad(fields: Fields, shape: tuple[int, ...]) -> Fields:
+    """Fields with zeros behind them on every axis, up to ``shape``."""
+    padded = np.zeros((len(fields), *shape), dtype=fields.dtype)
+    padded[(slice(None), *(slice(0, side) for side in fields.shape[1:]))] = fields
+    return padded
+
+
+def _centered(piece: Fields, center: str, mean: Fields | None) -> Fields:
+    if center == "sample":
+        axes = tuple(range(1, piece.ndim))
+        return np.asarray(piece - piece.mean(axis=axes, keepdims=True, dtype=np.float64).astype(piece.dtype))
+    return piece if mean is None else piece - mean
+
+
+def _prepare(fields: Fields, trend: Trend | None, taper: Floats | None) -> Fields:
+    """Each field less its trend, times the taper; a copy when anything changes."""
+    if trend is not None:
+        flat = fields.reshape(len(fields), -1).astype(np.float64)
+        fields = (flat - (flat @ trend.solve.T) @ trend.design.T).astype(fields.dtype).reshape(fields.shape)
+    return fields if taper is None else np.ascontiguousarray(fields * taper.astype(fields.dtype))

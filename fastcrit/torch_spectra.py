@@ -1,0 +1,453 @@
+r"""Spectra of torch tensors where they lie: what the compiled core computes of numpy arrays, on a device.
+
+Loaded when the first tensor on a device arrives. `TorchSpectrometer` computes with torch's own operations and serves
+every device; _cuda.py launches the kernels of csrc/cuda instead, where the core was built with them. Definitions and
+tables are the core's (see _lattice.py); float16, bfloat16 and float32 are computed in float32, float64 in float64, and
+what is summed over samples in float64.
+
+Nothing here waits for the device but what says so, and nothing depends on the order in which threads finish: sums over
+the modes of a bin are gathers through a table padded to the largest bin, then a sum over its rows. (Scattered additions
+would use atomics and differ from run to run; cumulative sums lose digits; a product with a 0/1 matrix may be rounded to
+TF32.) Modes are gathered in two steps, first into the orbits of the lattice's symmetry, of 4 modes of the half spectrum
+in two dimensions and 24 in three, then into shells: the padding is small and the sums stay short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastcrit import _core
+from fastcrit._arrays import check_finite
+from fastcrit._lattice import Lattice, lattice
+from fastcrit._sums import Trend
+
+Floats = NDArray[np.float64]
+
+# Fields go through the transform in pieces of this size in float32; it takes about three times as much besides.
+PIECE_BYTES = 256 << 20
+
+# Where no field has been found that is not finite.
+NONE_BAD = 2**63 - 1
+
+
+def spectrometer(shape: tuple[int, ...], device: torch.device) -> TorchSpectrometer:
+    """The best there is for fields of one shape on a device: CUDA kernels where the core has them for it."""
+    return _spectrometer(shape, device)
+
+
+@lru_cache(maxsize=32)
+def _spectrometer(shape: tuple[int, ...], device: torch.device) -> TorchSpectrometer:
+    if cuda_kernels_for(device):
+        from fastcrit._cuda import CudaSpectrometer
+
+        return CudaSpectrometer(shape, device)
+    return TorchSpectrometer(shape, device)
+
+
+def cuda_kernels_for(device: torch.device) -> bool:
+    """Whether the core's CUDA kernels run there. Compiled for the processor (a test build), they take CPU tensors."""
+    if not getattr(_core, "cuda_compiled", False):
+        return False
+    return device.type == ("cpu" if _core.cuda_host else "cuda")
+
+
+class TorchSpectrometer:
+    """Lattice tables on a device and sums of fields of one shape, by torch's operations.
+
+    Methods are those of `_core.Spectrometer`, for tensors (count, N1, .., Nd) on ``device``. Results that are not
+    finite stay in them: telling would mean waiting for the device.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Sides N1, .., Nd of the lattice.
+    device : torch.device
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastcrit.torch_spectra import TorchSpectrometer
+    >>> spectrometer = TorchSpectrometer((16, 16), torch.device("cpu"))
+    >>> power, _ = spectrometer.power(torch.ones(3, 16, 16), "shells")
+    >>> power[:, :3].tolist()  # a constant has the power N c^2 at k = 0
+    [[256.0, 0.0, 0.0], [256.0, 0.0, 0.0], [256.0, 0.0, 0.0]]
+    """
+
+    def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
+        self.grid = lattice(shape)
+        self.device = device
+        grid = self.grid
+        # Core and torch order the half spectrum differently: [kx][..] and [..][kx].
+        lead = shape[:-1]
+        core = np.moveaxis(np.arange(len(grid.orbit_of_mode)).reshape(shape[-1] // 2 + 1, *lead), 0, -1).ravel()
+        self._place = np.argsort(core)  # in torch's half spectrum, of each mode of the core's
+        orbit = grid.orbit_of_mode[core]
+        self._orbits = _Bins(orbit, grid.half_weights[core] / grid.sites, device)
+        shell = np.repeat(np.arange(len(grid.shell_k)), np.diff(grid.shell_starts, append=len(grid.orbit_k)))
+        self._shells = _Bins(shell, np.ones(len(shell)), device)
+        self._shell_modes = torch.from_numpy(grid.shell_modes).to(device)
+        self._selected: dict[tuple[int, ...], Tensor] = {}
+        angles = [2.0 * np.pi * np.arange(side) / side for side in shape]
+        self._waves = [
+            torch.from_numpy(np.stack([np.cos(x), -np.sin(x)]) if len(x) > 1 else np.array([[1.0], [0.0]])).to(device)
+            for x in angles
+        ]
+        self._lags: _Bins | None = None
+
+    def upload(self, selected: tuple[int, ...]) -> None:
+        """Put the table of selected modes on the device, which their first use does otherwise (and waits for it)."""
+        if selected not in self._selected:
+            self._selected[selected] = torch.from_numpy(self._place[list(selected)]).to(self.device)
+
+    def power(
+        self, fields: Tensor, bins: str, offset: Tensor | None = None, selected: tuple[int, ...] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Sums over bins of |phi^|^2 / N and selected modes.
+
+        Parameters
+        ----------
+        fields : tensor (count, N1, .., Nd)
+        bins : "shells" or "orbits"
+        offset : tensor (N1, .., Nd), optional
+            Subtracted from every field.
+        selected : tuple of int, optional
+            Modes whose phi^ is wanted: ascending indices into the core's half spectrum (`Lattice.mode_index`).
+
+        Returns
+        -------
+        sums (count, bins) and modes (count, selected, 2), re and im
+        """
+        half = self._half_spectrum(single(fields), offset)
+        sums = self._orbits.sum(_square(half))
+        if bins == "shells":
+            sums = self._shells.sum(sums)
+        if selected is None:
+            return sums, sums.new_empty((len(fields), 0, 2))
+        self.upload(selected)
+        return sums, torch.view_as_real(half.index_select(1, self._selected[selected]))
+
+    def shell_power(self, fields: Tensor, shells: int) -> Tensor:
+        """(count, shells): mean of |phi^|^2 / N over the modes of each of the first shells."""
+        return self.power(fields, "shells")[0][:, :shells] / self._shell_modes[:shells]
+
+    def shell_means(self, orbit_sums: Tensor) -> Tensor:
+        """(count, shells), float64: means over the modes of every shell from sums over orbits."""
+        return self._shells.sum(orbit_sums, torch.float64) / self._shell_modes
+
+    def autocorrelation(self, fields: Tensor, offset: Tensor | None = None) -> Tensor:
+        """(count, lag shells): sum over the lags of each shell of C(r) = 1/N sum_x phi(x) phi(x + r), periodic."""
+        return self._sum_lags(self._correlation(single(fields), offset))
+
+    def first_modes(self, fields: Tensor) -> Tensor:
+        """(1 + 2 ndim, count), float64: sum over sites, then re and im of phi^ at 2 pi / L of each axis."""
+        rows = []
+        axes = range(1, fields.ndim)
+        for axis, waves in zip(axes, self._waves, strict=True):
+            others = [a for a in axes if a != axis]
+            profile = fields.sum(dim=others, dtype=torch.float64) if others else fields.double()
+            if axis == 1:
+                rows.append(profile.sum(dim=1))
+            rows += [(profile * wave).sum(dim=1) for wave in waves]
+        return torch.stack(rows)
+
+    def record(
+        self,
+        fields: Tensor,
+        channels: int,
+        first: int,
+        selected: tuple[int, ...],
+        blocks: int,
+        state: dict[str, Tensor],
+        bad: Tensor,
+    ) -> None:
+        """Add a batch of samples, ``channels`` fields each, to the sums in ``state``; only launches work.
+
+        As `_core.Spectrometer.record` does it, to rounding, except that samples with a result that is not finite are
+        left out. The number (sample * channels + channel) of the first such field lowers ``bad``, one int64.
+        """
+        step = max(1, PIECE_BYTES // (4 * channels * self.grid.sites)) * channels
+        for begin in range(0, len(fields), step):
+            piece = fields[begin : begin + step]
+            measured = self._measure(piece, selected)
+            signs = None
+            if "sign_power" in state:
+                signs = self._measure_signs(piece)
+            self._add(piece, *measured, signs, channels, first + begin // channels, selected, blocks, state, bad)
+
+    def _half_spectrum(self, fields: Tensor, offset: Tensor | None) -> Tensor:
+        if offset is not None:
+            fields = fields - offset
+        axes = tuple(range(1, fields.ndim))
+        half: Tensor = torch.fft.rfftn(fields, dim=axes)
+        return half.reshape(len(fields), -1)
+
+    def _correlation(self, fields: Tensor, offset: Tensor | None) -> Tensor:
+        """C(r) on the full lattice of lags, (count, N1, .., Nd)."""
+        if offset is not None:
+            fields = fields - offset
+        axes = tuple(range(1, fields.ndim))
+        power = _square(torch.fft.rfftn(fields, dim=axes)).div_(self.grid.sites)
+        correlation: Tensor = torch.fft.irfftn(power, s=self.grid.shape, dim=axes)
+        return correlation
+
+    def _sum_lags(self, correlation: Tensor) -> Tensor:
+        if self._lags is None:
+            order, starts = self.grid.lag_order
+            shell = np.empty(len(order), np.int64)
+            shell[order] = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(order)))
+            self._lags = _Bins(shell, np.ones(len(order)), self.device)
+        return self._lags.sum(correlation.reshape(len(correlation), -1))
+
+    def _measure(self, fields: Tensor, selected: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """Orbit sums, selected modes and float64 sums over sites: NaN for a field with a result that is not finite."""
+        sums, modes = self.power(fields, "orbits", selected=selected)
+        totals = fields.sum(dim=tuple(range(1, fields.ndim)), dtype=torch.float64)
+        finite = sums.sum(dim=1, dtype=torch.float64).isfinite()
+        return sums, modes, totals.masked_fill_(~finite, torch.nan)
+
+    def _measure_signs(self, fields: Tensor) -> Tensor:
+        return self.power(signs(fields), "orbits")[0]
+
+    def _add(
+        self,
+        fields: Tensor,
+        sums: Tensor,
+        modes: Tensor,
+        totals: Tensor,
+        sign_sums: Tensor | None,
+        channels: int,
+        first: int,
+        selected: tuple[int, ...],
+        blocks: int,
+        state: dict[str, Tensor],
+        bad: Tensor,
+    ) -> None:
+        """Add what was measured of a batch to the sums in ``state``."""
+        n, N = len(fields) // channels, self.grid.sites
+        totals = totals.view(n, channels)
+        finite = totals.isfinite()
+        number = torch.arange(first * channels, (first + n) * channels, device=self.device)
+        bad.copy_(torch.minimum(bad, number.masked_fill_(finite.view(-1), NONE_BAD).min()))
+        good = finite.all(dim=1)
+        left_out = ~good[:, None]
+        totals = totals.masked_fill(left_out, 0.0)
+        sums = sums.view(n, channels, -1).masked_fill_(left_out[..., None], 0.0)
+        modes = modes.view(n, channels, -1, 2).masked_fill_(left_out[..., None, None], 0.0)
+
+        def add(name: str, values: Tensor) -> None:
+            add_to_blocks(state[name], values, first)
+
+        add("count", good.long())
+        # k = 0, the first orbit and the first selected mode, as float64 has it.
+        m = totals / N
+        sums[..., 0] = 0.0
+        modes[..., 0, :] = 0.0
+        add("power", sums)
+        add_to_blocks(state["power"][..., 0], totals * m, first)
+        add("low", modes)
+        add_to_blocks(state["low"][..., 0, 0], totals, first)
+        m2 = m.square()
+        add("moments", torch.stack([m, m.abs(), m2, m2.square()], dim=-1))
+        along = [selected.index(self.grid.mode_index(n)) for n in self.grid.axis_wavenumbers]
+        squares = [modes[..., at, :].double().square().sum(dim=-1) if at else totals.square() for at in along]
+        add("first", torch.stack(squares, dim=-1) / N)
+
+        def field_sum(values: Tensor) -> Tensor:
+            samples = values.reshape(n, channels, N).masked_fill(left_out[..., None], 0.0)
+            return samples.sum(dim=0, dtype=torch.float64)
+
+        state["field"] += field_sum(fields)
+        if sign_sums is not None:
+            add("sign_power", sign_sums.view(n, channels, -1).masked_fill_(left_out[..., None], 0.0))
+            state["sign_field"] += field_sum(signs(fields))
+
+
+def _square(half: Tensor) -> Tensor:
+    """Squared modulus; abs() would take a root first."""
+    return half.real.square().addcmul_(half.imag, half.imag)
+
+
+class DeviceSums:
+    """`_sums.Sums` of tensors on a device. What is returned on the host is small, and waits for the device."""
+
+    def __init__(self, grid: Lattice, device: torch.device) -> None:
+        self.grid = grid
+        self.spectrometer = spectrometer(grid.shape, device)
+
+    def shell_power(
+        self, fields: Tensor, shells: int, trend: Trend | None, taper: Floats | None, lead: tuple[int, ...]
+    ) -> Tensor:
+        """See `_sums.Sums`. Waits for the device once, to know that all is finite."""
+        power = torch.cat(
+            [self.spectrometer.shell_power(_prepare(piece, trend, taper), shells) for piece in _pieces(fields)]
+        )
+        _refuse(power.sum(dim=1, dtype=torch.float64).isfinite(), fields, lead, "field")
+        return power
+
+    def mode_sums(self, samples: Tensor, center: str, blocks: int, name: str) -> tuple[Floats, Floats, Floats]:
+        """See `_sums.Sums`."""
+        grid = self.grid
+        power, first, squares = (
+            torch.zeros(shape, dtype=torch.float64, device=samples.device)
+            for shape in ((blocks, len(grid.orbit_k)), (blocks, grid.ndim), (len(grid.shell_k),))
+        )
+        modes, order = grid.axis_modes
+        offset = _ensemble_mean(samples) if center == "ensemble" else None
+        finite = []
+        begin = 0
+        for piece in _pieces(samples):
+            sums, amplitudes = self.spectrometer.power(_centered(piece, center), "orbits", offset, modes)
+            finite.append(sums.sum(dim=1, dtype=torch.float64).isfinite())
+            squares += self.spectrometer.shell_means(sums).square().sum(dim=0)
+            axis_power = amplitudes.double().square().sum(dim=-1) / grid.sites
+            add_to_blocks(power, sums, begin)
+            add_to_blocks(first, torch.stack([axis_power[:, i] for i in order], dim=1), begin)
+            begin += len(piece)
+        _refuse(torch.cat(finite), samples, (len(samples),), name)
+        return _to_host(power), _to_host(first), _to_host(squares)
+
+    def lag_sums(self, samples: Tensor, center: str, padded: Lattice, pairs: Floats) -> tuple[Floats, Floats]:
+        """See `_sums.Sums`."""
+        each = spectrometer(padded.shape, samples.device)
+        offset = _ensemble_mean(samples) if center == "ensemble" else None
+        divisor = torch.from_numpy(pairs).to(samples.device)
+        total = torch.zeros_like(divisor)
+        squares = torch.zeros_like(divisor)
+        finite = []
+        for piece in _pieces(samples):
+            values = _centered(piece, center)
+            if padded is not self.grid:
+                values = _pad(values if offset is None else values - offset, padded.shape)
+                sums = each.autocorrelation(values)
+            else:
+                sums = each.autocorrelation(values, offset)
+            finite.append(sums.sum(dim=1, dtype=torch.float64).isfinite())
+            C = sums[:, : len(pairs)] / divisor
+            total += C.sum(dim=0)
+            squares += C.square().sum(dim=0)
+        _refuse(torch.cat(finite), samples, (len(samples),), "field")
+        return _to_host(total), _to_host(squares)
+
+    def first_modes(self, samples: Tensor, name: str) -> Floats:
+        """See `_sums.Sums`."""
+        modes = torch.cat([self.spectrometer.first_modes(piece) for piece in _pieces(samples)], dim=1)
+        _refuse(modes.isfinite().all(dim=0), samples, (len(samples),), name)
+        return _to_host(modes)
+
+    def signs(self, samples: Tensor, name: str) -> Tensor:
+        """See `_sums.Sums`."""
+        _refuse(samples.isfinite().flatten(1).all(dim=1), samples, (len(samples),), name)
+        return signs(samples)
+
+
+class _Bins:
+    """Sums of columns by bin, in a fixed order: a table (longest bin, bins) of columns, and what each counts."""
+
+    def __init__(self, bin_of_column: NDArray[np.int64], weights: Floats, device: torch.device) -> None:
+        order = np.argsort(bin_of_column, kind="stable")
+        lengths = np.bincount(bin_of_column)
+        starts = np.cumsum(lengths) - lengths
+        row = np.arange(lengths.max())[:, None]
+        there = row < lengths
+        # Padding repeats the bin's own first column with weight 0: an infinite column spoils no other bin.
+        columns = order[starts + np.where(there, row, 0)]
+        self._rows = len(columns)
+        self._columns = torch.from_numpy(columns.ravel()).to(device)
+        self._weights = {
+            dtype: torch.from_numpy(np.where(there, weights[columns], 0.0)).to(device, dtype)
+            for dtype in (torch.float32, torch.float64)
+        }
+
+    def sum(self, values: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """(count, bins): sums of values (count, columns), in ``dtype`` or their own."""
+        gathered = values.index_select(1, self._columns).view(len(values), self._rows, -1)
+        return (gathered.mul_(self._weights[values.dtype])).sum(dim=1, dtype=dtype)
+
+
+def single(fields: Tensor) -> Tensor:
+    """Half types as float32, others as they are."""
+    return fields if fields.dtype == torch.float64 else fields.to(torch.float32)
+
+
+def signs(fields: Tensor) -> Tensor:
+    """The sign of every site as +1 (also for 0) or -1, in the type that `single` gives."""
+    dtype = torch.float64 if fields.dtype == torch.float64 else torch.float32
+    return (fields >= 0).to(dtype).mul_(2.0).sub_(1.0)
+
+
+def add_to_blocks(blocks: Tensor, values: Tensor, first: int) -> None:
+    """Add row j of ``values`` to block (first + j) mod len(blocks), in the type of ``blocks``."""
+    n = len(blocks)
+    whole = len(values) // n * n
+    rounds = values[:whole].reshape(-1, n, *values.shape[1:]).sum(dim=0, dtype=blocks.dtype)
+    for rows in (rounds, values[whole:]):
+        start = first % n
+        head = min(len(rows), n - start)
+        blocks[start : start + head] += rows[:head]
+        blocks[: len(rows) - head] += rows[head:]
+
+
+def add_gains(values: Tensor, first: int, gain: Tensor, count: Tensor, bad: Tensor) -> None:
+    """Add gains (batch, shells) to sums by block, but for samples that are not finite: their first lowers ``bad``."""
+    finite = values.isfinite().all(dim=1)
+    number = torch.arange(first, first + len(values), device=values.device)
+    bad.copy_(torch.minimum(bad, number.masked_fill_(finite, NONE_BAD).min()))
+    add_to_blocks(gain, values.masked_fill(~finite[:, None], 0.0), first)
+    add_to_blocks(count, finite.long(), first)
+
+
+def _pieces(fields: Tensor) -> Iterator[Tensor]:
+    step = max(1, PIECE_BYTES // (4 * fields[0].numel()))
+    return iter(torch.split(fields, step))
+
+
+def _ensemble_mean(samples: Tensor) -> Tensor:
+    """In the type of `single`."""
+    return samples.mean(dim=0, dtype=torch.float64).to(single(samples[:0]).dtype)
+
+
+def _centered(piece: Tensor, center: str) -> Tensor:
+    if center != "sample":
+        return piece
+    piece = single(piece)
+    return piece - piece.mean(dim=tuple(range(1, piece.ndim)), keepdim=True, dtype=torch.float64).to(piece.dtype)
+
+
+def _prepare(fields: Tensor, trend: Trend | None, taper: Floats | None) -> Tensor:
+    """Each field less its trend, times the taper."""
+    if trend is not None:
+        design, solve = (torch.from_numpy(a).to(fields.device) for a in (trend.design, trend.solve))
+        flat = fields.reshape(len(fields), -1).double()
+        fields = (flat - (flat @ solve.T) @ design.T).to(single(fields[:0]).dtype).reshape(fields.shape)
+    if taper is not None:
+        fields = single(fields)
+        fields = fields * torch.from_numpy(taper).to(fields.device, fields.dtype)
+    return fields
+
+
+def _pad(fields: Tensor, shape: tuple[int, ...]) -> Tensor:
+    padded = single(fields).new_zeros((len(fields), *shape))
+    padded[(slice(None), *(slice(0, side) for side in fields.shape[1:]))] = fields
+    return padded
+
+
+def _to_host(values: Tensor) -> NDArray[Any]:
+    return np.asarray(values.cpu().numpy())
+
+
+def _refuse(finite: Tensor, fields: Tensor, lead: tuple[int, ...], name: str) -> None:
+    """Name the first field whose results are not finite; waits for the device."""
+    if bool(finite.all()):
+        return
+    given = fields.isfinite().flatten(1).all(dim=1)
+    # A mean over samples spreads what is wrong with one of them: the fields themselves come first.
+    bad = int((finite if bool(given.all()) else given).to(torch.int8).argmin())
+    field = _to_host(single(fields[bad : bad + 1]))
+    check_finite(field, np.full((1, 1), np.nan), bad, lead, name)
