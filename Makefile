@@ -4,7 +4,7 @@
 # make cuda-test   run them on a device, and time them
 # make test-aarch64   the compiled core for ARM, cross-compiled and run under qemu
 # make bench   speed against named peers, into docs/benchmarks.md (under 10 minutes on 2 cores)
-# make docs    the documentation, into site/; make docs-check   that, spelling, docstrings, citation (part of make test)
+# make docs    the documentation, into site/; make docs-check   that, spelling and docstrings (part of make test)
 # make wheel   wheel and sdist into dist/; make test-wheel   the wheel in an environment of its own, without a compiler
 # make test-oldest   the oldest dependencies that pyproject.toml allows
 # make test-gpu    the tests that need a CUDA device, on one; make bench-gpu   times there, and what to report
@@ -54,7 +54,6 @@ docs-check: docs
 	$(BIN)/codespell
 	$(BIN)/interrogate --quiet fastcrit
 	$(BIN)/numpydoc lint --config . $(wildcard fastcrit/[a-z]*.py fastcrit/*/[a-z]*.py)
-	$(BIN)/cffconvert --validate
 
 # The compiled core alone, plain and under each sanitizer.
 test-core: build/core/build.ninja build/core-address/build.ninja build/core-thread/build.ninja
