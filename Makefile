@@ -3,7 +3,8 @@
 # make cuda-build  compile the CUDA kernels and their tests (takes nvcc, no device); prints registers and occupancy
 # make cuda-test   run them on a device, and time them
 # make test-aarch64   the compiled core for ARM, cross-compiled and run under qemu
-# make bench   speed against named peers, into docs/benchmarks.md (under 10 minutes on 2 cores)
+# make bench   speed against named peers, into docs/benchmarks.md (under 10 minutes on 2 cores), and the factors between
+#              their conventions and ours, into docs/conventions.md
 # make docs    the documentation, into site/; make docs-check   that, spelling and docstrings (part of make test)
 # make wheel   wheel and sdist into dist/; make test-wheel   the wheel in an environment of its own, without a compiler
 # make test-oldest   the oldest dependencies that pyproject.toml allows
@@ -101,6 +102,7 @@ bench: .venv/bench
 	GLIBC_TUNABLES=glibc.malloc.mmap_threshold=$(KEEP):glibc.malloc.trim_threshold=$(KEEP) \
 	  $(BENCH) build/benchmarks-kept.json -k 'test_spectrum and float32'
 	$(BIN)/python -m benches.report build/benchmarks.json build/benchmarks-kept.json
+	$(BIN)/python -m benches.conventions
 
 # On a machine with a CUDA device that torch sees. GPU_PYTHON=python3 takes an environment that has fastcrit, torch and
 # pytest already; what that environment warns of is not what is tested.

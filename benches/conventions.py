@@ -22,7 +22,8 @@ import scipy.signal
 import fastcrit as fc
 
 PAGE = Path(__file__).parent.parent / "docs" / "conventions.md"
-MARKS = ("<!-- table: python -m benches.conventions -->", "<!-- end of table -->")
+MARKS = ("<!-- factors: python -m benches.conventions -->", "<!-- end of factors -->")
+LENGTH_MARKS = ("<!-- lengths: python -m benches.conventions -->", "<!-- end of lengths -->")
 
 # A field with a mean, on a lattice with a spacing: whatever a convention divides by, it shows.
 SIDE, SPACING, MEAN = 64, 0.5, 3.0
@@ -212,10 +213,37 @@ def table() -> str:
     return "\n".join([*lines, "", "Versions: " + ", ".join(f"{name} {version(name)}" for name in packages) + "."])
 
 
+def lengths_table() -> str:
+    """Every estimator on exact Gaussian fields, S = 1 / (xi^-2 + k^2), side 28, 4000 samples, seed 1."""
+    lengths = (1.0, 2.0, 4.0, 8.0, 16.0)
+    found: dict[str, list[float]] = {}
+    for xi in lengths:
+        fields = fc.theory.GaussianTheory.ornstein_zernike(xi=xi, lattice=28).sample_data(4000, seed=1)
+        noisy = fields + np.random.default_rng(2).normal(scale=1.5, size=fields.shape)
+        for name, call in {
+            "`ornstein_zernike`": lambda x=fields: fc.correlation_length(x),
+            "the same without k = 0": lambda x=fields: fc.correlation_length(x, include_zero=False),
+            "the same, noise of variance 2.25 added, B free": lambda x=noisy: fc.correlation_length(
+                x, background="free"
+            ),
+        }.items():
+            found.setdefault(name, []).append(call().value)
+        for method in fc.METHODS:
+            if method != "ornstein_zernike":
+                found.setdefault(f"`{method}`", []).append(fc.correlation_length(fields, method=method).value)
+    lines = ["| true xi | " + " | ".join(f"{xi:g}" for xi in lengths) + " |", "| --- |" + " ---: |" * len(lengths)]
+    lines += [f"| {name} | " + " | ".join(f"{value:.3g}" for value in values) + " |" for name, values in found.items()]
+    return "\n".join(lines)
+
+
+def between(page: str, marks: tuple[str, str], text: str) -> str:
+    begin, end = (page.index(mark) for mark in marks)
+    return page[: begin + len(marks[0])] + "\n" + text + "\n" + page[end:]
+
+
 def main() -> int:
-    page = PAGE.read_text()
-    begin, end = (page.index(mark) for mark in MARKS)
-    PAGE.write_text(page[: begin + len(MARKS[0])] + "\n" + table() + "\n" + page[end:])
+    page = between(PAGE.read_text(), MARKS, table())
+    PAGE.write_text(between(page, LENGTH_MARKS, lengths_table()))
     return 0
 
 
