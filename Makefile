@@ -3,7 +3,11 @@
 # make cuda-build  compile the CUDA kernels and their tests (takes nvcc, no device); prints registers and occupancy
 # make cuda-test   run them on a device, and time them
 # make test-aarch64   the compiled core for ARM, cross-compiled and run under qemu
-# make bench   speed against named peers, into docs/benchmarks.md (under 10 minutes on 2 cores)
+# make bench   speed against named peers, into docs/benchmarks.md (under 10 minutes on 2 cores), and the factors between
+#              their conventions and ours, into docs/conventions.md
+# make docs    the documentation, into site/; make docs-check   that, spelling and docstrings (part of make test)
+# make wheel   wheel and sdist into dist/; make test-wheel   the wheel in an environment of its own, without a compiler
+# make test-oldest   the oldest dependencies that pyproject.toml allows
 # make test-gpu    the tests that need a CUDA device, on one; make bench-gpu   times there, and what to report
 # Every target sets up what it needs by itself. PYTHON=python3.12 chooses the interpreter.
 
@@ -14,7 +18,8 @@ CXX_FILES := $(wildcard csrc/*/*.?pp csrc/cuda/host/*.?pp csrc/*/*.cu csrc/*/*.c
 TIDY_FILES := $(wildcard csrc/common/*.cpp csrc/cpu/*.cpp csrc/cuda/host/*.cpp)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: study test lint format test-core cuda-build cuda-test test-aarch64 test-python bench test-gpu bench-gpu clean
+.PHONY: study test lint format docs docs-check test-core cuda-build cuda-test test-aarch64 test-python bench \
+  test-gpu bench-gpu wheel test-wheel test-oldest clean
 
 # Finished runs are kept; one that was stopped goes on where it was.
 RUNS := runs/pair runs/binary runs/fashion-mnist
@@ -27,7 +32,7 @@ runs/fashion-mnist/dataset.zarr: STUDY := --dictionary fashion-mnist
 runs/%/dataset.zarr: | .venv/study
 	$(BIN)/fastcrit study patch $(STUDY) --out $(@D) $(if $(wildcard $(@D)/config.json),--resume) > /dev/null
 
-test: lint test-core test-python
+test: lint docs-check test-core test-python
 
 lint: .venv/dev build/core/build.ninja
 	$(BIN)/ruff check .
@@ -41,6 +46,15 @@ format: .venv/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
+
+# Warnings, and links inside the site that lead nowhere, are errors.
+docs: .venv/dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+docs-check: docs
+	$(BIN)/codespell
+	$(BIN)/interrogate --quiet fastcrit
+	$(BIN)/numpydoc lint --config . $(wildcard fastcrit/[a-z]*.py fastcrit/*/[a-z]*.py)
 
 # The compiled core alone, plain and under each sanitizer.
 test-core: build/core/build.ninja build/core-address/build.ninja build/core-thread/build.ninja
@@ -88,6 +102,7 @@ bench: .venv/bench
 	GLIBC_TUNABLES=glibc.malloc.mmap_threshold=$(KEEP):glibc.malloc.trim_threshold=$(KEEP) \
 	  $(BENCH) build/benchmarks-kept.json -k 'test_spectrum and float32'
 	$(BIN)/python -m benches.report build/benchmarks.json build/benchmarks-kept.json
+	$(BIN)/python -m benches.conventions
 
 # On a machine with a CUDA device that torch sees. GPU_PYTHON=python3 takes an environment that has fastcrit, torch and
 # pytest already; what that environment warns of is not what is tested.
@@ -98,8 +113,52 @@ test-gpu:
 bench-gpu:
 	$(GPU_PYTHON) -m benches.gpu
 
+# Wheel and sdist by PYTHON. auditwheel says how old a system it runs on; a wheel for all is built in its container:
+# see [tool.cibuildwheel] in pyproject.toml.
+LARGEST_WHEEL := 15000000
+wheel:
+	rm -rf build/release dist
+	$(PYTHON) -m venv build/release
+	build/release/bin/python -m pip install --quiet --disable-pip-version-check build auditwheel
+	build/release/bin/python -m build
+	ls -l dist
+	test $$(stat -c %s dist/*.whl) -le $(LARGEST_WHEEL)
+	build/release/bin/auditwheel show dist/*.whl | tee build/release/platform.txt
+	grep -q manylinux build/release/platform.txt
+
+# What is installed is the wheel and packages that have one; nothing of this folder but tests/ is in reach.
+APART := build/apart
+CLEAN := env -u PYTHONPATH PATH=$(abspath $(APART)/bin)
+test-wheel: wheel
+	rm -rf $(APART)
+	$(PYTHON) -m venv $(APART)
+	$(CLEAN) python -m pip install --quiet --disable-pip-version-check --only-binary :all: \
+	  --constraint constraints.txt "$$(echo dist/*.whl)[study,images,torch]" pytest hypothesis mypy
+	$(RUN_APART)
+	cd $(APART) && $(CLEAN) python -m mypy --strict tests/user_script.py
+
+# Direct dependencies at their lowest; torch is constraints.txt's.
+test-oldest: wheel
+	rm -rf $(APART)
+	$(PYTHON) -m venv $(APART)
+	$(APART)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(APART)/bin/uv pip compile --quiet pyproject.toml --extra study --extra images --resolution lowest-direct \
+	  --python $(APART)/bin/python --output-file $(APART)/oldest.txt
+	$(CLEAN) python -m pip install --quiet --disable-pip-version-check --only-binary :all: \
+	  --constraint constraints.txt --constraint $(APART)/oldest.txt \
+	  "$$(echo dist/*.whl)[study,images,torch]" pytest hypothesis
+	$(RUN_APART)
+
+define RUN_APART
+cp -r tests $(APART)/tests
+cd $(APART) && $(CLEAN) python -m pytest -c tests/apart.ini $(addprefix tests/,$(TESTS_APART))
+endef
+# Spectra against their oracles, with every instruction set; lengths; recorders; the patch model; files; the command.
+TESTS_APART := test_spectra.py test_correlation.py test_observe.py test_critical.py test_theory.py test_gaussian.py \
+  test_dictionary.py test_sampler.py test_schedules.py test_store.py test_study.py test_package.py
+
 clean:
-	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build dist site .pytest_cache .mypy_cache .ruff_cache
 
 .venv/pyvenv.cfg:
 	$(PYTHON) -m venv .venv

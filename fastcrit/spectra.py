@@ -167,11 +167,13 @@ def structure_factor(
     field : array or tensor, shape (samples, ..., N1, .., Nd)
         Axis 0 is the ensemble; axes between it and the lattice (channels) give a structure factor each. Dtypes and
         devices as in `power_spectrum`; only sums over samples leave a device.
-    ndim, spacing, corners
+    ndim : int
         As in `power_spectrum`.
     center : "ensemble", "sample" or "none"
         Subtract the mean field over samples (unbiased: divided by n - 1), each sample's own mean (then S(0) = 0 and no
         length can use it), or nothing (S(0) of a constant c is N c^2).
+    spacing, corners
+        As in `power_spectrum`.
     blocks : int
         Groups of samples (sample j in group j mod blocks) kept apart for the jackknife of `correlation_length`.
 
@@ -238,11 +240,13 @@ def autocorrelation(
 
     Parameters
     ----------
-    field, ndim, center, spacing
+    field, ndim, center
         As in `structure_factor`.
     periodic : bool
         True: all N pairs at every lag, around the boundary. False: only pairs inside the field, each with the same
         weight (unbiased; by zero padding).
+    spacing : float
+        As in `structure_factor`.
     normalize : bool
         Divide by C(0); ``stderr`` is divided likewise, without an error of C(0) itself.
 

@@ -189,10 +189,12 @@ def forward_backward(
         Of the solver from the highest of the levels to 0; a run from a lower level takes its share of them, 2 at least.
     lowest : float
         The level before 0.
-    solver, batch_size
+    solver : str
         As in `sample`.
     seed, first_sample : int
         As in `class_entropy_rate`.
+    batch_size : int
+        As in `sample`.
     progress : bool
 
     Raises

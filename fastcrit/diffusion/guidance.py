@@ -161,7 +161,8 @@ class Guided(Denoiser):
         self._count = [0]  # shared with what `held` makes
 
     @property
-    def evaluations(self) -> int:  # noqa: D102 (an attribute, documented above)
+    def evaluations(self) -> int:
+        """Evaluations of a network so far, per batch; those of `held` copies included."""
         return self._count[0]
 
     def held(self, s: float) -> Guided:
