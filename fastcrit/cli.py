@@ -258,6 +258,24 @@ def _analyze(
         print(f"{method:<20}{np.mean(xi.value):10.4f} +- {np.mean(xi.stderr):.4f}  {' '.join(xi.flags)}")
 
 
+@app.command("report")
+def _report(
+    run: Annotated[
+        Path, typer.Argument(help="Folder of a finished study, or a folder of several, which are compared.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="File to write; default: report.html in RUN.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+) -> None:
+    """Write one HTML page of a run: verdict, interactive figures, states, data. It opens offline."""
+    from fastcrit.report import write_report
+
+    written = write_report(run, out, overwrite=force)
+    print(f"{written.path}: {', '.join(written.runs)} ({written.path.stat().st_size / 1e6:.1f} MB)")
+    if written.unfinished:
+        print(f"left out, not finished: {', '.join(written.unfinished)}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
 @contextmanager
 def _resumable(out: Path) -> Iterator[None]:
     """Ctrl-C says how to go on."""

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 # Okabe and Ito's palette: what is measured, what theory says, and further series.
-_MEASURED, _THEORY, _OTHERS = "#0072B2", "#D55E00", ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MEASURED, THEORY, OTHERS = "#0072B2", "#D55E00", ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 # Dashed is theory's.
 _SIGNATURE_STYLE: dict[str, Any] = {"softening": "-", "xi_eq": ":", "growth": "-.", "susceptibility": (0, (1, 4))}
 
@@ -40,7 +40,7 @@ def structure_factors(ds: xr.Dataset) -> Figure:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LogNorm
 
-    ds = _one_channel(ds)
+    ds = one_channel(ds)
     figure, axes = _figure()
     s = ds["level"].values
     lowest = s[s > 0].min()
@@ -56,13 +56,13 @@ def structure_factors(ds: xr.Dataset) -> Figure:
 
 def lengths(ds: xr.Dataset) -> Figure:
     """Correlation lengths over levels: of the states, and the equilibrium length with theory's."""
-    ds = _one_channel(ds)
+    ds = one_channel(ds)
     figure, axes = _figure()
     s = ds["level"].values
     series = [
-        ("xi_eq", "equilibrium, on trajectories", _MEASURED),
-        ("xi_ornstein_zernike", "states, Ornstein-Zernike", _OTHERS[0]),
-        ("xi_efold", "states, e-fold of C(r)", _OTHERS[1]),
+        ("xi_eq", "equilibrium, on trajectories", MEASURED),
+        ("xi_ornstein_zernike", "states, Ornstein-Zernike", OTHERS[0]),
+        ("xi_efold", "states, e-fold of C(r)", OTHERS[1]),
     ]
     for name, label, colour in series:
         if name not in ds:
@@ -71,14 +71,14 @@ def lengths(ds: xr.Dataset) -> Figure:
         # A length that is not known to its own size would only fill the figure with its error bar.
         known = np.isfinite(value) & (error < np.abs(value))
         value, error = (np.where(known, a, np.nan) for a in (value, error))  # gaps stay gaps
-        taken = _with_gains(ds) if name == "xi_eq" else slice(None)
+        taken = with_gains(ds) if name == "xi_eq" else slice(None)
         style: dict[str, Any] = {"linewidth": 1, "capsize": 2, "marker": ".", "markersize": 3}
         axes.errorbar(s[taken], value[taken], error[taken], color=colour, label=label, **style)
     top = axes.get_ylim()[1]
     if "xi_eq_theory" in ds:
         # It diverges at the critical level; below, y = 0 is not where the states are.
         above = s >= ds.attrs.get("theory_critical_level", 0.0)
-        axes.plot(s[above], ds["xi_eq_theory"].values[above], color=_THEORY, linestyle="--", label="theory at y = 0")
+        axes.plot(s[above], ds["xi_eq_theory"].values[above], color=THEORY, linestyle="--", label="theory at y = 0")
         axes.set_ylim(0, 1.05 * top)
     _mark_levels(axes, ds)
     _level_axis(axes, s)
@@ -120,16 +120,16 @@ def deficits(ds: xr.Dataset) -> Figure:
 
 def order_parameter(ds: xr.Dataset) -> Figure:
     """Susceptibility and Binder cumulant of the site mean over levels."""
-    ds = _one_channel(ds)
+    ds = one_channel(ds)
     figure, axes = _figure()
     s = ds["level"].values
     style: dict[str, Any] = {"linewidth": 1, "capsize": 2}
-    axes.errorbar(s, ds["chi"], ds["chi_stderr"], color=_MEASURED, label="susceptibility", **style)
+    axes.errorbar(s, ds["chi"], ds["chi_stderr"], color=MEASURED, label="susceptibility", **style)
     axes.set(yscale="log", ylabel="susceptibility N(<m²> - <|m|>²)")
     right = axes.twinx()
-    right.errorbar(s, ds["binder"], ds["binder_stderr"], color=_OTHERS[0], **style)
-    right.set_ylabel("Binder cumulant 1 - <m⁴>/(3<m²>²)", color=_OTHERS[0])
-    axes.plot([], [], color=_OTHERS[0], label="Binder cumulant")
+    right.errorbar(s, ds["binder"], ds["binder_stderr"], color=OTHERS[0], **style)
+    right.set_ylabel("Binder cumulant 1 - <m⁴>/(3<m²>²)", color=OTHERS[0])
+    axes.plot([], [], color=OTHERS[0], label="Binder cumulant")
     _mark_levels(axes, ds)
     _level_axis(axes, s)
     _title(figure, ds, "Order parameter: the site mean")
@@ -174,25 +174,25 @@ def alignment(ds: xr.Dataset) -> Figure:
     pulses = json.loads(ds.attrs["pulses"])
     for role, style in (("sweep", {"fmt": "o-"}), ("random", {"fmt": "x", "zorder": 1})):
         at = [arms[f"pulse {i}"] for i in pulses[role]]
-        colour = _MEASURED if role == "sweep" else "0.45"
+        colour = MEASURED if role == "sweep" else "0.45"
         top.errorbar(
             ds["center"].values[at], value[at], error[at], color=colour, label=f"pulses, {role}", linewidth=1,
             capsize=2, **style,
         )  # fmt: skip
     plain = [name for name in arms if not name.startswith("pulse ")]
-    for name, colour, dash in zip(plain, (*_OTHERS,), ("-", ":", "--", "-.", "-"), strict=True):
+    for name, colour, dash in zip(plain, (*OTHERS,), ("-", ":", "--", "-.", "-"), strict=True):
         top.axhline(value[arms[name]], color=colour, linewidth=1, linestyle=dash, label=name)
     top.set_ylabel("share of samples with their class")
-    below.plot(ds["level"], ds["entropy_rate"], color=_MEASURED, label="class-entropy rate")
-    below.fill_between(ds["level"], ds["entropy_rate_low"], ds["entropy_rate_high"], color=_MEASURED, alpha=0.2)
+    below.plot(ds["level"], ds["entropy_rate"], color=MEASURED, label="class-entropy rate")
+    below.fill_between(ds["level"], ds["entropy_rate_low"], ds["entropy_rate_high"], color=MEASURED, alpha=0.2)
     below.set_ylabel("nats per unit of log s")
     right = below.twinx()
     kept = ds["retained"].values
     bars = np.abs(np.stack([ds["retained_low"].values, ds["retained_high"].values]) - kept)
-    right.errorbar(ds["back_level"], kept, bars, color=_OTHERS[0], linewidth=1, capsize=2)
+    right.errorbar(ds["back_level"], kept, bars, color=OTHERS[0], linewidth=1, capsize=2)
     right.set(ylabel="share that keeps its class", ylim=(0, 1.05))
-    right.yaxis.label.set_color(_OTHERS[0])
-    below.plot([], [], color=_OTHERS[0], label="noised and denoised: class kept")
+    right.yaxis.label.set_color(OTHERS[0])
+    below.plot([], [], color=OTHERS[0], label="noised and denoised: class kept")
     for axes in (top, below):
         axes.spines["top"].set_visible(False)
         for name, found in json.loads(ds.attrs["critical"]).items():
@@ -238,10 +238,10 @@ def _shells_over_levels(ds: xr.Dataset, name: str, references: dict[str, str]) -
     """Curves of a few shells over the levels, dashed the first reference that the dataset has, the critical levels."""
     figure, axes = _figure()
     s = ds["level"].values
-    taken = _with_gains(ds)
+    taken = with_gains(ds)
     dashed = next((reference for reference in references if reference in ds), None)
     shown = [j for j in range(ds.sizes["shell"]) if j in (0, 3, 5)]
-    for colour, j in zip((_MEASURED, *_OTHERS), shown, strict=False):
+    for colour, j in zip((MEASURED, *OTHERS), shown, strict=False):
         value, error = ds[name].values[taken, j], ds[f"{name}_stderr"].values[taken, j]
         label = f"on trajectories, k = {float(ds['shell_k'][j]):.2f} rad/site"
         axes.errorbar(s[taken], value, error, color=colour, label=label, linewidth=1, capsize=2)
@@ -255,12 +255,13 @@ def _shells_over_levels(ds: xr.Dataset, name: str, references: dict[str, str]) -
     return figure, axes
 
 
-def _with_gains(ds: xr.Dataset) -> Any:
+def with_gains(ds: xr.Dataset) -> Any:
     """Levels at which gains were taken: curves join these."""
     return np.flatnonzero(ds["n_gains"].values > 0) if "n_gains" in ds.coords else slice(None)
 
 
-def _one_channel(ds: xr.Dataset) -> xr.Dataset:
+def one_channel(ds: xr.Dataset) -> xr.Dataset:
+    """The mean over channels, where there are any."""
     return ds.mean("channel", keep_attrs=True) if "channel" in ds.dims else ds
 
 
@@ -297,7 +298,7 @@ def _mark_levels(axes: Axes, ds: xr.Dataset) -> None:
     """Vertical lines at theory's critical level and at the signatures that were found, with their intervals."""
     if "theory_critical_level" in ds.attrs:
         s = ds.attrs["theory_critical_level"]
-        axes.axvline(s, color=_THEORY, linewidth=1, label=f"theory: critical level {s:.2f}")
+        axes.axvline(s, color=THEORY, linewidth=1, label=f"theory: critical level {s:.2f}")
     for name, found in json.loads(ds.attrs.get("critical_point", "{}")).items():
         if not found["reason"]:
             axes.axvspan(found["low"], found["high"], color="0.85", linewidth=0)
