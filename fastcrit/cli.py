@@ -15,13 +15,14 @@ import xarray as xr
 
 import fastcrit
 from fastcrit import observe, store
+from fastcrit._config_file import with_config_file
 from fastcrit.errors import FileFormatError
 
 HELP = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     help="How diffusion models turn noise into patterns: spectra, lengths, gains, critical noise levels.",
+    epilog="Exit status: 0 done; 1 done with parts left out; 2 wrong input; 130 stopped by Ctrl-C.",
     context_settings=HELP,
     pretty_exceptions_enable=False,
 )
@@ -83,6 +84,7 @@ def _root(
 
 
 @study.command("patch")
+@with_config_file
 def _study_patch(
     out: Annotated[Path, typer.Option(help="Folder to make for the run; an existing one is refused.")],
     dictionary: Annotated[DictionaryName, typer.Option(help="Patterns of the model.")] = DictionaryName.binary,
@@ -114,6 +116,7 @@ def _study_patch(
 
 
 @study.command("fashion-mnist")
+@with_config_file
 def _study_fashion_mnist(
     out: Annotated[Path, typer.Option(help="Folder to make for the run; an existing one is refused.")],
     net: Annotated[
@@ -151,6 +154,7 @@ def _study_fashion_mnist(
 
 
 @study.command("guidance")
+@with_config_file
 def _study_guidance(
     run: Annotated[Path, typer.Option(help="Finished study of a network (fastcrit study fashion-mnist).")],
     out: Annotated[Path, typer.Option(help="Folder to make for the run; an existing one is refused.")],
