@@ -35,13 +35,44 @@ MEASURED, THEORY, OTHERS = "#0072B2", "#D55E00", ("#009E73", "#CC79A7", "#E69F00
 _SIGNATURE_STYLE: dict[str, Any] = {"softening": "-", "xi_eq": ":", "growth": "-.", "susceptibility": (0, (1, 4))}
 
 
-def structure_factors(ds: xr.Dataset) -> Figure:
-    """S(k) at every level, coloured by the level; k = 0 is left out of the logarithmic axis."""
+def structure_factors(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
+    """S(k) at every level, coloured by the level; k = 0 is left out of the logarithmic axis.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        From `Recorder.dataset` or a study. Channels are averaged.
+    axes : matplotlib.axes.Axes, optional
+        Where to draw, here and in every function below but `states` and `alignment`, which lay out panels of their own;
+        default: a new figure.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        That of ``axes``.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        Matplotlib is not installed (the extra ``fastcrit[plot]``).
+
+    Examples
+    --------
+    >>> import fastcrit as fc
+    >>> from matplotlib.figure import Figure
+    >>> rec = fc.Recorder(fc.schedules.log_levels(12, high=20, low=0.2), shape=(16, 16))
+    >>> _ = fc.theory.GaussianTheory.ornstein_zernike(xi=2.0, lattice=16).sample(rec.levels, 64, recorder=rec)
+    >>> figure = Figure(figsize=(10, 4), layout="constrained")
+    >>> left, right = figure.subplots(1, 2)
+    >>> fc.plot.structure_factors(rec.dataset(), axes=left) is figure
+    True
+    >>> _ = fc.plot.lengths(rec.dataset(), axes=right)
+    """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LogNorm
 
     ds = one_channel(ds)
-    figure, axes = _figure()
+    figure, axes = _figure(axes)
     s = ds["level"].values
     lowest = s[s > 0].min()
     norm = LogNorm(lowest, s.max())
@@ -49,15 +80,15 @@ def structure_factors(ds: xr.Dataset) -> Figure:
     for i in range(len(s)):
         axes.loglog(ds["k"][1:], ds["S"][i, 1:], color=colours.to_rgba(np.maximum(s[i], lowest)), linewidth=1)
     axes.set(xlabel="wavenumber k (rad per site), without k = 0", ylabel="structure factor S(k)")
-    _title(figure, ds, "From white noise to a pattern")
+    _title(axes.set_title, ds, "From white noise to a pattern")
     figure.colorbar(colours, ax=axes, label="noise level s")
     return figure
 
 
-def lengths(ds: xr.Dataset) -> Figure:
+def lengths(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
     """Correlation lengths over levels: of the states, and the equilibrium length with theory's."""
     ds = one_channel(ds)
-    figure, axes = _figure()
+    figure, axes = _figure(axes)
     s = ds["level"].values
     series = [
         ("xi_eq", "equilibrium, on trajectories", MEASURED),
@@ -83,45 +114,47 @@ def lengths(ds: xr.Dataset) -> Figure:
     _mark_levels(axes, ds)
     _level_axis(axes, s)
     axes.set_ylabel("correlation length (sites)")
-    _title(figure, ds, "Correlation lengths")
+    _title(axes.set_title, ds, "Correlation lengths")
     _legend(axes)
     return figure
 
 
-def gains(ds: xr.Dataset) -> Figure:
+def gains(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
     """Mode gains on trajectories with theory's at the symmetric point, or the Gaussian bound; 1 is critical."""
     references = {"gain_at_symmetric_point": "theory at y = 0", "gaussian_bound": "Gaussian bound P/(P + s²)"}
-    figure, axes = _shells_over_levels(ds, "gain_on_trajectories", references)
+    figure, axes = _shells_over_levels(ds, "gain_on_trajectories", references, axes)
     axes.axhline(1.0, color="0.5", linewidth=0.8)
     axes.set_ylim(-0.1, 2.0)
     axes.set_ylabel("mode gain g")
-    _title(figure, ds, "Mode gains: 1 is critical")
+    _title(axes.set_title, ds, "Mode gains: 1 is critical")
     return figure
 
 
-def softening(ds: xr.Dataset) -> Figure:
+def softening(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
     """Softening (1 - g)/sigma^2, sigma^2 = s^2/(s^2 + data variance): the stiffness of a mode; 0 is critical."""
-    figure, axes = _shells_over_levels(ds, "softening", {"softening_gaussian": "Gaussian data of this spectrum"})
+    figure, axes = _shells_over_levels(ds, "softening", {"softening_gaussian": "Gaussian data of this spectrum"}, axes)
     axes.set_ylim(0, 2.0)
     axes.set_ylabel("softening (1 - g)/sigma^2")
-    _title(figure, ds, "Softening: modes are softest at its minimum")
+    _title(axes.set_title, ds, "Softening: modes are softest at its minimum")
     return figure
 
 
-def deficits(ds: xr.Dataset) -> Figure:
+def deficits(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
     """Response deficit 1 - g (P + s^2)/P: 0 is Gaussian response, below 0 the network is not the posterior's mean."""
-    figure, axes = _shells_over_levels(ds, "response_deficit", {"forward_response_deficit": "on forward trajectories"})
+    figure, axes = _shells_over_levels(
+        ds, "response_deficit", {"forward_response_deficit": "on forward trajectories"}, axes
+    )
     axes.axhline(0.0, color="0.5", linewidth=0.8)
     axes.set_ylim(-1.0, 1.05)
     axes.set_ylabel("response deficit")
-    _title(figure, ds, "Response deficit: it rises where states commit")
+    _title(axes.set_title, ds, "Response deficit: it rises where states commit")
     return figure
 
 
-def order_parameter(ds: xr.Dataset) -> Figure:
+def order_parameter(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
     """Susceptibility and Binder cumulant of the site mean over levels."""
     ds = one_channel(ds)
-    figure, axes = _figure()
+    figure, axes = _figure(axes)
     s = ds["level"].values
     style: dict[str, Any] = {"linewidth": 1, "capsize": 2}
     axes.errorbar(s, ds["chi"], ds["chi_stderr"], color=MEASURED, label="susceptibility", **style)
@@ -132,7 +165,7 @@ def order_parameter(ds: xr.Dataset) -> Figure:
     axes.plot([], [], color=OTHERS[0], label="Binder cumulant")
     _mark_levels(axes, ds)
     _level_axis(axes, s)
-    _title(figure, ds, "Order parameter: the site mean")
+    _title(axes.set_title, ds, "Order parameter: the site mean")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.12, 1.0), frameon=False)
     return figure
@@ -156,7 +189,7 @@ def states(ds: xr.Dataset) -> Figure:
     panels[0, 0].set_ylabel("state y")
     panels[1, 0].set_ylabel("denoised D")
     scales = f"states, each on its own grey scale; denoised images from {-limit:.2g} to {limit:.2g}"
-    _title(figure, ds, f"One trajectory: {scales}")
+    _title(figure.suptitle, ds, f"One trajectory: {scales}")
     return figure
 
 
@@ -202,7 +235,7 @@ def alignment(ds: xr.Dataset) -> Figure:
     _level_axis(below, ds["level"].values)
     top.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.12, 1.0), frameon=False)
     below.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.12, 1.0), frameon=False)
-    _title(figure, ds, "Where guidance works, and where the class is decided")
+    _title(figure.suptitle, ds, "Where guidance works, and where the class is decided")
     return figure
 
 
@@ -234,9 +267,11 @@ def save_figures(ds: xr.Dataset, folder: str | os.PathLike[str]) -> list[Path]:
     return paths
 
 
-def _shells_over_levels(ds: xr.Dataset, name: str, references: dict[str, str]) -> tuple[Figure, Axes]:
+def _shells_over_levels(
+    ds: xr.Dataset, name: str, references: dict[str, str], axes: Axes | None
+) -> tuple[Figure, Axes]:
     """Curves of a few shells over the levels, dashed the first reference that the dataset has, the critical levels."""
-    figure, axes = _figure()
+    figure, axes = _figure(axes)
     s = ds["level"].values
     taken = with_gains(ds)
     dashed = next((reference for reference in references if reference in ds), None)
@@ -265,7 +300,10 @@ def one_channel(ds: xr.Dataset) -> xr.Dataset:
     return ds.mean("channel", keep_attrs=True) if "channel" in ds.dims else ds
 
 
-def _figure() -> tuple[Figure, Axes]:
+def _figure(axes: Axes | None) -> tuple[Figure, Axes]:
+    """The axes and their figure, made where there are none."""
+    if axes is not None:
+        return axes.figure.figure, axes  # a part of a figure says which it is part of
     need("matplotlib", "drawing a figure")
     from matplotlib.figure import Figure
 
@@ -275,10 +313,10 @@ def _figure() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _title(figure: Figure, ds: xr.Dataset, text: str) -> None:
+def _title(put: Callable[..., Any], ds: xr.Dataset, text: str) -> None:
     """What is shown, and of which study."""
     study = ds.attrs.get("title")
-    figure.suptitle(f"{text}\n{study}" if study else text, fontsize="medium")
+    put(f"{text}\n{study}" if study else text, fontsize="medium")
 
 
 def _legend(axes: Axes) -> None:
