@@ -1,4 +1,4 @@
-# make study   install into .venv and run the main job: both dictionaries, figures and tables in runs/
+# make study   install into .venv and run the main job: both dictionaries; reports, figures and tables in runs/
 # make test    everything that has to hold: lint, types, the compiled core, the package
 # make cuda-build  compile the CUDA kernels and their tests (takes nvcc, no device); prints registers and occupancy
 # make cuda-test   run them on a device, and time them
@@ -23,8 +23,11 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 # Finished runs are kept; one that was stopped goes on where it was.
 RUNS := runs/pair runs/binary runs/fashion-mnist
-study: $(RUNS:=/dataset.zarr)
-	@for run in $(RUNS); do echo; cat $$run/summary.txt; done; echo; echo "figures: $(RUNS:=/*.png)"
+study: $(RUNS:=/report.html)
+	@for run in $(RUNS); do echo; cat $$run/summary.txt; done; echo; echo "reports: $^; figures beside them"
+
+runs/%/report.html: runs/%/dataset.zarr
+	$(BIN)/fastcrit report $(@D) --force > /dev/null
 
 runs/pair/dataset.zarr: STUDY := --dictionary binary --patterns 0
 runs/binary/dataset.zarr: STUDY := --dictionary binary

@@ -25,7 +25,7 @@ from fastcrit.spectra import (
 )
 
 if TYPE_CHECKING:
-    from fastcrit import alignment, data, diffusion, patch, plot, store, studies, theory
+    from fastcrit import alignment, data, diffusion, patch, plot, report, store, studies, theory
 
 __version__ = "0.1.0"
 
@@ -53,6 +53,7 @@ __all__ = [
     "patch",
     "plot",
     "power_spectrum",
+    "report",
     "schedules",
     "set_num_threads",
     "store",
@@ -61,7 +62,7 @@ __all__ = [
     "theory",
 ]
 
-_SUBMODULES = ("alignment", "data", "diffusion", "patch", "plot", "store", "studies", "theory")
+_SUBMODULES = ("alignment", "data", "diffusion", "patch", "plot", "report", "store", "studies", "theory")
 
 
 def core_info() -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -15,13 +16,14 @@ import xarray as xr
 
 import fastcrit
 from fastcrit import observe, store
+from fastcrit._config_file import with_config_file
 from fastcrit.errors import FileFormatError
 
 HELP = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     help="How diffusion models turn noise into patterns: spectra, lengths, gains, critical noise levels.",
+    epilog="Exit status: 0 done; 1 done with parts left out; 2 wrong input; 130 stopped by Ctrl-C.",
     context_settings=HELP,
     pretty_exceptions_enable=False,
 )
@@ -83,6 +85,7 @@ def _root(
 
 
 @study.command("patch")
+@with_config_file
 def _study_patch(
     out: Annotated[Path, typer.Option(help="Folder to make for the run; an existing one is refused.")],
     dictionary: Annotated[DictionaryName, typer.Option(help="Patterns of the model.")] = DictionaryName.binary,
@@ -114,6 +117,7 @@ def _study_patch(
 
 
 @study.command("fashion-mnist")
+@with_config_file
 def _study_fashion_mnist(
     out: Annotated[Path, typer.Option(help="Folder to make for the run; an existing one is refused.")],
     net: Annotated[
@@ -152,6 +156,7 @@ def _study_fashion_mnist(
 
 
 @study.command("guidance")
+@with_config_file
 def _study_guidance(
     run: Annotated[Path, typer.Option(help="Finished study of a network (fastcrit study fashion-mnist).")],
     out: Annotated[Path, typer.Option(help="Folder to make for the run; an existing one is refused.")],
@@ -233,30 +238,72 @@ def _analyze(
     name: Annotated[str | None, typer.Option(help="Which array, where the file holds several.")] = None,
     ndim: Annotated[int, typer.Option(help="Number of lattice axes.")] = 2,
     spacing: Annotated[float, typer.Option(help="Distance between sites.")] = 1.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; what has no value is null.")] = False,
 ) -> None:
     """Print the structure factor and every correlation length of an ensemble, or the critical levels of a study.
 
     Axis 0 of the array is the ensemble, the last axes are the lattice; axes between them are averaged over.
     """
     if recorded := _recorded(file):
-        print(fastcrit.critical_point(recorded()))
+        found = fastcrit.critical_point(recorded())
+        print(found.to_json() if as_json else found)
         return
     fields = store.load_array(file, name)
     S = fastcrit.structure_factor(fields, ndim=ndim, spacing=spacing)
-    shape = " x ".join(map(str, np.shape(fields)[np.ndim(fields) - ndim :]))
-    channels = len(np.reshape(S.S, (-1, len(S.k))))
-    averaged = f", {channels} channels averaged" if channels > 1 else ""
-    print(f"{file}: {S.n_samples} samples on {shape} sites{averaged}")
-    print(f"\n{'k (rad/length)':>14} {'S':>14} {'stderr':>12} {'modes':>7}")
-    mean = np.reshape(S.S, (-1, len(S.k))).mean(axis=0)
     # Channels of one sample are not independent: their errors are averaged, not reduced.
-    error = np.reshape(S.stderr, (-1, len(S.k))).mean(axis=0)
-    for row in zip(S.k, mean, error, S.counts, strict=True):
+    table = {"S": S.S, "stderr": S.stderr}
+    table = {name: np.reshape(values, (-1, len(S.k))).mean(axis=0) for name, values in table.items()}
+    lengths = {
+        method: fastcrit.correlation_length(fields, method=method, ndim=ndim, spacing=spacing)
+        for method in fastcrit.METHODS
+    }
+    sides = np.shape(fields)[np.ndim(fields) - ndim :]
+    if as_json:
+        print(_ensemble_json(S, sides, table, lengths))
+        return
+    channels = S.S.size // len(S.k)
+    averaged = f", {channels} channels averaged" if channels > 1 else ""
+    print(f"{file}: {S.n_samples} samples on {' x '.join(map(str, sides))} sites{averaged}")
+    print(f"\n{'k (rad/length)':>14} {'S':>14} {'stderr':>12} {'modes':>7}")
+    for row in zip(S.k, table["S"], table["stderr"], S.counts, strict=True):
         print("{:14.6f} {:14.6g} {:12.3g} {:7d}".format(*row))
     print("\ncorrelation lengths, in units of the distance between sites times the spacing:")
-    for method in fastcrit.METHODS:
-        xi = fastcrit.correlation_length(fields, method=method, ndim=ndim, spacing=spacing)
+    for method, xi in lengths.items():
         print(f"{method:<20}{np.mean(xi.value):10.4f} +- {np.mean(xi.stderr):.4f}  {' '.join(xi.flags)}")
+
+
+@app.command("report")
+def _report(
+    run: Annotated[
+        Path, typer.Argument(help="Folder of a finished study, or a folder of several, which are compared.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="File to write; default: report.html in RUN.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+) -> None:
+    """Write one HTML page of a run: verdict, interactive figures, states, data. It opens offline."""
+    from fastcrit.report import write_report
+
+    written = write_report(run, out, overwrite=force)
+    print(f"{written.path}: {', '.join(written.runs)} ({written.path.stat().st_size / 1e6:.1f} MB)")
+    if written.unfinished:
+        print(f"left out, not finished: {', '.join(written.unfinished)}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+def _ensemble_json(S: Any, sides: tuple[int, ...], table: dict[str, Any], lengths: dict[str, Any]) -> str:
+    """What ``analyze`` prints of fields, as JSON."""
+
+    def number(value: Any) -> float | None:
+        mean = float(np.mean(value))
+        return mean if np.isfinite(mean) else None
+
+    found = {
+        name: {"value": number(xi.value), "stderr": number(xi.stderr), "flags": list(xi.flags)}
+        for name, xi in lengths.items()
+    }
+    columns = {name: list(map(number, values)) for name, values in {"k": S.k, **table}.items()}
+    about = {"samples": S.n_samples, "lattice": list(sides), **columns, "modes": S.counts.tolist(), "lengths": found}
+    return json.dumps(about)
 
 
 @contextmanager
@@ -265,7 +312,9 @@ def _resumable(out: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print(f"\nstopped: the same command with --resume goes on in {out}", file=sys.stderr)
+        begun = any(out.glob("config.json")) or any(out.glob("*/config.json"))
+        how = f"the same command with --resume goes on in {out}" if begun else "before anything was begun"
+        print(f"\nstopped: {how}", file=sys.stderr)
         raise typer.Exit(130) from None
 
 

@@ -355,6 +355,21 @@ class Recorder:
         ValueError
             A level with a single sample: the ensemble mean cannot be removed from it. A state on a device that was not
             finite.
+
+        Examples
+        --------
+        Variables that share their dims are a table for pandas, a row for each level:
+
+        >>> import numpy as np, fastcrit as fc
+        >>> rec = fc.Recorder([10.0, 1.0], shape=(16, 16))
+        >>> rng = np.random.default_rng(0)
+        >>> for i, s in enumerate(rec.levels):
+        ...     rec.update(i, s * rng.normal(size=(100, 16, 16)))
+        >>> table = rec.dataset()[["chi", "chi_stderr"]].to_dataframe()
+        >>> sorted(table.columns)
+        ['chi', 'chi_stderr', 'n_samples']
+        >>> table.index.to_list()
+        [10.0, 1.0]
         """
         return build_dataset(self._on_host(), tuple(lengths))
 

@@ -30,18 +30,49 @@ __all__ = [
 ]
 
 # Okabe and Ito's palette: what is measured, what theory says, and further series.
-_MEASURED, _THEORY, _OTHERS = "#0072B2", "#D55E00", ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MEASURED, THEORY, OTHERS = "#0072B2", "#D55E00", ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 # Dashed is theory's.
 _SIGNATURE_STYLE: dict[str, Any] = {"softening": "-", "xi_eq": ":", "growth": "-.", "susceptibility": (0, (1, 4))}
 
 
-def structure_factors(ds: xr.Dataset) -> Figure:
-    """S(k) at every level, coloured by the level; k = 0 is left out of the logarithmic axis."""
+def structure_factors(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
+    """S(k) at every level, coloured by the level; k = 0 is left out of the logarithmic axis.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        From `Recorder.dataset` or a study. Channels are averaged.
+    axes : matplotlib.axes.Axes, optional
+        Where to draw, here and in every function below but `states` and `alignment`, which lay out panels of their own;
+        default: a new figure.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        That of ``axes``.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        Matplotlib is not installed (the extra ``fastcrit[plot]``).
+
+    Examples
+    --------
+    >>> import fastcrit as fc
+    >>> from matplotlib.figure import Figure
+    >>> rec = fc.Recorder(fc.schedules.log_levels(12, high=20, low=0.2), shape=(16, 16))
+    >>> _ = fc.theory.GaussianTheory.ornstein_zernike(xi=2.0, lattice=16).sample(rec.levels, 64, recorder=rec)
+    >>> figure = Figure(figsize=(10, 4), layout="constrained")
+    >>> left, right = figure.subplots(1, 2)
+    >>> fc.plot.structure_factors(rec.dataset(), axes=left) is figure
+    True
+    >>> _ = fc.plot.lengths(rec.dataset(), axes=right)
+    """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LogNorm
 
-    ds = _one_channel(ds)
-    figure, axes = _figure()
+    ds = one_channel(ds)
+    figure, axes = _figure(axes)
     s = ds["level"].values
     lowest = s[s > 0].min()
     norm = LogNorm(lowest, s.max())
@@ -49,20 +80,20 @@ def structure_factors(ds: xr.Dataset) -> Figure:
     for i in range(len(s)):
         axes.loglog(ds["k"][1:], ds["S"][i, 1:], color=colours.to_rgba(np.maximum(s[i], lowest)), linewidth=1)
     axes.set(xlabel="wavenumber k (rad per site), without k = 0", ylabel="structure factor S(k)")
-    _title(figure, ds, "From white noise to a pattern")
+    _title(axes.set_title, ds, "From white noise to a pattern")
     figure.colorbar(colours, ax=axes, label="noise level s")
     return figure
 
 
-def lengths(ds: xr.Dataset) -> Figure:
+def lengths(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
     """Correlation lengths over levels: of the states, and the equilibrium length with theory's."""
-    ds = _one_channel(ds)
-    figure, axes = _figure()
+    ds = one_channel(ds)
+    figure, axes = _figure(axes)
     s = ds["level"].values
     series = [
-        ("xi_eq", "equilibrium, on trajectories", _MEASURED),
-        ("xi_ornstein_zernike", "states, Ornstein-Zernike", _OTHERS[0]),
-        ("xi_efold", "states, e-fold of C(r)", _OTHERS[1]),
+        ("xi_eq", "equilibrium, on trajectories", MEASURED),
+        ("xi_ornstein_zernike", "states, Ornstein-Zernike", OTHERS[0]),
+        ("xi_efold", "states, e-fold of C(r)", OTHERS[1]),
     ]
     for name, label, colour in series:
         if name not in ds:
@@ -71,68 +102,70 @@ def lengths(ds: xr.Dataset) -> Figure:
         # A length that is not known to its own size would only fill the figure with its error bar.
         known = np.isfinite(value) & (error < np.abs(value))
         value, error = (np.where(known, a, np.nan) for a in (value, error))  # gaps stay gaps
-        taken = _with_gains(ds) if name == "xi_eq" else slice(None)
+        taken = with_gains(ds) if name == "xi_eq" else slice(None)
         style: dict[str, Any] = {"linewidth": 1, "capsize": 2, "marker": ".", "markersize": 3}
         axes.errorbar(s[taken], value[taken], error[taken], color=colour, label=label, **style)
     top = axes.get_ylim()[1]
     if "xi_eq_theory" in ds:
         # It diverges at the critical level; below, y = 0 is not where the states are.
         above = s >= ds.attrs.get("theory_critical_level", 0.0)
-        axes.plot(s[above], ds["xi_eq_theory"].values[above], color=_THEORY, linestyle="--", label="theory at y = 0")
+        axes.plot(s[above], ds["xi_eq_theory"].values[above], color=THEORY, linestyle="--", label="theory at y = 0")
         axes.set_ylim(0, 1.05 * top)
     _mark_levels(axes, ds)
     _level_axis(axes, s)
     axes.set_ylabel("correlation length (sites)")
-    _title(figure, ds, "Correlation lengths")
+    _title(axes.set_title, ds, "Correlation lengths")
     _legend(axes)
     return figure
 
 
-def gains(ds: xr.Dataset) -> Figure:
+def gains(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
     """Mode gains on trajectories with theory's at the symmetric point, or the Gaussian bound; 1 is critical."""
     references = {"gain_at_symmetric_point": "theory at y = 0", "gaussian_bound": "Gaussian bound P/(P + s²)"}
-    figure, axes = _shells_over_levels(ds, "gain_on_trajectories", references)
+    figure, axes = _shells_over_levels(ds, "gain_on_trajectories", references, axes)
     axes.axhline(1.0, color="0.5", linewidth=0.8)
     axes.set_ylim(-0.1, 2.0)
     axes.set_ylabel("mode gain g")
-    _title(figure, ds, "Mode gains: 1 is critical")
+    _title(axes.set_title, ds, "Mode gains: 1 is critical")
     return figure
 
 
-def softening(ds: xr.Dataset) -> Figure:
+def softening(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
     """Softening (1 - g)/sigma^2, sigma^2 = s^2/(s^2 + data variance): the stiffness of a mode; 0 is critical."""
-    figure, axes = _shells_over_levels(ds, "softening", {"softening_gaussian": "Gaussian data of this spectrum"})
+    figure, axes = _shells_over_levels(ds, "softening", {"softening_gaussian": "Gaussian data of this spectrum"}, axes)
     axes.set_ylim(0, 2.0)
     axes.set_ylabel("softening (1 - g)/sigma^2")
-    _title(figure, ds, "Softening: modes are softest at its minimum")
+    _title(axes.set_title, ds, "Softening: modes are softest at its minimum")
     return figure
 
 
-def deficits(ds: xr.Dataset) -> Figure:
+def deficits(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
     """Response deficit 1 - g (P + s^2)/P: 0 is Gaussian response, below 0 the network is not the posterior's mean."""
-    figure, axes = _shells_over_levels(ds, "response_deficit", {"forward_response_deficit": "on forward trajectories"})
+    figure, axes = _shells_over_levels(
+        ds, "response_deficit", {"forward_response_deficit": "on forward trajectories"}, axes
+    )
     axes.axhline(0.0, color="0.5", linewidth=0.8)
     axes.set_ylim(-1.0, 1.05)
     axes.set_ylabel("response deficit")
-    _title(figure, ds, "Response deficit: it rises where states commit")
+    _title(axes.set_title, ds, "Response deficit: it rises where states commit")
     return figure
 
 
-def order_parameter(ds: xr.Dataset) -> Figure:
+def order_parameter(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
     """Susceptibility and Binder cumulant of the site mean over levels."""
-    ds = _one_channel(ds)
-    figure, axes = _figure()
+    ds = one_channel(ds)
+    figure, axes = _figure(axes)
     s = ds["level"].values
     style: dict[str, Any] = {"linewidth": 1, "capsize": 2}
-    axes.errorbar(s, ds["chi"], ds["chi_stderr"], color=_MEASURED, label="susceptibility", **style)
+    axes.errorbar(s, ds["chi"], ds["chi_stderr"], color=MEASURED, label="susceptibility", **style)
     axes.set(yscale="log", ylabel="susceptibility N(<m²> - <|m|>²)")
     right = axes.twinx()
-    right.errorbar(s, ds["binder"], ds["binder_stderr"], color=_OTHERS[0], **style)
-    right.set_ylabel("Binder cumulant 1 - <m⁴>/(3<m²>²)", color=_OTHERS[0])
-    axes.plot([], [], color=_OTHERS[0], label="Binder cumulant")
+    right.errorbar(s, ds["binder"], ds["binder_stderr"], color=OTHERS[0], **style)
+    right.set_ylabel("Binder cumulant 1 - <m⁴>/(3<m²>²)", color=OTHERS[0])
+    axes.plot([], [], color=OTHERS[0], label="Binder cumulant")
     _mark_levels(axes, ds)
     _level_axis(axes, s)
-    _title(figure, ds, "Order parameter: the site mean")
+    _title(axes.set_title, ds, "Order parameter: the site mean")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.12, 1.0), frameon=False)
     return figure
@@ -156,7 +189,7 @@ def states(ds: xr.Dataset) -> Figure:
     panels[0, 0].set_ylabel("state y")
     panels[1, 0].set_ylabel("denoised D")
     scales = f"states, each on its own grey scale; denoised images from {-limit:.2g} to {limit:.2g}"
-    _title(figure, ds, f"One trajectory: {scales}")
+    _title(figure.suptitle, ds, f"One trajectory: {scales}")
     return figure
 
 
@@ -174,25 +207,25 @@ def alignment(ds: xr.Dataset) -> Figure:
     pulses = json.loads(ds.attrs["pulses"])
     for role, style in (("sweep", {"fmt": "o-"}), ("random", {"fmt": "x", "zorder": 1})):
         at = [arms[f"pulse {i}"] for i in pulses[role]]
-        colour = _MEASURED if role == "sweep" else "0.45"
+        colour = MEASURED if role == "sweep" else "0.45"
         top.errorbar(
             ds["center"].values[at], value[at], error[at], color=colour, label=f"pulses, {role}", linewidth=1,
             capsize=2, **style,
         )  # fmt: skip
     plain = [name for name in arms if not name.startswith("pulse ")]
-    for name, colour, dash in zip(plain, (*_OTHERS[:4], _THEORY), ("-", ":", "--", "-.", "-"), strict=True):
+    for name, colour, dash in zip(plain, (*OTHERS[:4], THEORY), ("-", ":", "--", "-.", "-"), strict=True):
         top.axhline(value[arms[name]], color=colour, linewidth=1, linestyle=dash, label=name)
     top.set_ylabel("share of samples with their class")
-    below.plot(ds["level"], ds["entropy_rate"], color=_MEASURED, label="class-entropy rate")
-    below.fill_between(ds["level"], ds["entropy_rate_low"], ds["entropy_rate_high"], color=_MEASURED, alpha=0.2)
+    below.plot(ds["level"], ds["entropy_rate"], color=MEASURED, label="class-entropy rate")
+    below.fill_between(ds["level"], ds["entropy_rate_low"], ds["entropy_rate_high"], color=MEASURED, alpha=0.2)
     below.set_ylabel("nats per unit of log s")
     right = below.twinx()
     kept = ds["retained"].values
     bars = np.abs(np.stack([ds["retained_low"].values, ds["retained_high"].values]) - kept)
-    right.errorbar(ds["back_level"], kept, bars, color=_OTHERS[0], linewidth=1, capsize=2)
+    right.errorbar(ds["back_level"], kept, bars, color=OTHERS[0], linewidth=1, capsize=2)
     right.set(ylabel="share that keeps its class", ylim=(0, 1.05))
-    right.yaxis.label.set_color(_OTHERS[0])
-    below.plot([], [], color=_OTHERS[0], label="noised and denoised: class kept")
+    right.yaxis.label.set_color(OTHERS[0])
+    below.plot([], [], color=OTHERS[0], label="noised and denoised: class kept")
     for axes in (top, below):
         axes.spines["top"].set_visible(False)
         for name, found in json.loads(ds.attrs["critical"]).items():
@@ -202,7 +235,7 @@ def alignment(ds: xr.Dataset) -> Figure:
     _level_axis(below, ds["level"].values)
     top.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.12, 1.0), frameon=False)
     below.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.12, 1.0), frameon=False)
-    _title(figure, ds, "Where guidance works, and where the class is decided")
+    _title(figure.suptitle, ds, "Where guidance works, and where the class is decided")
     return figure
 
 
@@ -234,14 +267,16 @@ def save_figures(ds: xr.Dataset, folder: str | os.PathLike[str]) -> list[Path]:
     return paths
 
 
-def _shells_over_levels(ds: xr.Dataset, name: str, references: dict[str, str]) -> tuple[Figure, Axes]:
+def _shells_over_levels(
+    ds: xr.Dataset, name: str, references: dict[str, str], axes: Axes | None
+) -> tuple[Figure, Axes]:
     """Curves of a few shells over the levels, dashed the first reference that the dataset has, the critical levels."""
-    figure, axes = _figure()
+    figure, axes = _figure(axes)
     s = ds["level"].values
-    taken = _with_gains(ds)
+    taken = with_gains(ds)
     dashed = next((reference for reference in references if reference in ds), None)
     shown = [j for j in range(ds.sizes["shell"]) if j in (0, 3, 5)]
-    for colour, j in zip((_MEASURED, *_OTHERS), shown, strict=False):
+    for colour, j in zip((MEASURED, *OTHERS), shown, strict=False):
         value, error = ds[name].values[taken, j], ds[f"{name}_stderr"].values[taken, j]
         label = f"on trajectories, k = {float(ds['shell_k'][j]):.2f} rad/site"
         axes.errorbar(s[taken], value, error, color=colour, label=label, linewidth=1, capsize=2)
@@ -255,16 +290,20 @@ def _shells_over_levels(ds: xr.Dataset, name: str, references: dict[str, str]) -
     return figure, axes
 
 
-def _with_gains(ds: xr.Dataset) -> Any:
+def with_gains(ds: xr.Dataset) -> Any:
     """Levels at which gains were taken: curves join these."""
     return np.flatnonzero(ds["n_gains"].values > 0) if "n_gains" in ds.coords else slice(None)
 
 
-def _one_channel(ds: xr.Dataset) -> xr.Dataset:
+def one_channel(ds: xr.Dataset) -> xr.Dataset:
+    """The mean over channels, where there are any."""
     return ds.mean("channel", keep_attrs=True) if "channel" in ds.dims else ds
 
 
-def _figure() -> tuple[Figure, Axes]:
+def _figure(axes: Axes | None) -> tuple[Figure, Axes]:
+    """The axes and their figure, made where there are none."""
+    if axes is not None:
+        return axes.figure.figure, axes  # a part of a figure says which it is part of
     need("matplotlib", "drawing a figure")
     from matplotlib.figure import Figure
 
@@ -274,10 +313,10 @@ def _figure() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _title(figure: Figure, ds: xr.Dataset, text: str) -> None:
+def _title(put: Callable[..., Any], ds: xr.Dataset, text: str) -> None:
     """What is shown, and of which study."""
     study = ds.attrs.get("title")
-    figure.suptitle(f"{text}\n{study}" if study else text, fontsize="medium")
+    put(f"{text}\n{study}" if study else text, fontsize="medium")
 
 
 def _legend(axes: Axes) -> None:
@@ -297,7 +336,7 @@ def _mark_levels(axes: Axes, ds: xr.Dataset) -> None:
     """Vertical lines at theory's critical level and at the signatures that were found, with their intervals."""
     if "theory_critical_level" in ds.attrs:
         s = ds.attrs["theory_critical_level"]
-        axes.axvline(s, color=_THEORY, linewidth=1, label=f"theory: critical level {s:.2f}")
+        axes.axvline(s, color=THEORY, linewidth=1, label=f"theory: critical level {s:.2f}")
     for name, found in json.loads(ds.attrs.get("critical_point", "{}")).items():
         if not found["reason"]:
             axes.axvspan(found["low"], found["high"], color="0.85", linewidth=0)

@@ -10,6 +10,7 @@ import xarray as xr
 
 import fastcrit as fc
 from fastcrit import plot, store
+from fastcrit.report import write_report
 from fastcrit.studies import PatchStudy
 
 
@@ -23,6 +24,8 @@ from fastcrit.studies import PatchStudy
         ("torch", "torch", lambda path: store.load_array(path / "a.pt")),
         ("torch", "torch", lambda path: fc.Recorder([1.0], shape=(8, 8), device="cuda")),
         ("sklearn", "images", lambda path: fc.patch.Dictionary.from_images(np.ones((9, 9, 9)), 3, 2, method="kmeans")),
+        ("plotly", "report", lambda path: write_report(path)),
+        ("jinja2", "report", lambda path: write_report(path)),
         ("zarr", "store", lambda path: PatchStudy().run(path / "run")),
         ("matplotlib", "plot", lambda path: PatchStudy().run(path / "run")),
     ],

@@ -38,5 +38,5 @@ def test_a_page_runs_from_top_to_bottom(path):
 
 def test_figures_are_there():
     for path in (README, *(ROOT / "docs").glob("*.md")):
-        for link in re.findall(r"\]\(([^):]+\.(?:png|svg|md))\)", path.read_text()):
+        for link in re.findall(r"(?:\]\(|src=\")([^):\"]+\.(?:png|svg|md))[)\"]", path.read_text()):
             assert (path.parent / link).is_file(), f"{path.name}: {link}"

@@ -249,6 +249,24 @@ class TestFigures:
             "order_parameter.svg",
         }
 
+    @pytest.mark.parametrize(
+        "draw",
+        [plot.structure_factors, plot.lengths, plot.gains, plot.softening, plot.order_parameter],
+        ids=lambda draw: draw.__name__,
+    )
+    def test_are_drawn_where_they_are_told(self, finished, draw):
+        from matplotlib.figure import Figure
+
+        figure = Figure()
+        part = figure.subfigures(1, 2)[1]
+        left, right = part.subplots(1, 2)
+        assert draw(finished[1], axes=right) is figure
+        assert right.lines
+        assert right.get_title()
+        assert not left.lines
+        assert not part.subfigs
+        assert draw(finished[1]) is not figure
+
     def test_svg_is_the_same_every_time(self, finished, tmp_path):
         out, ds = finished
         plot.save_figures(ds, tmp_path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 import fastcrit
 from fastcrit import data, schedules, store
@@ -136,10 +136,10 @@ class FashionMnistStudy:
         recorders = {direction: self._recorder(D, folder, direction) for direction in DIRECTIONS}
         for direction, recorder in recorders.items():
             run = _Run(self, D, images, recorder)
-            for first in range(int(recorder.state["count"][-1].sum()), self.samples, _CHUNK):
+            chunks = range(int(recorder.state["count"][-1].sum()), self.samples, _CHUNK)
+            about = f"{self.net}, {direction}"
+            for first in tqdm(chunks, about, disable=None if progress else True, unit=f"{_CHUNK} trajectories"):
                 n = min(_CHUNK, self.samples - first)
-                if progress:
-                    print(f"{direction} trajectories {first + 1} to {first + n} of {self.samples}", file=sys.stderr)
                 getattr(run, direction)(first, n)
                 if folder is not None:
                     recorder.save(_saved(folder, direction))
@@ -418,8 +418,6 @@ def run_all(
             if json.loads(ds.attrs["config"]) != study.config(diffusion.pretrained(study.net)):
                 raise ValueError(f"out: {own} was made with another configuration")
         else:
-            if progress:
-                print(f"network {name}", file=sys.stderr)
             ds = study.run(own, resume=resume and own.exists(), device=device, progress=progress)
         datasets[own.name] = ds
     tables = [summary(ds) for ds in datasets.values()]

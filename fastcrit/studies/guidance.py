@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 import fastcrit
 from fastcrit import _statefile, data, schedules, store
@@ -222,16 +222,14 @@ class GuidanceStudy:
         config = {"study": "guidance", **asdict(self), "weights": D.card["sha256"], "critical": levels}
         folder = None if out is None else store.begin_run(out, config, finished="dataset.zarr", resume=resume)
         chunks = []
-        for first in range(0, self.samples, self.chunk):
+        starts, label = range(0, self.samples, self.chunk), f"{len(arms)} arms"
+        for first in tqdm(starts, label, disable=None if progress else True, unit=f"{self.chunk} samples"):
             file = None if folder is None else folder / f"chunk-{first // self.chunk:05d}.safetensors"
             if file is not None and file.exists():
                 about, chunk = _statefile.read_state(file, _CHUNK_FORMAT, _CHUNK_VERSION)
                 if about != {"first": first}:
                     raise FileFormatError(f"{file}: a chunk of another run")
             else:
-                if progress:
-                    last = min(first + self.chunk, self.samples)
-                    print(f"samples {first + 1} to {last} of {self.samples}, {len(arms)} arms", file=sys.stderr)
                 chunk = _Chunk(self, D, arms).of(first, min(self.chunk, self.samples - first))
                 if file is not None:
                     _statefile.write_state(file, _CHUNK_FORMAT, _CHUNK_VERSION, {"first": first}, chunk)
@@ -296,17 +294,15 @@ class GuidanceStudy:
 
         from fastcrit.diffusion import class_entropy_rate, forward_backward
 
-        if progress:
-            print(f"class entropy and forward-backward runs of {self.decision_samples} images", file=sys.stderr)
         pixels, labels = _images(D, self.seed)
         chosen = np.random.default_rng([self.seed, 4]).permutation(len(pixels))[: self.decision_samples]
         x0, labels, judge = pixels[chosen], labels[chosen], _judge(D)
         grid = self.grid()[:-1]
-        rate = class_entropy_rate(D, x0, labels, grid, seed=self.seed)
+        rate = class_entropy_rate(D, x0, labels, grid, seed=self.seed, progress=progress)
         low, high = rate.interval()
         back = forward_backward(
             D, x0, lambda y: torch.from_numpy(judge(y)[0]), grid[: -self.guided_steps : 2],
-            steps=self.steps, lowest=self.low, solver=self.solver, seed=self.seed,
+            steps=self.steps, lowest=self.low, solver=self.solver, seed=self.seed, progress=progress,
         )  # fmt: skip
         kept_low, kept_high = back.interval()
         about = "s dH(Y|y_s)/ds = E|D_y - D_0|^2/s^2"

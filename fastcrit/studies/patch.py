@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 import fastcrit
 from fastcrit import data, schedules, store
@@ -181,10 +181,10 @@ class PatchStudy:
         # A chunk is a whole number of rounds through the blocks' samples, and small enough that little is lost.
         chunk = 32
         done = int(recorder.state["count"][-1].sum())
-        for first in range(done, self.samples, chunk):
+        for first in tqdm(
+            range(done, self.samples, chunk), "samples", disable=None if progress else True, unit=f"{chunk} samples"
+        ):
             n = min(chunk, self.samples - first)
-            if progress:
-                print(f"samples {first + 1} to {first + n} of {self.samples}", file=sys.stderr, flush=True)
             sample(
                 self.model, self.lattice, n, self.grid, self.solver, self.seed, recorder,
                 first_sample=first, progress=progress,

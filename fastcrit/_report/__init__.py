@@ -1,0 +1,1 @@
+"""Inside of `fastcrit.report`: figures, words and the page."""
