@@ -5,7 +5,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-_EXTRA = {"matplotlib": "plot", "zarr": "store", "netCDF4": "store", "sklearn": "images", "torch": "torch"}
+_EXTRA = {
+    "matplotlib": "plot", "zarr": "store", "netCDF4": "store", "sklearn": "images", "torch": "torch",
+    "diffusers": "diffusers", "dask": "dask", "distributed": "dask", "fsspec": "store",
+}  # fmt: skip
 
 
 def need(module: str, purpose: str) -> Any:

@@ -15,7 +15,7 @@ import xarray as xr
 
 import fastcrit
 from fastcrit import observe, store
-from fastcrit.errors import FileFormatError
+from fastcrit.errors import FileFormatError, IncompleteRunError
 
 HELP = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
@@ -184,6 +184,70 @@ def _study_guidance(
     with _resumable(out):
         ds = config.run(out, resume=resume, device=device, progress=True)
     print(f"\n{summary(ds)}\n\ndataset, figures and this table: {out}")
+
+
+@study.command("imagenet")
+def _study_imagenet(
+    out: Annotated[Path, typer.Option(help="Folder to make for the run; an existing one is refused.")],
+    edm2: Annotated[Path | None, typer.Option(help="Pickle of EDM or EDM2 (its network under 'ema').")] = None,
+    guide: Annotated[Path | None, typer.Option(help="Pickle of the network that guidance leads away from.")] = None,
+    trust_pickle: Annotated[bool, typer.Option("--trust-pickle", help="Pickles run code: say that you may.")] = False,
+    diffusers: Annotated[
+        Path | None, typer.Option(help="Folder with unet/ and scheduler/, as save_pretrained writes it.")
+    ] = None,
+    null_label: Annotated[int | None, typer.Option(help="With --diffusers: the class for no label.")] = None,
+    samples: Annotated[int, typer.Option(help="Trajectories.")] = 50_000,
+    chunk: Annotated[int, typer.Option(help="Samples that are recorded and saved together.")] = 256,
+    batch: Annotated[int, typer.Option(help="Samples in the network at once; a divisor of --chunk.")] = 64,
+    levels: Annotated[int, typer.Option(help="Noise levels: steps of the solver, all recorded.")] = 32,
+    high: Annotated[float, typer.Option(help="Highest noise level, or the network's.")] = 80.0,
+    low: Annotated[float, typer.Option(help="Lowest noise level.")] = 0.02,
+    solver: Annotated[DenoiserSolverName, typer.Option(help="Of the reverse process.")] = DenoiserSolverName.heun,
+    classes: Annotated[int | None, typer.Option(help="Sample j has label j mod this; default: all. 0: none.")] = None,
+    gain_share: Annotated[float, typer.Option(help="Share of the samples whose gains are measured.")] = 0.02,
+    gain_every: Annotated[int, typer.Option(help="Gains at every so many levels.")] = 1,
+    waves: Annotated[int, typer.Option(help="Wavevectors of a shell for each of these states.")] = 1,
+    guidance_weight: Annotated[float | None, typer.Option(help="Guide with this weight.")] = None,
+    guidance_center: Annotated[float | None, typer.Option(help="At this noise level; default: everywhere.")] = None,
+    guidance_width: Annotated[float, typer.Option(help="Width there, in log s.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the trajectories.")] = 0,
+    device: Annotated[str, typer.Option(help="As torch names it; cuda: of each rank its own.")] = "cpu",
+    chunks: Annotated[
+        str | None, typer.Option(help="Folder or URL (s3://.., gs://..) that all ranks see; default: RUN/chunks.")
+    ] = None,
+    save_states: Annotated[bool, typer.Option("--save-states", help="Keep all states in RUN/states.zarr.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+) -> None:
+    """Follow a large model from noise to image, on any number of processes: torchrun ... -m fastcrit study imagenet ...
+
+    Ends with status 1 when chunks failed, while all others are saved.
+    """
+    from fastcrit.studies.imagenet import ImageNetStudy, summary
+
+    edm2_path, guide_path, folder = (None if path is None else str(path) for path in (edm2, guide, diffusers))
+    config = ImageNetStudy(
+        edm2=edm2_path, guide=guide_path, trust_pickle=trust_pickle, diffusers=folder,
+        null_label=null_label, samples=samples, chunk=chunk, batch=batch, levels=levels, high=high, low=low,
+        solver=solver.value, classes=classes, gain_share=gain_share, gain_every=gain_every, waves=waves,
+        guidance_weight=guidance_weight, guidance_center=guidance_center, guidance_width=guidance_width, seed=seed,
+        save_states=save_states,
+    )  # fmt: skip
+    try:
+        with _resumable(out):
+            ds = config.run(out, chunks=chunks, resume=resume, device=device, progress=True)
+    except IncompleteRunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    if ds is not None:
+        print(f"\n{summary(ds)}\n\ndataset, figures and this table: {out}")
+
+
+@app.command("status")
+def _status(run: Annotated[Path, typer.Argument(help="Folder of a run of study imagenet, running or not.")]) -> None:
+    """Print how far a run is: chunks, time a sample and what it goes to, what each rank does."""
+    from fastcrit.studies.status import status
+
+    print(status(run))
 
 
 @train.command("fashion-mnist")

@@ -64,14 +64,33 @@ def begin_run(path: str | os.PathLike[str], config: dict[str, Any], *, finished:
         config.json is damaged.
     """
     folder = Path(path)
-    file = folder / "config.json"
-    mine = json.loads(json.dumps(config))
     if not resume:
         create_run(folder)
-        with file.open("x") as new:  # of two runs that begin at once, one is refused
-            new.write(json.dumps(mine, indent=2) + "\n")
+        write_config(folder, config)
         return folder
-    if (folder / finished).exists():
+    check_run(folder, config, finished=finished)
+    for left_over in (p for p in folder.glob(".*.*") if p.is_dir()):
+        shutil.rmtree(left_over, ignore_errors=True)  # of a save that was killed
+    return folder
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    """Write config.json, which must not be there: of two runs that begin at once, one is refused."""
+    with (folder / "config.json").open("x") as new:
+        new.write(json.dumps(config, indent=2) + "\n")
+
+
+def check_run(folder: Path, config: dict[str, Any], *, finished: str | None) -> None:
+    """Raise unless the folder holds a run of this configuration, and no file of the name ``finished``.
+
+    Raises
+    ------
+    FileExistsError, FileNotFoundError, ValueError, FileFormatError
+        As for `begin_run`.
+    """
+    file = folder / "config.json"
+    mine = json.loads(json.dumps(config))
+    if finished is not None and (folder / finished).exists():
         raise FileExistsError(f"out: {folder} holds a finished run")
     if not file.exists():
         raise FileNotFoundError(f"out: no run to resume in {folder}")
@@ -84,9 +103,6 @@ def begin_run(path: str | os.PathLike[str], config: dict[str, Any], *, finished:
     different = [f"{k} = {theirs.get(k)!r} there, {v!r} here" for k, v in mine.items() if theirs.get(k) != v]
     if different:
         raise ValueError(f"out: {folder} was begun with another configuration: {'; '.join(different)}")
-    for left_over in (p for p in folder.glob(".*.*") if p.is_dir()):
-        shutil.rmtree(left_over, ignore_errors=True)  # of a save that was killed
-    return folder
 
 
 def save_dataset(ds: xr.Dataset, path: str | os.PathLike[str]) -> None:
