@@ -211,6 +211,7 @@ def _study_imagenet(
     guidance_center: Annotated[float | None, typer.Option(help="At this noise level; default: everywhere.")] = None,
     guidance_width: Annotated[float, typer.Option(help="Width there, in log s.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the trajectories.")] = 0,
+    threads: Annotated[int, typer.Option(help="Of torch on a CPU, for each rank; others round otherwise.")] = 1,
     device: Annotated[str, typer.Option(help="As torch names it; cuda: of each rank its own.")] = "cpu",
     chunks: Annotated[
         str | None, typer.Option(help="Folder or URL (s3://.., gs://..) that all ranks see; default: RUN/chunks.")
@@ -230,7 +231,7 @@ def _study_imagenet(
         null_label=null_label, samples=samples, chunk=chunk, batch=batch, levels=levels, high=high, low=low,
         solver=solver.value, classes=classes, gain_share=gain_share, gain_every=gain_every, waves=waves,
         guidance_weight=guidance_weight, guidance_center=guidance_center, guidance_width=guidance_width, seed=seed,
-        save_states=save_states,
+        save_states=save_states, threads=threads,
     )  # fmt: skip
     try:
         with _resumable(out):

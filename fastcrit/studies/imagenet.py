@@ -9,10 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-import traceback
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,18 +26,16 @@ from fastcrit.critical import critical_point
 from fastcrit.errors import FileFormatError, IncompleteRunError
 from fastcrit.observe import Recorder
 from fastcrit.studies.chunks import Chunks
-from fastcrit.studies.ranks import Journal, Rank
+from fastcrit.studies.ranks import PATIENCE, Journal, Rank
+from fastcrit.studies.work import Work
 
 if TYPE_CHECKING:
     from fastcrit.diffusion.denoiser import Denoiser
-    from fastcrit.studies.imagenet_chunk import Sampler
 
 Floats = NDArray[np.float64]
 
 CHUNK_FORMAT, CHUNK_VERSION = "fastcrit.imagenet-chunk", 1
 _SHELLS = 6
-# Seconds that a rank waits for the one that makes the folder, and without news before it takes another for dead.
-_PATIENCE = 120.0
 # Where the model lies on this machine; what it is, its checksum says.
 _PLACES = ("edm2", "guide", "diffusers", "trust_pickle")
 
@@ -81,6 +76,8 @@ class ImageNetStudy:
     seed : int
     save_states : bool
         Keep all states in RUN/states.zarr.
+    threads : int
+        Of torch, on a CPU: sums of other numbers of threads are rounded otherwise.
 
     Examples
     --------
@@ -111,6 +108,7 @@ class ImageNetStudy:
     blocks: int = 32
     seed: int = 0
     save_states: bool = False
+    threads: int = 1
 
     def __post_init__(self) -> None:
         if (self.edm2 is None) == (self.diffusers is None):
@@ -121,7 +119,7 @@ class ImageNetStudy:
             raise ValueError("guidance_center: given without guidance_weight")
         for name, lowest in (
             ("samples", 3), ("chunk", 2), ("batch", 1), ("levels", 5), ("gain_every", 1), ("waves", 1), ("seed", 0),
-            ("blocks", 2),
+            ("blocks", 2), ("threads", 1),
         ):  # fmt: skip
             object.__setattr__(self, name, check_integer(getattr(self, name), name, lowest))
         object.__setattr__(self, "batch", min(self.batch, self.chunk))
@@ -145,8 +143,8 @@ class ImageNetStudy:
 
     @property
     def blocks_a_chunk(self) -> int:
-        """Jackknife blocks of a chunk's recorder: enough that all chunks together fill ``blocks``, and two at least."""
-        return min(self.blocks, max(2, -(-self.blocks // self.chunks)))
+        """Jackknife blocks of a chunk's recorder: together they make up ``blocks``, but two each at least."""
+        return max(2, self.blocks // self.chunks)
 
     def grid(self, D: Denoiser) -> Floats:
         """The noise levels of a run of this denoiser."""
@@ -157,9 +155,12 @@ class ImageNetStudy:
         return range(chunk * self.chunk, min((chunk + 1) * self.chunk, self.samples))
 
     def config(self, D: Denoiser) -> dict[str, Any]:
-        """What the result follows from: the fields, and the networks by their files' checksums."""
+        """What the result follows from: the fields, the kind of device, the networks by their files' checksums."""
         fields = {name: value for name, value in asdict(self).items() if name not in _PLACES}
-        return {"study": "imagenet", **fields, "weights": D.card["sha256"], "guide": D.card.get("guide")}
+        device = "cpu" if D.device is None else D.device.type
+        return {
+            "study": "imagenet", **fields, "device": device, "weights": D.card["sha256"], "guide": D.card.get("guide")
+        }  # fmt: skip
 
     def denoiser(self, device: str = "cpu") -> Denoiser:
         """The denoiser that is sampled, guided where the configuration says so.
@@ -236,6 +237,8 @@ class ImageNetStudy:
         need("zarr", "a study that writes its result")
         need("matplotlib", "a study that writes its figures")
         rank = Rank.of_environment() if rank is None else rank
+        import torch
+
         D = self.denoiser(rank.device(device))
         config = self.config(D)
         folder, place = Path(out), chunks or str(Path(out) / "chunks")
@@ -247,9 +250,12 @@ class ImageNetStudy:
             else:
                 _join(folder, config)
             journal = Journal(folder, rank, progress)
+            threads = torch.get_num_threads()
+            torch.set_num_threads(self.threads)
             try:
                 return self._run(folder, place, D, rank, journal, verify=resume)
             finally:
+                torch.set_num_threads(threads)
                 journal.close()
         except FileExistsError:
             raise
@@ -284,7 +290,7 @@ class ImageNetStudy:
         if verify:
             for c in range(rank.number, self.chunks, rank.size):
                 chunks.load(c)
-        work = _Work(self, chunks, Sampler(self, D, folder), rank, journal, folder)
+        work = Work(chunks, Sampler(self, D, folder), rank, journal, folder)
         while True:
             work.go()
             if rank.number != 0 or work.finished:
@@ -357,86 +363,9 @@ class ImageNetStudy:
                 raise FileFormatError(f"{folder / 'dataset.zarr'}: not what the chunks of this run add up to") from None
 
 
-class _Work:
-    """What one rank does: chunks that are missing, until none is left that it has not tried."""
-
-    def __init__(
-        self, study: ImageNetStudy, chunks: Chunks, sampler: Sampler, rank: Rank, journal: Journal, folder: Path
-    ) -> None:
-        self.study, self.chunks, self.sampler, self.rank, self.journal = study, chunks, sampler, rank, journal
-        self.folder = folder
-        self.done = 0
-        self._failed: set[int] = set()
-        self._news: dict[Path, tuple[int, float]] = {}
-
-    @property
-    def finished(self) -> bool:
-        """Whether another run on this folder has written the result."""
-        return (self.folder / "dataset.zarr").exists()
-
-    def go(self) -> None:
-        """Take chunks; one that fails is reported, and the rest goes on."""
-        while not self.finished and (todo := self._todo()):
-            number = todo[0]
-            try:
-                made = self.sampler.make(number, partial(self._keep_on, number))
-            except OSError:
-                raise  # the folder's trouble, not the chunk's
-            except Exception:  # whatever a network raises: the other chunks may work
-                self._failed.add(number)
-                self.journal.log(f"chunk {number} failed:\n{traceback.format_exc()}")
-            else:
-                if made is not None:
-                    self._save(number, *made)
-
-    def _todo(self) -> list[int]:
-        """Missing chunks not tried yet, in the order of `Chunks.order`; at the end those that others have begun."""
-        order = [c for c in self.chunks.order(self.rank.number, self.rank.size) if c not in self._failed]
-        begun = {said["chunk"] for _, said in self._others()}
-        return sorted(order, key=lambda c: c in begun)
-
-    def _others(self) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """Other ranks that work, or died at it, by their progress files."""
-        for file in (self.folder / "progress").glob("rank-*.json"):
-            said = json.loads(file.read_text())
-            if said["state"] == "working" and said["rank"] != self.rank.number and said["rank"] < self.rank.size:
-                yield file, said
-
-    def others_work(self) -> bool:
-        """Wait a little; False when no other rank has said anything for a while."""
-        time.sleep(0.5)
-        now = time.monotonic()
-        alive = False
-        for file, said in self._others():
-            stamp = file.stat().st_mtime_ns
-            if self._news.get(file, (0, 0.0))[0] != stamp:
-                self._news[file] = (stamp, now)
-            alive |= now - self._news[file][1] < _PATIENCE
-        return alive
-
-    def _keep_on(self, number: int, level: int) -> bool:
-        """Whether a chunk is still worth making; another rank may have made it meanwhile."""
-        self.journal.progress("working", done=self.done, chunk=number, level=level, chunks=self.chunks.place)
-        return not self.chunks.exists(number)
-
-    def _save(self, number: int, about: dict[str, Any], arrays: dict[str, Any]) -> None:
-        begin = time.perf_counter()
-        self.chunks.save(number, {**about, "rank": self.rank.number}, arrays)
-        self.sampler.spent_on_files = time.perf_counter() - begin
-        self.done += 1
-        each = {name: seconds / about["samples"] for name, seconds in about["seconds"].items()}
-        there = self.study.chunks - len(self.chunks.missing())
-        span = self.study.span(number)
-        self.journal.log(
-            f"chunk {number}, samples {span.start} to {span.stop - 1}: {sum(each.values()):.4g} s a sample ("
-            + ", ".join(f"{name} {value:.3g}" for name, value in each.items())
-            + f"); {there} of {self.study.chunks} chunks of all ranks"
-        )
-
-
 def _join(folder: Path, config: dict[str, Any]) -> None:
     """Wait until rank 0 has made the folder."""
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + PATIENCE
     while True:
         try:
             return store.check_run(folder, config, finished=None)

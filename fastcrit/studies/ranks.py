@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# Seconds that a rank waits for the one that makes the folder, and after which one that says nothing is taken for dead:
+# a rank that works says something at every level.
+PATIENCE = 120.0
 # Seconds between two writes of the progress file.
 _EVERY = 1.0
 # Where launchers say it: number of the process, how many there are, number on this machine.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,10 @@ def create_states(path: Path, levels: Any, samples: int, shape: tuple[int, ...],
     y.attrs["long_name"] = "state y = x0 + s noise"
     level = root.create_array("level", data=np.asarray(levels, dtype=np.float64), dimension_names=["level"])
     level.attrs["long_name"] = "noise level s"
+    with warnings.catch_warnings():
+        # Zarr warns that its format 3 does not specify this; xarray warns when it is not there.
+        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+        zarr.consolidate_metadata(root.store)
 
 
 def open_states(path: Path) -> Any:

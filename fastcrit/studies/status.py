@@ -14,9 +14,7 @@ from fastcrit._statefile import is_url
 from fastcrit.errors import FileFormatError
 from fastcrit.studies.chunks import Chunks
 from fastcrit.studies.imagenet import CHUNK_FORMAT, CHUNK_VERSION
-
-# A working rank says something at least at every level.
-_SILENT = 120.0
+from fastcrit.studies.ranks import PATIENCE
 
 
 def status(run: str | os.PathLike[str]) -> str:
@@ -83,7 +81,7 @@ def _seconds(chunks: Chunks, there: list[int]) -> dict[str, float]:
 
 
 def _is_working(rank: dict[str, Any]) -> bool:
-    return bool(rank["state"] == "working" and time.time() - rank["time"] < _SILENT)
+    return bool(rank["state"] == "working" and time.time() - rank["time"] < PATIENCE)
 
 
 def _line(rank: dict[str, Any]) -> str:
