@@ -15,6 +15,7 @@ import xarray as xr
 
 import fastcrit
 from fastcrit import observe, store
+from fastcrit.analyze import cluster, table
 from fastcrit.errors import FileFormatError, IncompleteRunError
 
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -296,13 +297,33 @@ def _analyze(
     name: Annotated[str | None, typer.Option(help="Which array, where the file holds several.")] = None,
     ndim: Annotated[int, typer.Option(help="Number of lattice axes.")] = 2,
     spacing: Annotated[float, typer.Option(help="Distance between sites.")] = 1.0,
+    dims: Annotated[
+        str | None, typer.Option(help="Names of all axes: sample, perhaps level and channel, others: sample,level,y,x.")
+    ] = None,
+    levels: Annotated[str | None, typer.Option(help="Noise levels where the file has none: 80,40,20.")] = None,
+    dask: Annotated[str | None, typer.Option(help="Address of a Dask scheduler, such as tcp://host:8786.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Start so many Dask workers on this machine.")] = None,
+    memory: Annotated[str, typer.Option(help="Of each of them.")] = "2GB",
+    out: Annotated[Path | None, typer.Option(help="Dataset to write, .zarr.")] = None,
 ) -> None:
     """Print the structure factor and every correlation length of an ensemble, or the critical levels of a study.
 
-    Axis 0 of the array is the ensemble, the last axes are the lattice; axes between them are averaged over.
+    Axis 0 of the array is the ensemble, the last axes are the lattice; axes between them are averaged over. Stored
+    trajectories, which have an axis of noise levels, and what is given to Dask are read in blocks, once.
     """
     if recorded := _recorded(file):
         print(fastcrit.critical_point(recorded()))
+        return
+    asked = (dims, levels, dask, workers, out)
+    if any(a is not None for a in asked) or "level" in store.open_array(file, name).dims:
+        with cluster(dask, workers, memory):
+            ds = fastcrit.analyze(
+                file, name=name, ndim=ndim, spacing=spacing, dims=None if dims is None else dims.split(","),
+                levels=None if levels is None else _numbers(levels),
+            )  # fmt: skip
+        if out is not None:
+            store.save_dataset(ds, out)
+        print(table(ds))
         return
     fields = store.load_array(file, name)
     S = fastcrit.structure_factor(fields, ndim=ndim, spacing=spacing)
@@ -330,6 +351,13 @@ def _resumable(out: Path) -> Iterator[None]:
     except KeyboardInterrupt:
         print(f"\nstopped: the same command with --resume goes on in {out}", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"levels: expected numbers such as 80,40,20, got {text!r}") from None
 
 
 def _recorded(path: Path) -> Callable[[], xr.Dataset] | None:

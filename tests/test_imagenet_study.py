@@ -115,7 +115,7 @@ class TestSameBits:
                 killed += 1
         ds = finished[1]
         if not (out / "dataset.zarr").exists():
-            ds = ImageNetStudy(model, **QUICK).run(out, resume=True)
+            ds = ImageNetStudy(model, **QUICK).run(out, resume=(out / "config.json").exists())
         xr.testing.assert_identical(store.load_dataset(out / "dataset.zarr"), finished[1])
         xr.testing.assert_identical(ds, finished[1])
 
