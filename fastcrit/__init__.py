@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fastcrit import _core, errors, schedules
+from fastcrit.analyze import analyze
 from fastcrit.correlation import METHODS, CorrelationLength, correlation_length
 from fastcrit.critical import CriticalPoint, critical_point
 from fastcrit.errors import FileFormatError, NoTransitionError
@@ -41,6 +42,7 @@ __all__ = [
     "Recorder",
     "StructureFactor",
     "alignment",
+    "analyze",
     "autocorrelation",
     "core_info",
     "correlation_length",

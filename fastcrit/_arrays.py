@@ -136,7 +136,7 @@ def check_levels(levels: Any, *, allow_zero_end: bool = False) -> NDArray[np.flo
         raise ValueError(f"levels: expected a non-empty sequence of numbers, got shape {array.shape}")
     if not np.isfinite(array).all():
         raise ValueError(f"levels: expected finite numbers, got {array[~np.isfinite(array)][0]} among them")
-    inner = array[:-1] if allow_zero_end and array.size > 1 and array[-1] == 0 else array
+    inner = array[:-1] if allow_zero_end and array[-1] == 0 else array
     if (inner <= 0).any():
         raise ValueError(f"levels: expected positive noise levels, got {inner[inner <= 0][0]}")
     if (np.diff(array) >= 0).any():

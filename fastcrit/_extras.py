@@ -6,14 +6,9 @@ from importlib import import_module
 from typing import Any
 
 _EXTRA = {
-    "matplotlib": "plot",
-    "zarr": "store",
-    "netCDF4": "store",
-    "sklearn": "images",
-    "torch": "torch",
-    "plotly": "report",
-    "jinja2": "report",
-}
+    "matplotlib": "plot", "zarr": "store", "netCDF4": "store", "fsspec": "store", "sklearn": "images", "torch": "torch",
+    "diffusers": "diffusers", "dask": "dask", "distributed": "dask", "plotly": "report", "jinja2": "report",
+}  # fmt: skip
 
 
 def need(module: str, purpose: str) -> Any:

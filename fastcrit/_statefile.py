@@ -1,4 +1,7 @@
-"""Files of named arrays that know whether they are whole: safetensors with a format name, a version and a checksum."""
+"""Files of named arrays that know whether they are whole: safetensors with a format name, a version and a checksum.
+
+A path, or a URL of any file system that fsspec knows (s3://.., gs://.., memory://..).
+"""
 
 from __future__ import annotations
 
@@ -14,17 +17,16 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from fastcrit._extras import need
 from fastcrit.errors import FileFormatError
 
 
 def write_state(path: Any, kind: str, version: int, config: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
-    """Write ``arrays`` and ``config`` to ``path``: a temporary file beside it, moved into place when it is complete."""
+    """Write ``arrays`` and ``config`` to ``path``: a temporary file beside it, moved into place when it is complete.
+
+    A URL is written in one go: object stores show an object when it is whole, and elsewhere the checksum tells.
+    """
     config = json.loads(json.dumps(config))  # as it will be read: JSON makes every key a string
-    target = Path(path).resolve()  # through a link, to the file that it names
-    if target.exists():
-        _refuse_foreign(target, kind)
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"{target}: the folder {target.parent} does not exist")
     metadata = {
         "format": kind,
         "version": str(version),
@@ -32,6 +34,15 @@ def write_state(path: Any, kind: str, version: int, config: dict[str, Any], arra
         "sha256": _digest(config, arrays),
     }
     content = save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, metadata=metadata)
+    if is_url(path):
+        files, name = remote(path)
+        files.pipe_file(name, content)
+        return
+    target = Path(path).resolve()  # through a link, to the file that it names
+    if target.exists():
+        _refuse_foreign(target, kind)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{target}: the folder {target.parent} does not exist")
     # A folder of its own, so that the file itself is made with the permissions every other file gets.
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
         temporary = Path(folder) / target.name
@@ -56,11 +67,34 @@ def _refuse_foreign(target: Path, kind: str) -> None:
 
 def read_state(path: Any, kind: str, version: int) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Configuration and arrays of a `write_state` file; FileFormatError, naming the file, if it is not one."""
-    target = Path(path)
-    if not target.exists():
-        raise FileNotFoundError(f"{target}: no such file")
+    if is_url(path):
+        files, name = remote(path)
+        if not files.exists(name):
+            raise FileNotFoundError(f"{path}: no such file")
+        with tempfile.TemporaryDirectory() as folder:
+            local = Path(folder) / "state"
+            local.write_bytes(files.cat_file(name))
+            return _read(local, str(path), kind, version)
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    return _read(Path(path), str(path), kind, version)
+
+
+def is_url(path: Any) -> bool:
+    """Whether ``path`` is for fsspec; everything else is a local path."""
+    return "://" in str(path)
+
+
+def remote(url: Any) -> tuple[Any, str]:
+    """The file system of a URL, and the name of the file or folder in it."""
+    files, name = need("fsspec", f"{url}").core.url_to_fs(str(url))
+    return files, str(name)
+
+
+def _read(path: Path, target: str, kind: str, version: int) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Of the file at ``path``, which messages call ``target``."""
     try:
-        with safe_open(str(target), framework="numpy") as file:
+        with safe_open(str(path), framework="numpy") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != kind:
                 raise FileFormatError(f"{target}: not a {kind} file (format {metadata.get('format')!r})")

@@ -17,7 +17,8 @@ import xarray as xr
 import fastcrit
 from fastcrit import observe, store
 from fastcrit._config_file import with_config_file
-from fastcrit.errors import FileFormatError
+from fastcrit.analyze import cluster, table
+from fastcrit.errors import FileFormatError, IncompleteRunError
 
 HELP = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
@@ -193,6 +194,71 @@ def _study_guidance(
     print(f"\n{summary(ds)}\n\ndataset, figures and this table: {out}")
 
 
+@study.command("imagenet")
+def _study_imagenet(
+    out: Annotated[Path, typer.Option(help="Folder to make for the run; an existing one is refused.")],
+    edm2: Annotated[Path | None, typer.Option(help="Pickle of EDM or EDM2 (its network under 'ema').")] = None,
+    guide: Annotated[Path | None, typer.Option(help="Pickle of the network that guidance leads away from.")] = None,
+    trust_pickle: Annotated[bool, typer.Option("--trust-pickle", help="Pickles run code: say that you may.")] = False,
+    diffusers: Annotated[
+        Path | None, typer.Option(help="Folder with unet/ and scheduler/, as save_pretrained writes it.")
+    ] = None,
+    null_label: Annotated[int | None, typer.Option(help="With --diffusers: the class for no label.")] = None,
+    samples: Annotated[int, typer.Option(help="Trajectories.")] = 50_000,
+    chunk: Annotated[int, typer.Option(help="Samples that are recorded and saved together.")] = 256,
+    batch: Annotated[int, typer.Option(help="Samples in the network at once; a divisor of --chunk.")] = 64,
+    levels: Annotated[int, typer.Option(help="Noise levels: steps of the solver, all recorded.")] = 32,
+    high: Annotated[float, typer.Option(help="Highest noise level, or the network's.")] = 80.0,
+    low: Annotated[float, typer.Option(help="Lowest noise level.")] = 0.02,
+    solver: Annotated[DenoiserSolverName, typer.Option(help="Of the reverse process.")] = DenoiserSolverName.heun,
+    classes: Annotated[int | None, typer.Option(help="Sample j has label j mod this; default: all. 0: none.")] = None,
+    gain_share: Annotated[float, typer.Option(help="Share of the samples whose gains are measured.")] = 0.02,
+    gain_every: Annotated[int, typer.Option(help="Gains at every so many levels.")] = 1,
+    waves: Annotated[int, typer.Option(help="Wavevectors of a shell for each of these states.")] = 1,
+    guidance_weight: Annotated[float | None, typer.Option(help="Guide with this weight.")] = None,
+    guidance_center: Annotated[float | None, typer.Option(help="At this noise level; default: everywhere.")] = None,
+    guidance_width: Annotated[float, typer.Option(help="Width there, in log s.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the trajectories.")] = 0,
+    threads: Annotated[int, typer.Option(help="Of torch on a CPU, for each rank; others round otherwise.")] = 1,
+    device: Annotated[str, typer.Option(help="As torch names it; cuda: of each rank its own.")] = "cpu",
+    chunks: Annotated[
+        str | None, typer.Option(help="Folder or URL (s3://.., gs://..) that all ranks see; default: RUN/chunks.")
+    ] = None,
+    save_states: Annotated[bool, typer.Option("--save-states", help="Keep all states in RUN/states.zarr.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+) -> None:
+    """Follow a large model from noise to image, on any number of processes: torchrun ... -m fastcrit study imagenet ...
+
+    Ends with status 1 when chunks failed, while all others are saved.
+    """
+    from fastcrit.studies.imagenet import ImageNetStudy, summary
+
+    edm2_path, guide_path, folder = (None if path is None else str(path) for path in (edm2, guide, diffusers))
+    config = ImageNetStudy(
+        edm2=edm2_path, guide=guide_path, trust_pickle=trust_pickle, diffusers=folder,
+        null_label=null_label, samples=samples, chunk=chunk, batch=batch, levels=levels, high=high, low=low,
+        solver=solver.value, classes=classes, gain_share=gain_share, gain_every=gain_every, waves=waves,
+        guidance_weight=guidance_weight, guidance_center=guidance_center, guidance_width=guidance_width, seed=seed,
+        save_states=save_states, threads=threads,
+    )  # fmt: skip
+    try:
+        with _resumable(out):
+            ds = config.run(out, chunks=chunks, resume=resume, device=device, progress=True)
+    except IncompleteRunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    if ds is not None:
+        print(f"\n{summary(ds)}\n\ndataset, figures and this table: {out}")
+
+
+@app.command("status")
+def _status(run: Annotated[Path, typer.Argument(help="Folder of a run of study imagenet, running or not.")]) -> None:
+    """Print how far a run is: chunks, time a sample and what it goes to, what each rank does."""
+    from fastcrit.studies.status import status
+
+    print(status(run))
+
+
 @train.command("fashion-mnist")
 def _train_fashion_mnist(
     out: Annotated[Path, typer.Option(help="Folder to make for the run; an existing one is refused.")],
@@ -239,33 +305,53 @@ def _analyze(
     ndim: Annotated[int, typer.Option(help="Number of lattice axes.")] = 2,
     spacing: Annotated[float, typer.Option(help="Distance between sites.")] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; what has no value is null.")] = False,
+    dims: Annotated[
+        str | None, typer.Option(help="Names of all axes: sample, perhaps level and channel, others: sample,level,y,x.")
+    ] = None,
+    levels: Annotated[str | None, typer.Option(help="Noise levels where the file has none: 80,40,20.")] = None,
+    dask: Annotated[str | None, typer.Option(help="Address of a Dask scheduler, such as tcp://host:8786.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Start so many Dask workers on this machine.")] = None,
+    memory: Annotated[str, typer.Option(help="Of each of them.")] = "2GB",
+    out: Annotated[Path | None, typer.Option(help="Dataset to write, .zarr.")] = None,
 ) -> None:
     """Print the structure factor and every correlation length of an ensemble, or the critical levels of a study.
 
-    Axis 0 of the array is the ensemble, the last axes are the lattice; axes between them are averaged over.
+    Axis 0 of the array is the ensemble, the last axes are the lattice; axes between them are averaged over. Stored
+    trajectories, which have an axis of noise levels, and what is given to Dask are read in blocks, once.
     """
     if recorded := _recorded(file):
         found = fastcrit.critical_point(recorded())
         print(found.to_json() if as_json else found)
         return
+    asked = (dims, levels, dask, workers, out)
+    if any(a is not None for a in asked) or "level" in store.open_array(file, name).dims:
+        with cluster(dask, workers, memory):
+            ds = fastcrit.analyze(
+                file, name=name, ndim=ndim, spacing=spacing, dims=None if dims is None else dims.split(","),
+                levels=None if levels is None else _numbers(levels),
+            )  # fmt: skip
+        if out is not None:
+            store.save_dataset(ds, out)
+        print(table(ds))
+        return
     fields = store.load_array(file, name)
     S = fastcrit.structure_factor(fields, ndim=ndim, spacing=spacing)
     # Channels of one sample are not independent: their errors are averaged, not reduced.
-    table = {"S": S.S, "stderr": S.stderr}
-    table = {name: np.reshape(values, (-1, len(S.k))).mean(axis=0) for name, values in table.items()}
+    shells = {"S": S.S, "stderr": S.stderr}
+    shells = {name: np.reshape(values, (-1, len(S.k))).mean(axis=0) for name, values in shells.items()}
     lengths = {
         method: fastcrit.correlation_length(fields, method=method, ndim=ndim, spacing=spacing)
         for method in fastcrit.METHODS
     }
     sides = np.shape(fields)[np.ndim(fields) - ndim :]
     if as_json:
-        print(_ensemble_json(S, sides, table, lengths))
+        print(_ensemble_json(S, sides, shells, lengths))
         return
     channels = S.S.size // len(S.k)
     averaged = f", {channels} channels averaged" if channels > 1 else ""
     print(f"{file}: {S.n_samples} samples on {' x '.join(map(str, sides))} sites{averaged}")
     print(f"\n{'k (rad/length)':>14} {'S':>14} {'stderr':>12} {'modes':>7}")
-    for row in zip(S.k, table["S"], table["stderr"], S.counts, strict=True):
+    for row in zip(S.k, shells["S"], shells["stderr"], S.counts, strict=True):
         print("{:14.6f} {:14.6g} {:12.3g} {:7d}".format(*row))
     print("\ncorrelation lengths, in units of the distance between sites times the spacing:")
     for method, xi in lengths.items():
@@ -316,6 +402,13 @@ def _resumable(out: Path) -> Iterator[None]:
         how = f"the same command with --resume goes on in {out}" if begun else "before anything was begun"
         print(f"\nstopped: {how}", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"levels: expected numbers such as 80,40,20, got {text!r}") from None
 
 
 def _recorded(path: Path) -> Callable[[], xr.Dataset] | None:

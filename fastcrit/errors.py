@@ -7,3 +7,7 @@ class NoTransitionError(ValueError):
 
 class FileFormatError(ValueError):
     """A file is damaged, or was not written by fastcrit; the message names it."""
+
+
+class IncompleteRunError(RuntimeError):
+    """Parts of a run failed; the message names them, and everything else is saved."""

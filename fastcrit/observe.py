@@ -276,10 +276,12 @@ class Recorder:
                     f"at level {i} (s = {self.levels[i]:.6g})"
                 )
 
-    def merge(self, other: Recorder) -> None:
+    def merge(self, other: Recorder, *, first_block: int | None = None) -> None:
         """Add what ``other`` recorded; ValueError, naming what differs, unless both were made alike.
 
-        The two may be on different devices: only sums are copied.
+        The two may be on different devices: only sums are copied. With ``first_block`` the number of blocks may differ:
+        block b of ``other`` is added to block (first_block + b) mod ``blocks`` of this one. So can a few trajectories,
+        recorded apart in few blocks, be kept small and become blocks of many.
         """
         if not isinstance(other, Recorder):
             raise TypeError(f"merge: expected a Recorder, got {type(other).__name__}")
@@ -287,12 +289,21 @@ class Recorder:
             raise ValueError("merge: a recorder cannot be merged with itself; its samples would count twice")
         mine, theirs = self.config(), other.config()
         for key, value in mine.items():
-            if theirs[key] != value:
+            if theirs[key] != value and not (key == "blocks" and first_block is not None):
                 raise ValueError(f"merge: recorders differ in {key}: {value} here, {theirs[key]} there")
         self.check()
         other.check()
+        place: Any = slice(None)
+        if first_block is not None:
+            first = check_integer(first_block, "first_block", 0)
+            if other.blocks > self.blocks:
+                raise ValueError(f"merge: expected at most {self.blocks} blocks, as there are here, got {other.blocks}")
+            place = [(first + b) % self.blocks for b in range(other.blocks)]
         for name, array in self.state.items():
-            array += placed_as(array, other.state[name])
+            if name.endswith("field"):  # has no blocks
+                array += placed_as(array, other.state[name])
+            else:
+                array[:, place] += placed_as(array, other.state[name])
         # Halves of the largest sample number: their sum is still one.
         self._next = np.minimum(self._next, 2**61) + np.minimum(other._next, 2**61 - 1)
         self._next_gain = np.minimum(self._next_gain, 2**61) + np.minimum(other._next_gain, 2**61 - 1)

@@ -17,7 +17,7 @@ import xarray as xr
 from fastcrit._extras import need
 from fastcrit.errors import FileFormatError
 
-__all__ = ["create_run", "load_array", "load_dataset", "save_dataset"]
+__all__ = ["create_run", "load_array", "load_dataset", "open_array", "save_dataset"]
 
 FORMAT = "fastcrit.dataset"
 FORMAT_VERSION = 1
@@ -64,14 +64,33 @@ def begin_run(path: str | os.PathLike[str], config: dict[str, Any], *, finished:
         config.json is damaged.
     """
     folder = Path(path)
-    file = folder / "config.json"
-    mine = json.loads(json.dumps(config))
     if not resume:
         create_run(folder)
-        with file.open("x") as new:  # of two runs that begin at once, one is refused
-            new.write(json.dumps(mine, indent=2) + "\n")
+        write_config(folder, config)
         return folder
-    if (folder / finished).exists():
+    check_run(folder, config, finished=finished)
+    for left_over in (p for p in folder.glob(".*.*") if p.is_dir()):
+        shutil.rmtree(left_over, ignore_errors=True)  # of a save that was killed
+    return folder
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    """Write config.json, which must not be there: of two runs that begin at once, one is refused."""
+    with (folder / "config.json").open("x") as new:
+        new.write(json.dumps(config, indent=2) + "\n")
+
+
+def check_run(folder: Path, config: dict[str, Any], *, finished: str | None) -> None:
+    """Raise unless the folder holds a run of this configuration, and no file of the name ``finished``.
+
+    Raises
+    ------
+    FileExistsError, FileNotFoundError, ValueError, FileFormatError
+        As for `begin_run`.
+    """
+    file = folder / "config.json"
+    mine = json.loads(json.dumps(config))
+    if finished is not None and (folder / finished).exists():
         raise FileExistsError(f"out: {folder} holds a finished run")
     if not file.exists():
         raise FileNotFoundError(f"out: no run to resume in {folder}")
@@ -84,9 +103,6 @@ def begin_run(path: str | os.PathLike[str], config: dict[str, Any], *, finished:
     different = [f"{k} = {theirs.get(k)!r} there, {v!r} here" for k, v in mine.items() if theirs.get(k) != v]
     if different:
         raise ValueError(f"out: {folder} was begun with another configuration: {'; '.join(different)}")
-    for left_over in (p for p in folder.glob(".*.*") if p.is_dir()):
-        shutil.rmtree(left_over, ignore_errors=True)  # of a save that was killed
-    return folder
 
 
 def save_dataset(ds: xr.Dataset, path: str | os.PathLike[str]) -> None:
@@ -181,19 +197,50 @@ def load_array(path: str | os.PathLike[str], name: str | None = None) -> Any:
         Several arrays and no ``name``, or a ``name`` that is not there.
     """
     target = Path(path)
+    _check_kind(target)
+    return _chosen(target, name, _reading(target, lambda: _READERS[target.suffix](target)))
+
+
+def open_array(path: str | os.PathLike[str], name: str | None = None) -> xr.DataArray:
+    """The same array without reading it: values are read when they are asked for, dims are named where the file does.
+
+    (.npz may be compressed and is read whole.) Raises what `load_array` raises.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np, fastcrit as fc
+    >>> path = tempfile.mkdtemp() + "/fields.npy"
+    >>> np.save(path, np.ones((10, 8, 8)))
+    >>> fc.store.open_array(path).sizes["dim_0"]
+    10
+    """
+    from fastcrit._lazy import lazy_array
+
+    target = Path(path)
+    _check_kind(target)
+    array: xr.DataArray = _chosen(target, name, _reading(target, lambda: lazy_array(target, name)))
+    return array
+
+
+def _check_kind(target: Path) -> None:
     if not target.exists():
         raise FileNotFoundError(f"{target}: no such file")
-    reader = _READERS.get(target.suffix)
-    if reader is None:
+    if target.suffix not in _READERS:
         raise FileFormatError(f"{target}: unknown kind of file; expected one of {', '.join(ARRAY_SUFFIXES)}")
+
+
+def _reading(target: Path, read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
-        arrays = reader(target)
+        return read()
     except ModuleNotFoundError:
         raise
     except Exception as error:  # each format's library has errors of its own; all mean that the file cannot be read
         raise FileFormatError(
             f"{target}: damaged, truncated, or not a {target.suffix} file of arrays ({error})"
         ) from error
+
+
+def _chosen(target: Path, name: str | None, arrays: dict[str, Any]) -> Any:
     if not arrays:
         raise ValueError(f"{target}: holds no arrays of numbers at its top level")
     if name is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import pickle
 import sys
 import types
 
@@ -18,7 +19,7 @@ class Edm2Contract(torch.nn.Module):
         self.img_channels, self.img_resolution, self.label_dim = channels, side, classes
         self.use_fp16, self.sigma_data = True, 0.5
         self.conv = torch.nn.Conv2d(channels, channels, 3, padding=1)
-        self.embed = torch.nn.Linear(classes, channels)
+        self.embed = torch.nn.Linear(classes, channels) if classes else None
         self.calls = []
 
     def forward(self, x, sigma, class_labels=None, force_fp32=False, return_logvar=False, **unet_kwargs):
@@ -34,8 +35,23 @@ class Edm2Contract(torch.nn.Module):
         c_out = sigma * self.sigma_data / (sigma**2 + self.sigma_data**2).sqrt()
         c_in = 1 / (self.sigma_data**2 + sigma**2).sqrt()
         h = (c_in * x).to(dtype).to(torch.float32)  # what half precision would lose
-        F = torch.tanh(self.conv(h) + self.embed(class_labels)[..., None, None])
+        label = 0.0 if self.embed is None else self.embed(class_labels)[..., None, None]
+        F = torch.tanh(self.conv(h) + label)
         return c_skip * x + c_out * F.to(dtype).to(torch.float32)
+
+
+class StabilityVAEEncoder:
+    """The name of the encoder in EDM2's pickles of latent models: 8 image pixels to a latent one."""
+
+
+def edm2_pickle(path, encoder=None, seed=0, **options):
+    """A file with the structure of NVIDIA's: the network under 'ema', the encoder beside it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = Edm2Contract(**options)
+    with open(path, "wb") as file:
+        pickle.dump({"ema": net, "encoder": encoder, "dataset_kwargs": {}}, file)
+    return str(path)
 
 
 class KDiffusionVDenoiser(torch.nn.Module):

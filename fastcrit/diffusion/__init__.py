@@ -7,6 +7,7 @@ from fastcrit._extras import need
 need("torch", "fastcrit.diffusion")
 
 from fastcrit.diffusion import fashion_mnist  # noqa: E402 (after the check, for its message)
+from fastcrit.diffusion.checkpoints import load_diffusers, load_edm2  # noqa: E402
 from fastcrit.diffusion.decision import EntropyRate, Retention, class_entropy_rate, forward_backward  # noqa: E402
 from fastcrit.diffusion.denoiser import (  # noqa: E402
     Denoiser,
@@ -61,6 +62,8 @@ __all__ = [
     "from_patch",
     "from_velocity",
     "guided",
+    "load_diffusers",
+    "load_edm2",
     "load_net",
     "pretrained",
     "sample",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastcrit.studies.fashion_mnist import FashionMnistStudy
 from fastcrit.studies.guidance import GuidanceStudy
+from fastcrit.studies.imagenet import ImageNetStudy
 from fastcrit.studies.patch import PatchStudy
 
-__all__ = ["FashionMnistStudy", "GuidanceStudy", "PatchStudy"]
+__all__ = ["FashionMnistStudy", "GuidanceStudy", "ImageNetStudy", "PatchStudy"]

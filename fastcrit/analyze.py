@@ -1,0 +1,268 @@
+"""Statistics of stored fields and trajectories of any size: read in blocks through Dask, once, and added up as a tree.
+
+A block becomes a `Recorder`'s sums where it is read; only sums travel. Memory is that of a few blocks and of the sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from fastcrit._arrays import check_integer
+from fastcrit._extras import need
+from fastcrit.critical import critical_point
+from fastcrit.observe import Recorder
+from fastcrit.spectra import DEFAULT_BLOCKS
+
+if TYPE_CHECKING:
+    import dask.array
+
+State = dict[str, NDArray[Any]]
+
+LEVEL, SAMPLE, CHANNEL = "level", "sample", "channel"
+# Bytes of a block: large beside the sums that it leaves, small beside the memory of a worker.
+_BLOCK = 64 << 20
+# Sums that are added in one task.
+_BRANCHES = 8
+
+
+def analyze(
+    data: Any,
+    *,
+    dims: Sequence[str] | None = None,
+    name: str | None = None,
+    levels: Any = None,
+    ndim: int = 2,
+    blocks: int = DEFAULT_BLOCKS,
+    spacing: float = 1.0,
+    data_std: float = 1.0,
+    low_modes: int = 8,
+    lengths: Sequence[str] = ("ornstein_zernike", "second_moment", "efold"),
+    block_bytes: int = _BLOCK,
+) -> xr.Dataset:
+    """What a `Recorder` would have recorded of stored fields: structure factors, correlations, lengths, errors.
+
+    Runs on the Dask scheduler that is in force: threads of this process, or the cluster of an active
+    ``dask.distributed.Client``. The result does not depend on which, nor on workers that die.
+
+    Parameters
+    ----------
+    data : xarray.DataArray, array, or path
+        Fields, or a path as `fastcrit.store.open_array` reads it: .zarr, .nc, .h5, .npy, .npz, .safetensors, .pt. The
+        last ``ndim`` dims other than those below are the lattice.
+    dims : sequence of str, optional
+        Names of all dims of ``data``, in order, where they are not named already. "level" is the noise level,
+        "channel" a channel, "sample" the ensemble. Default without names: axis 0 is "sample", and axes between it and
+        the lattice are channels.
+    name : str, optional
+        Which array of a file that holds several.
+    levels : sequence of float, optional
+        Noise levels, strictly decreasing, where ``data`` brings none as its coordinate "level".
+    ndim : int
+    blocks, spacing, data_std, low_modes
+        As for `Recorder`. Sample j is in jackknife block j mod ``blocks``.
+    lengths : sequence of str
+        As for `Recorder.dataset`.
+    block_bytes : int
+        About the size of what is read and transformed at a time.
+
+    Returns
+    -------
+    xarray.Dataset
+        As `Recorder.dataset` has it; without dim "level" where ``data`` has none. The lengths of fields without a level
+        are fitted without a background.
+
+    Raises
+    ------
+    ValueError
+        Dims that do not fit, no levels for a dim "level", NaN or infinite values (the message says in which samples).
+    TypeError
+        Complex values, strings.
+    FileNotFoundError, FileFormatError
+        As for `fastcrit.store.open_array`.
+    ModuleNotFoundError
+        Dask is not installed (the extra ``fastcrit[dask]``).
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr, fastcrit as fc
+    >>> noise = np.random.default_rng(0).normal(size=(2, 100, 16, 16)) * np.array([3.0, 1.0])[:, None, None, None]
+    >>> y = xr.DataArray(noise, dims=("level", "sample", "y", "x"), coords={"level": [3.0, 1.0]})
+    >>> ds = fc.analyze(y)
+    >>> bool(abs(ds.S.sel(level=3.0)[4] / 9 - 1) < 0.1)
+    True
+    """
+    dask = need("dask", "analyze")
+    need("dask.array", "analyze")
+    array = _named(data, dims, name, ndim)
+    grid = _levels(array, levels)
+    trajectory = LEVEL in array.dims
+    lattice = [str(d) for d in array.dims if d not in (LEVEL, SAMPLE, CHANNEL)]
+    order = [LEVEL, SAMPLE, *([CHANNEL] if CHANNEL in array.dims else []), *lattice]
+    if not trajectory:
+        array = array.expand_dims(LEVEL)
+    fields = _blocks(array.transpose(*order), check_integer(block_bytes, "block_bytes", 1))
+    options = {
+        "shape": fields.shape[2:], "ndim": ndim, "blocks": blocks, "spacing": spacing, "data_std": data_std,
+        "low_modes": low_modes,
+    }  # fmt: skip
+    whole = Recorder(grid, **options)
+    record, add = dask.delayed(_record, pure=True), dask.delayed(_add, pure=True)
+    firsts = np.cumsum([0, *fields.chunks[1]])[:-1]
+    begins = np.cumsum([0, *fields.chunks[0]])
+    sums = []
+    delayed: Any = fields.to_delayed()  # type: ignore[no-untyped-call]  # dask types a part of its methods only
+    for row, begin, end in zip(delayed, begins[:-1], begins[1:], strict=True):
+        parts = [
+            record(block, grid[begin:end], int(first), options)
+            for block, first in zip(row.reshape(len(firsts)), firsts, strict=True)
+        ]
+        while len(parts) > 1:
+            parts = [add(parts[i : i + _BRANCHES]) for i in range(0, len(parts), _BRANCHES)]
+        sums.append(parts[0])
+    for begin, end, state in zip(begins[:-1], begins[1:], dask.compute(*sums), strict=True):
+        for key, values in state.items():
+            whole.state[key][begin:end] = values
+    ds = whole.dataset(lengths)
+    return ds if trajectory else ds.isel(level=0).drop_vars("level")
+
+
+@contextmanager
+def cluster(address: str | None, workers: int | None, memory: str = "2GB") -> Iterator[None]:
+    """Within it, `analyze` runs on the Dask scheduler at an address, on workers of our own, or on threads.
+
+    ValueError for both; ModuleNotFoundError without dask.distributed.
+
+    Examples
+    --------
+    >>> from fastcrit.analyze import cluster
+    >>> with cluster(None, None):
+    ...     pass  # threads of this process
+    """
+    if address is not None and workers is not None:
+        raise ValueError("dask, workers: expected one of them")
+    if address is None and workers is None:
+        yield
+        return
+    distributed = need("distributed", "a Dask cluster")
+    if address is not None:
+        with distributed.Client(address):
+            yield
+        return
+    local = distributed.LocalCluster(
+        n_workers=workers, threads_per_worker=1, memory_limit=memory, dashboard_address=None
+    )
+    with local, distributed.Client(local):
+        yield
+
+
+def table(ds: xr.Dataset) -> str:
+    """Of what `analyze` returns: a line for each level, channels averaged, and the critical levels."""
+    ds = ds if "level" in ds.dims else ds.expand_dims("level").assign_coords(level=[0.0])
+    lengths = [str(n) for n in ds.data_vars if str(n).startswith("xi_") and f"{n}_stderr" in ds]
+    lines = [f"{'level s':>12} {'samples':>9} {'S(0)':>12} {'S(k1)':>12}" + "".join(f"{n:>30}" for n in lengths)]
+
+    def mean(variable: xr.DataArray) -> xr.DataArray:
+        return variable.mean("channel") if "channel" in variable.dims else variable
+
+    for i, s in enumerate(ds["level"].values):
+        S = mean(ds["S"]).isel(level=i).values
+        line = f"{s:12.5g} {int(ds['n_samples'].values.reshape(-1)[i]):9d} {S[0]:12.5g} {S[1]:12.5g}"
+        for n in lengths:
+            value, error = (float(mean(ds[v]).isel(level=i)) for v in (n, f"{n}_stderr"))
+            line += f"{value:18.4f} +- {error:8.4f}"
+        lines.append(line)
+    if (ds["level"].values > 0).sum() >= 5:
+        lines += ["", str(critical_point(ds))]
+    return "\n".join(lines)
+
+
+def _named(data: Any, dims: Sequence[str] | None, name: str | None, ndim: int) -> xr.DataArray:
+    """The fields with dims "sample", perhaps "level" and "channel", and ``ndim`` others."""
+    check_integer(ndim, "ndim", 1)
+    if isinstance(data, (str, Path)):
+        from fastcrit.store import open_array
+
+        data = open_array(data, name)
+    elif name is not None:
+        raise ValueError("name: given without a path")
+    array = data if isinstance(data, xr.DataArray) else xr.DataArray(data)
+    if dims is not None:
+        if len(dims) != array.ndim or len(set(dims)) != array.ndim:
+            raise ValueError(f"dims: expected {array.ndim} different names for shape {array.shape}, got {list(dims)}")
+        array = array.rename(dict(zip(array.dims, dims, strict=True)))
+    elif SAMPLE not in array.dims:
+        between = array.ndim - ndim - 1
+        if LEVEL in array.dims or between not in (0, 1):
+            raise ValueError(
+                f"dims: expected names, 'sample' among them, for axes {list(array.dims)} of shape {array.shape}"
+            )
+        array = array.rename(dict(zip(array.dims[: 1 + between], (SAMPLE, CHANNEL), strict=False)))
+    others = [d for d in array.dims if d not in (LEVEL, SAMPLE, CHANNEL)]
+    if SAMPLE not in array.dims or len(others) != ndim:
+        raise ValueError(
+            f"dims: expected 'sample', {ndim} of the lattice, and perhaps 'level' and 'channel', got {list(array.dims)}"
+        )
+    if 0 in array.shape:
+        raise ValueError(f"data: empty array of shape {array.shape}")
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"data: expected real numbers, got dtype {array.dtype}")
+    return array
+
+
+def _levels(array: xr.DataArray, levels: Any) -> NDArray[np.float64]:
+    if LEVEL not in array.dims:
+        if levels is not None:
+            raise ValueError(f"levels: given for data without a dim 'level', whose dims are {list(array.dims)}")
+        return np.zeros(1)
+    if levels is None:
+        if LEVEL not in array.coords:
+            raise ValueError("levels: expected noise levels, since data has a dim 'level' without a coordinate")
+        levels = array[LEVEL].values
+    found = np.asarray(levels, dtype=np.float64)
+    if found.shape != (array.sizes[LEVEL],):
+        raise ValueError(f"levels: expected {array.sizes[LEVEL]} noise levels, as data has, got shape {found.shape}")
+    return found
+
+
+def _blocks(array: xr.DataArray, block_bytes: int) -> dask.array.Array:
+    """The fields (level, sample, ...) in blocks of whole fields of about so many bytes, along what is stored together.
+
+    What is lazy is cut where it will be read, so that no more is read at a time.
+    """
+    stored = array.chunksizes or array.encoding.get("preferred_chunks", {})
+    together = [int(np.max(stored.get(d, 1))) for d in array.dims[:2]]
+    field_bytes = int(np.prod(array.shape[2:])) * array.dtype.itemsize
+    levels = min(together[0], max(1, block_bytes // field_bytes))
+    samples = max(1, block_bytes // (field_bytes * levels))
+    if samples > together[1]:
+        samples -= samples % together[1]
+    sizes = dict(zip(array.dims, (levels, samples, *array.shape[2:]), strict=True))
+    cut: dask.array.Array = array.chunk(sizes).data
+    return cut
+
+
+def _record(block: Any, levels: NDArray[np.float64], first: int, options: dict[str, Any]) -> State:
+    """A recorder's sums of a block (level, sample, ...) whose first sample is number ``first``."""
+    recorder = Recorder(levels, **options)
+    for i, fields in enumerate(np.asarray(block)):
+        try:
+            recorder.update(i, fields, sample=first)
+        except (ValueError, OverflowError) as error:
+            raise ValueError(f"data, level {levels[i]:g}, from sample {first} on: {error}") from error
+    return recorder.state
+
+
+def _add(states: list[State]) -> State:
+    """Their sum, in this order."""
+    total = {name: values.copy() for name, values in states[0].items()}
+    for state in states[1:]:
+        for name, values in state.items():
+            total[name] += values
+    return total

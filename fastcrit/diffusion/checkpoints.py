@@ -1,0 +1,154 @@
+"""Large models from disk: NVIDIA's pickles of EDM and EDM2, and folders that diffusers' save_pretrained wrote."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+from fastcrit._extras import need
+from fastcrit.diffusion.denoiser import Denoiser, from_diffusers, from_edm
+from fastcrit.errors import FileFormatError
+
+# Image pixels to a latent pixel, along a side, of the encoders in NVIDIA's pickles, by the name of their class.
+_ENCODERS = {"StandardRGBEncoder": 1, "StabilityVAEEncoder": 8}
+
+
+def load_edm2(path: str | os.PathLike[str], *, trust_pickle: bool = False, device: str = "cpu") -> Denoiser:
+    """The network under 'ema' of a pickle as EDM and EDM2 publish them.
+
+    Parameters
+    ----------
+    path : path
+        network-snapshot-*.pkl or edm2-*.pkl, on disk.
+    trust_pickle : bool
+        Unpickling runs whatever code the file brings: only with True, and only for files from someone you trust.
+    device : str
+        Where the network lives, as torch names it.
+
+    Returns
+    -------
+    Denoiser
+        ``data_std`` is the network's ``sigma_data``; ``card`` has the file's ``sha256`` and ``pixels_per_site``: 8 for
+        latents of the Stability VAE, 1 for RGB, None where the file does not tell.
+
+    Raises
+    ------
+    ValueError
+        ``trust_pickle`` is not True.
+    FileNotFoundError
+        No such file.
+    FileFormatError
+        It is no pickle, damaged, or holds no network under 'ema'.
+    ModuleNotFoundError
+        The pickle needs code that is not installed (EDM2's: its repository on PYTHONPATH).
+
+    Examples
+    --------
+    >>> import fastcrit as fc
+    >>> fc.diffusion.load_edm2("edm2-img512-xs.pkl")
+    Traceback (most recent call last):
+    ValueError: edm2: edm2-img512-xs.pkl is a pickle, and loading it runs any code that is in it; if you trust where it
+    comes from, say so by --trust-pickle (trust_pickle=True)
+    """
+    target = Path(path)
+    if trust_pickle is not True:
+        raise ValueError(
+            f"edm2: {path} is a pickle, and loading it runs any code that is in it; if you trust where it comes from, "
+            "say so by --trust-pickle (trust_pickle=True)"
+        )
+    if not target.is_file():
+        raise FileNotFoundError(f"edm2: {target}: no such file")
+    try:
+        with target.open("rb") as file:
+            content = pickle.load(file)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"edm2: {target} needs the module {error.name} that its network was defined in; for EDM2, put its "
+            "repository on PYTHONPATH",
+            name=error.name,
+        ) from error
+    except Exception as error:  # whatever the code in a damaged pickle raises, the file is named
+        raise FileFormatError(f"edm2: {target}: damaged, or not a pickle ({error})") from error
+    net = content.get("ema") if isinstance(content, dict) else None
+    if not callable(net):
+        held = f"a dict of {sorted(map(str, content))}" if isinstance(content, dict) else type(content).__name__
+        raise FileFormatError(f"edm2: {target}: expected a dict with a network under 'ema', got {held}")
+    D = from_edm(net.to(device).eval().requires_grad_(False))
+    D.name, D.data_std = target.name, getattr(net, "sigma_data", None)
+    encoder = content.get("encoder")
+    known = 1 if encoder is None else _ENCODERS.get(type(encoder).__name__)
+    D.card = {"sha256": _sha256([target]), "pixels_per_site": known}
+    return D
+
+
+def load_diffusers(folder: str | os.PathLike[str], *, null_label: int | None = None, device: str = "cpu") -> Denoiser:
+    """A UNet2DModel with its scheduler: a folder with unet/ and scheduler/, as a pipeline's save_pretrained writes it.
+
+    Parameters
+    ----------
+    folder : path
+        On disk; nothing is downloaded. Weights must be safetensors.
+    null_label : int, optional
+        The class that stands for "no label", where the network was trained with one.
+    device : str
+
+    Returns
+    -------
+    Denoiser
+        ``card`` has the ``sha256`` of all its files; ``pixels_per_site`` is 8 where there is a vae/, else 1.
+
+    Raises
+    ------
+    FileNotFoundError
+        A part of the folder is missing.
+    FileFormatError
+        Diffusers cannot read it.
+
+    Examples
+    --------
+    >>> import fastcrit as fc
+    >>> fc.diffusion.load_diffusers("no-such-folder")
+    Traceback (most recent call last):
+    FileNotFoundError: diffusers: no-such-folder/unet/config.json: no such file; expected a folder that save_pretrained
+    wrote
+    """
+    root = Path(folder)
+    for part in ("unet/config.json", "scheduler/scheduler_config.json"):
+        if not (root / part).is_file():
+            raise FileNotFoundError(
+                f"diffusers: {root / part}: no such file; expected a folder that save_pretrained wrote"
+            )
+    library: Any = need("diffusers", f"loading {root}")
+    settings = root / "scheduler/scheduler_config.json"
+    try:
+        name = json.loads(settings.read_text()).get("_class_name")
+    except (ValueError, AttributeError) as error:
+        raise FileFormatError(f"diffusers: {settings}: damaged ({error})") from error
+    kind: Any = getattr(library, str(name), None)
+    if not hasattr(kind, "set_timesteps"):
+        raise FileFormatError(f"diffusers: {settings}: expected the name of a scheduler as _class_name, got {name!r}")
+    try:
+        unet = library.UNet2DModel.from_pretrained(
+            root / "unet", use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise FileFormatError(f"diffusers: {root}/unet: damaged, or not a UNet2DModel ({error})") from error
+    net = unet.to(device).eval().requires_grad_(False)
+    D = from_diffusers(net, kind.from_pretrained(root / "scheduler"), null_label=null_label)
+    files = sorted(p for part in ("unet", "scheduler") for p in (root / part).rglob("*") if p.is_file())
+    D.card = {"sha256": _sha256(files), "pixels_per_site": 8 if (root / "vae").is_dir() else 1}
+    return D
+
+
+def _sha256(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.name}\0".encode() if len(files) > 1 else b"")
+        with path.open("rb") as file:
+            while block := file.read(1 << 24):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,402 @@
+"""A large class-conditional model on many processes: spectra, lengths and gains along its trajectories.
+
+Everything is made in numbered chunks of samples (chunks.py), each from its number and the configuration alone; the
+result is their sum in the order of their numbers. So any number of ranks, kills and resumptions gives the same bits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+import fastcrit
+from fastcrit import schedules, store
+from fastcrit._arrays import check_choice, check_integer, check_positive
+from fastcrit._extras import need
+from fastcrit._statefile import is_url
+from fastcrit.critical import critical_point
+from fastcrit.errors import FileFormatError, IncompleteRunError
+from fastcrit.observe import Recorder
+from fastcrit.studies.chunks import Chunks
+from fastcrit.studies.ranks import PATIENCE, Journal, Rank
+from fastcrit.studies.work import Work
+
+if TYPE_CHECKING:
+    from fastcrit.diffusion.denoiser import Denoiser
+
+Floats = NDArray[np.float64]
+
+CHUNK_FORMAT, CHUNK_VERSION = "fastcrit.imagenet-chunk", 1
+_SHELLS = 6
+# Where the model lies on this machine; what it is, its checksum says.
+_PLACES = ("edm2", "guide", "diffusers", "trust_pickle")
+
+
+@dataclass(frozen=True)
+class ImageNetStudy:
+    """Configuration of a study of a large model; everything in the result follows from it and from the model's weights.
+
+    Parameters
+    ----------
+    edm2 : path, optional
+        Pickle of EDM or EDM2, as `fastcrit.diffusion.load_edm2` reads it; this or ``diffusers``.
+    guide : path, optional
+        Pickle of the network that guidance leads away from: one without labels, or a weaker one.
+    trust_pickle : bool
+        Pickles run code; without this they are refused.
+    diffusers : path, optional
+        Folder with unet/ and scheduler/, as `fastcrit.diffusion.load_diffusers` reads it.
+    null_label : int, optional
+        With ``diffusers``: the class that stands for "no label".
+    samples, chunk, batch : int
+        Trajectories; so many are recorded and saved together; so many are in the network at once, a divisor of
+        ``chunk``.
+    levels : int
+        Noise levels, even in log s from ``high`` to ``low``: steps of the solver, all recorded.
+    high, low : float
+        ``high`` is lowered to the highest level that the network knows.
+    solver : "heun", "euler", "sde" or "dpmpp-2m"
+    classes : int, optional
+        Sample j has label j mod ``classes``; default: all that the network knows. 0: no labels.
+    gain_share, gain_every, waves : float, int, int
+        Gains are measured on about this share of the samples, drawn by seed and number of the sample, at every
+        ``gain_every``-th level, for ``waves`` wavevectors of each shell.
+    guidance_weight, guidance_center, guidance_width : float, optional
+        Guide with this weight: around a noise level, over ``guidance_width`` in log s; without a center, everywhere.
+    blocks : int
+        Jackknife blocks.
+    seed : int
+    save_states : bool
+        Keep all states in RUN/states.zarr.
+    threads : int
+        Of torch, on a CPU: sums of other numbers of threads are rounded otherwise.
+
+    Examples
+    --------
+    >>> from fastcrit.studies import ImageNetStudy
+    >>> ImageNetStudy(diffusers="my-model", samples=1000, chunk=100).chunks
+    10
+    """
+
+    edm2: str | None = None
+    guide: str | None = None
+    trust_pickle: bool = False
+    diffusers: str | None = None
+    null_label: int | None = None
+    samples: int = 50_000
+    chunk: int = 256
+    batch: int = 64
+    levels: int = 32
+    high: float = 80.0
+    low: float = 0.02
+    solver: str = "heun"
+    classes: int | None = None
+    gain_share: float = 0.02
+    gain_every: int = 1
+    waves: int = 1
+    guidance_weight: float | None = None
+    guidance_center: float | None = None
+    guidance_width: float = 1.0
+    blocks: int = 32
+    seed: int = 0
+    save_states: bool = False
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if (self.edm2 is None) == (self.diffusers is None):
+            raise ValueError(f"edm2, diffusers: expected one of them, got {self.edm2!r} and {self.diffusers!r}")
+        if self.guide is not None and self.guidance_weight is None:
+            raise ValueError("guide: given without guidance_weight")
+        if self.guidance_center is not None and self.guidance_weight is None:
+            raise ValueError("guidance_center: given without guidance_weight")
+        for name, lowest in (
+            ("samples", 3), ("chunk", 2), ("batch", 1), ("levels", 5), ("gain_every", 1), ("waves", 1), ("seed", 0),
+            ("blocks", 2), ("threads", 1),
+        ):  # fmt: skip
+            object.__setattr__(self, name, check_integer(getattr(self, name), name, lowest))
+        object.__setattr__(self, "batch", min(self.batch, self.chunk))
+        if self.chunk % self.batch:
+            raise ValueError(f"batch: expected a divisor of chunk = {self.chunk}, got {self.batch}")
+        if self.classes is not None:
+            check_integer(self.classes, "classes", 0)
+        for name in ("high", "low", "guidance_width", "guidance_center"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, check_positive(getattr(self, name), name))
+        if not self.high > self.low:
+            raise ValueError(f"high, low: expected high > low, got {self.high} and {self.low}")
+        if not 0.0 <= self.gain_share <= 1.0:
+            raise ValueError(f"gain_share: expected a share from 0 to 1, got {self.gain_share!r}")
+        check_choice(self.solver, ("heun", "euler", "sde", "dpmpp-2m"), "solver")
+
+    @property
+    def chunks(self) -> int:
+        """Number of chunks."""
+        return -(-self.samples // self.chunk)
+
+    @property
+    def blocks_a_chunk(self) -> int:
+        """Jackknife blocks of a chunk's recorder: together they make up ``blocks``, but two each at least."""
+        return max(2, self.blocks // self.chunks)
+
+    def grid(self, D: Denoiser) -> Floats:
+        """The noise levels of a run of this denoiser."""
+        return schedules.log_levels(self.levels, high=min(self.high, D.highest), low=self.low)
+
+    def span(self, chunk: int) -> range:
+        """Numbers of the samples of a chunk."""
+        return range(chunk * self.chunk, min((chunk + 1) * self.chunk, self.samples))
+
+    def config(self, D: Denoiser) -> dict[str, Any]:
+        """What the result follows from: the fields, the kind of device, the networks by their files' checksums."""
+        fields = {name: value for name, value in asdict(self).items() if name not in _PLACES}
+        device = "cpu" if D.device is None else D.device.type
+        return {
+            "study": "imagenet", **fields, "device": device, "weights": D.card["sha256"], "guide": D.card.get("guide")
+        }  # fmt: skip
+
+    def denoiser(self, device: str = "cpu") -> Denoiser:
+        """The denoiser that is sampled, guided where the configuration says so.
+
+        Raises
+        ------
+        ValueError
+            A pickle that is not trusted; more classes than the network knows; guidance without a network to lead away
+            from.
+        FileNotFoundError, FileFormatError, ModuleNotFoundError
+            As for `fastcrit.diffusion.load_edm2` and `fastcrit.diffusion.load_diffusers`.
+        """
+        from fastcrit import diffusion
+
+        if self.edm2 is not None:
+            D = diffusion.load_edm2(self.edm2, trust_pickle=self.trust_pickle, device=device)
+        else:
+            assert self.diffusers is not None
+            D = diffusion.load_diffusers(self.diffusers, null_label=self.null_label, device=device)
+        if D.shape is None:
+            raise ValueError(f"edm2, diffusers: {D.name} does not say what shape its states have")
+        if (self.classes or 0) > D.classes:
+            raise ValueError(f"classes: expected at most {D.classes}, which {D.name} knows, got {self.classes}")
+        if self.guidance_weight is None:
+            return D
+        unguided = None
+        if self.guide is not None:
+            unguided = diffusion.load_edm2(self.guide, trust_pickle=self.trust_pickle, device=device)
+            D.card["guide"] = unguided.card["sha256"]
+        weight = (
+            diffusion.Constant(self.guidance_weight)
+            if self.guidance_center is None
+            else diffusion.Pulse(self.guidance_center, self.guidance_width, self.guidance_weight)
+        )
+        return diffusion.guided(D, unguided, weight)
+
+    def run(
+        self, out: str | os.PathLike[str], *, chunks: str | None = None, resume: bool = False, device: str = "cpu",
+        rank: Rank | None = None, progress: bool = False,
+    ) -> xr.Dataset | None:  # fmt: skip
+        """Make the chunks that are missing; rank 0 then adds them up and writes RUN/dataset.zarr, figures, summary.txt.
+
+        Parameters
+        ----------
+        out : path
+            Folder of the run.
+        chunks : path or URL, optional
+            Where the chunks are: a folder that all ranks see, or the URL of one on any file system that fsspec knows.
+            Default: RUN/chunks.
+        resume : bool
+            Go on with a run that was stopped. Only rank 0 makes the folder; others wait for it.
+        device : str
+            As torch names it; "cuda" is the device of each rank's own number on its machine.
+        rank : Rank, optional
+            Default: as torchrun or srun say.
+        progress : bool
+            Say on standard error what is done.
+
+        Returns
+        -------
+        xarray.Dataset, or None for other ranks than 0
+
+        Raises
+        ------
+        FileExistsError
+            ``out`` exists and ``resume`` is False, or holds a finished run.
+        FileNotFoundError, ValueError
+            ``resume`` without a run to resume, or one with another configuration (the message says what differs).
+        IncompleteRunError
+            Chunks failed; their tracebacks are in the log. All others are saved.
+        OSError
+            The folder cannot be written. What is there stays, and ``resume`` goes on from it.
+        """
+        need("zarr", "a study that writes its result")
+        need("matplotlib", "a study that writes its figures")
+        rank = Rank.of_environment() if rank is None else rank
+        import torch
+
+        D = self.denoiser(rank.device(device))
+        config = self.config(D)
+        folder, place = Path(out), chunks or str(Path(out) / "chunks")
+        if self.save_states and is_url(place):
+            raise ValueError(f"save_states: expected chunks in a folder that all ranks share, got {place}")
+        try:
+            if (rank.local if is_url(place) else rank.number) == 0:
+                self._begin(folder, config, D, resume)
+            else:
+                _join(folder, config)
+            journal = Journal(folder, rank, progress)
+            threads = torch.get_num_threads()
+            torch.set_num_threads(self.threads)
+            try:
+                return self._run(folder, place, D, rank, journal, verify=resume)
+            finally:
+                torch.set_num_threads(threads)
+                journal.close()
+        except FileExistsError:
+            raise
+        except OSError as error:
+            if error.errno is None:
+                raise
+            message = f"out: {error.strerror} ({error.filename or place}); what is written stays, --resume goes on"
+            raise OSError(error.errno, message) from error
+
+    def _begin(self, folder: Path, config: dict[str, Any], D: Denoiser, resume: bool) -> None:
+        if resume and (folder / "config.json").exists():
+            store.check_run(folder, config, finished="dataset.zarr")
+            return
+        if self.save_states:  # before config.json, for which other ranks wait
+            from fastcrit.studies.states import create_states
+
+            store.create_run(folder)
+            assert D.shape is not None
+            create_states(folder / "states.zarr", self.grid(D), self.samples, D.shape, self.batch)
+            store.write_config(folder, config)
+        else:
+            store.begin_run(folder, config, finished="dataset.zarr", resume=resume)
+
+    def _run(
+        self, folder: Path, place: str, D: Denoiser, rank: Rank, journal: Journal, verify: bool
+    ) -> xr.Dataset | None:
+        from fastcrit.studies.imagenet_chunk import Sampler
+
+        chunks = Chunks(place, CHUNK_FORMAT, CHUNK_VERSION, self.config(D), self.chunks, journal.log)
+        chunks.open()
+        journal.log(f"rank {rank.number} of {rank.size}, {D}, {self.chunks} chunks in {place}", shown=False)
+        if verify:
+            for c in range(rank.number, self.chunks, rank.size):
+                chunks.load(c)
+        work = Work(chunks, Sampler(self, D, folder), rank, journal, folder)
+        while True:
+            work.go()
+            if rank.number != 0 or work.finished:
+                journal.progress("done", force=True, done=work.done, chunks=place)
+                return None if rank.number != 0 else store.load_dataset(folder / "dataset.zarr")
+            if missing := chunks.missing():
+                if work.others_work():
+                    continue
+                journal.progress("failed", force=True, done=work.done, chunks=place)
+                raise IncompleteRunError(
+                    f"chunks {', '.join(map(str, missing))} failed; why is in {folder / 'logs'}; all others are saved, "
+                    "and --resume tries these again"
+                )
+            recorder = self._merge(chunks, D)
+            if recorder is not None:
+                break
+        ds = self._dataset(recorder, D)
+        self._write(ds, folder)
+        journal.progress("done", force=True, done=work.done, chunks=place)
+        return ds
+
+    def recorder_options(self, D: Denoiser, blocks: int) -> dict[str, Any]:
+        """Arguments of the run's recorder, or with fewer blocks of a chunk's."""
+        assert D.shape is not None
+        return {
+            "levels": self.grid(D),
+            "shape": D.shape,
+            "blocks": blocks,
+            "data_std": D.data_std or 1.0,
+            "gain_shells": range(min(_SHELLS, min(D.shape[1:]) // 2 + 1)),
+        }
+
+    def _merge(self, chunks: Chunks, D: Denoiser) -> Recorder | None:
+        """The sum of all chunks in their order; None where one turns out to be damaged, which is then missing."""
+        whole = Recorder(**self.recorder_options(D, self.blocks))
+        for c in range(self.chunks):
+            found = chunks.load(c)
+            if found is None:
+                return None
+            part = Recorder(**self.recorder_options(D, self.blocks_a_chunk))
+            part.state = found[1]
+            whole.merge(part, first_block=c * self.blocks_a_chunk)
+        return whole
+
+    def _dataset(self, recorder: Recorder, D: Denoiser) -> xr.Dataset:
+        ds = recorder.dataset()
+        pixels = D.card["pixels_per_site"]
+        if pixels is not None and pixels > 1:
+            for name in [str(n) for n in ds.data_vars if str(n).startswith("xi_") and not str(n).endswith("_flags")]:
+                scaled = ds[name] * pixels
+                about = f"{ds[name].attrs.get('long_name', name)}, times the encoder's {pixels} pixels a site"
+                ds[f"{name}_pixels"] = scaled.assign_attrs(long_name=about, units="nominal image pixels")
+        ds.attrs |= {"title": f"model {D.name}", "fastcrit": fastcrit.__version__, "model": D.name}
+        ds.attrs |= {"pixels_per_site": 0 if pixels is None else pixels, "config": json.dumps(self.config(D))}
+        ds.attrs["critical_point"] = critical_point(ds, seed=self.seed).to_json()
+        return ds
+
+    def _write(self, ds: xr.Dataset, folder: Path) -> None:
+        from fastcrit import plot
+
+        plot.save_figures(ds, folder)
+        (folder / "summary.txt").write_text(summary(ds) + "\n")
+        try:
+            store.save_dataset(ds, folder / "dataset.zarr")
+        except OSError:
+            if not (folder / "dataset.zarr").exists():
+                raise
+            # Another run on this folder was faster; what it wrote has to be the same.
+            if not store.load_dataset(folder / "dataset.zarr").identical(ds):
+                raise FileFormatError(f"{folder / 'dataset.zarr'}: not what the chunks of this run add up to") from None
+
+
+def _join(folder: Path, config: dict[str, Any]) -> None:
+    """Wait until rank 0 has made the folder."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return store.check_run(folder, config, finished=None)
+        except (FileNotFoundError, FileFormatError):  # not there yet, or half written
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.1)
+
+
+def summary(ds: xr.Dataset) -> str:
+    """The table of a finished study: signatures, and lengths at their levels."""
+    config = json.loads(ds.attrs["config"])
+    shape = " x ".join(map(str, ds.attrs["lattice"]))
+    pixels = ds.attrs["pixels_per_site"]
+    lines = [
+        f"{ds.attrs['title']}; {int(ds['n_samples'].max())} trajectories on {ds.sizes['channel']} x {shape} sites, "
+        f"{config['levels']} levels, {config['solver']}, seed {config['seed']}; gains of {int(ds['n_gains'].max())} "
+        "states",
+        "",
+        f"{'':24}{'noise level s':>14}   {'95 % interval':<22}{'xi_efold there':>15}"
+        + (f"{'in image pixels':>17}" if pixels > 1 else ""),
+    ]
+    for name, found in json.loads(ds.attrs["critical_point"]).items():
+        if found["reason"]:
+            lines.append(f"{name:24}{found['reason']}")
+            continue
+        near = int(np.abs(np.log(ds["level"].values / found["level"])).argmin())
+        xi = float(ds["xi_efold"][near].mean())
+        interval = f"[{found['low']:.4g}, {found['high']:.4g}]"
+        lines.append(
+            f"{name:24}{found['level']:14.4f}   {interval:<22}{xi:15.3f}"
+            + (f"{xi * pixels:17.2f}" if pixels > 1 else "")
+        )
+    return "\n".join(lines)

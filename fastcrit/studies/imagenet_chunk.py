@@ -1,0 +1,127 @@
+"""One chunk of the ImageNet study: trajectories from its numbers, into a recorder, with gains, timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastcrit.diffusion import sample
+from fastcrit.modes import mode_response
+from fastcrit.observe import Recorder
+
+if TYPE_CHECKING:
+    from fastcrit.diffusion.denoiser import Denoiser
+    from fastcrit.studies.imagenet import ImageNetStudy
+
+# What the time of a chunk is spent on; the network's is what is left of it all.
+PARTS = ("network", "recorder", "gains", "store")
+
+
+class Sampler:
+    """Makes chunks of a study."""
+
+    def __init__(self, study: ImageNetStudy, D: Denoiser, folder: Path) -> None:
+        self.study, self.D = study, D
+        # Seconds that writing the last chunk took: they are told with the next, whose file does not know its own.
+        self.spent_on_files = 0.0
+        self._method = ""
+        self.states: Any = None
+        if study.save_states:
+            from fastcrit.studies.states import open_states
+
+            self.states = open_states(folder / "states.zarr")
+
+    def make(
+        self, number: int, keep_on: Callable[[int], bool]
+    ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]] | None:
+        """What a chunk's file holds; None when ``keep_on(level)``, asked at every level, said no."""
+        study, D, span = self.study, self.D, self.study.span(number)
+        begin = time.perf_counter()
+        watch = _Watch(self, keep_on)
+        try:
+            for first in range(span.start, span.stop, study.batch):
+                watch.labels = self._labels(range(first, min(first + study.batch, span.stop)))
+                n = min(study.batch, span.stop - first)
+                sample(
+                    D, watch.labels, n, study.grid(D), study.solver, study.seed, watch, first_sample=first,
+                    batch_size=n,
+                )  # fmt: skip
+        except _NotNeededError:
+            return None
+        state = watch._on_host().state
+        watch.spent["network"] = time.perf_counter() - begin - sum(watch.spent.values())
+        watch.spent["store"] += self.spent_on_files
+        self.spent_on_files = 0.0
+        about = {"samples": len(span), "gain_method": self._method, "seconds": {p: watch.spent[p] for p in PARTS}}
+        return about, state
+
+    @property
+    def method(self) -> str:
+        """How gains are measured: chosen once, at a state that every rank has, since to try out takes long."""
+        if not self._method:
+            D, s = self.D, float(self.study.grid(self.D)[self.study.levels // 2])
+            labels = self._labels(range(1))
+            y = sample(D, labels, 1, [s], "euler", self.study.seed)
+            self._method = mode_response(D, y, s, [0], labels, waves=1).method
+        return self._method
+
+    def _labels(self, samples: range) -> NDArray[np.int64] | None:
+        """Sample j has label j mod classes."""
+        classes = self.D.classes if self.study.classes is None else self.study.classes
+        return np.arange(samples.start, samples.stop) % classes if classes else None
+
+
+class _NotNeededError(Exception):
+    """Another rank has made this chunk."""
+
+
+class _Watch(Recorder):
+    """A chunk's recorder, which also measures gains and keeps states, and knows what each took."""
+
+    def __init__(self, sampler: Sampler, keep_on: Callable[[int], bool]) -> None:
+        study, D = sampler.study, sampler.D
+        device = None if D.device is None or D.device.type == "cpu" else D.device
+        super().__init__(**study.recorder_options(D, study.blocks_a_chunk), device=device)
+        self.labels: NDArray[np.int64] | None = None
+        self.spent = dict.fromkeys(PARTS, 0.0)
+        self._sampler, self._keep_on = sampler, keep_on
+
+    def update(self, i: int, y: Any, *, sample: int | None = None) -> None:
+        """Called by the sampler at every level."""
+        assert sample is not None
+        if not self._keep_on(i):
+            raise _NotNeededError
+        times = [time.perf_counter()]
+        super().update(i, y, sample=sample)
+        times.append(time.perf_counter())
+        self._gains(i, y, sample)
+        times.append(time.perf_counter())
+        if self._sampler.states is not None:
+            self._sampler.states[i, sample : sample + len(y)] = y.cpu().numpy()
+        times.append(time.perf_counter())
+        for part, seconds in zip(("recorder", "gains", "store"), np.diff(times), strict=True):
+            self.spent[part] += float(seconds)
+
+    def _gains(self, i: int, y: Any, first: int) -> None:
+        study, D = self._sampler.study, self._sampler.D
+        if i % study.gain_every:
+            return
+        chosen = drawn(study.seed, study.gain_share, range(first, first + len(y)))
+        if len(chosen):
+            response = mode_response(
+                D, y[chosen].to(D.device or "cpu"), float(self.levels[i]), self.gain_shells,
+                None if self.labels is None else self.labels[chosen],
+                method=self._sampler.method, waves=study.waves, seed=study.seed * study.levels + i, first_sample=first,
+            )  # fmt: skip
+            self.update_gain(i, response.samples)
+
+
+def drawn(seed: int, share: float, samples: range) -> list[int]:
+    """Places of the samples that are drawn with this probability, each by its number alone."""
+    # 3: noise of the sampler has other keys, and 1 and 2 are the draws of other studies.
+    return [p for p, j in enumerate(samples) if np.random.default_rng([seed, 3, j]).random() < share]

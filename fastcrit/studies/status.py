@@ -1,0 +1,92 @@
+"""How far a run on many processes is, read from its folder while it runs: chunks, time a sample, ranks, failures."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from fastcrit._statefile import is_url
+from fastcrit.errors import FileFormatError
+from fastcrit.studies.chunks import Chunks
+from fastcrit.studies.imagenet import CHUNK_FORMAT, CHUNK_VERSION
+from fastcrit.studies.ranks import PATIENCE
+
+
+def status(run: str | os.PathLike[str]) -> str:
+    """Table of a run of `ImageNetStudy`: what is there, what a sample took, what each rank does.
+
+    Raises
+    ------
+    FileNotFoundError
+        No run in this folder.
+    FileFormatError
+        Its config.json is damaged, or of another study.
+
+    Examples
+    --------
+    >>> from fastcrit.studies.status import status
+    >>> status("no-such-run")
+    Traceback (most recent call last):
+    FileNotFoundError: run: no run in no-such-run
+    """
+    folder = Path(run)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"run: no run in {folder}")
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        samples, chunk = config["samples"], config["chunk"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise FileFormatError(f"{folder / 'config.json'}: damaged, or of a study without chunks ({error})") from error
+    ranks = [json.loads(p.read_text()) for p in sorted((folder / "progress").glob("rank-*.json"))]
+    place = ranks[0].get("chunks", folder / "chunks") if ranks else folder / "chunks"
+    chunks = Chunks(place, CHUNK_FORMAT, CHUNK_VERSION, config, -(-samples // chunk), print)
+    missing = set(chunks.missing())
+    there = [c for c in range(chunks.count) if c not in missing]
+    done = sum(min(chunk, samples - c * chunk) for c in there)
+    finished = ", finished" if (folder / "dataset.zarr").exists() else ""
+    lines = [f"{folder}: {len(there)} of {chunks.count} chunks, {done} of {samples} samples{finished}"]
+    if each := {} if is_url(place) else _seconds(chunks, there):
+        lines.append(
+            f"{sum(each.values()):.4g} s a sample: "
+            + ", ".join(f"{name} {value:.3g} s" for name, value in each.items())
+        )
+        working = sum(_is_working(r) for r in ranks)
+        if working and missing:
+            lines.append(
+                f"about {(samples - done) * sum(each.values()) / working / 3600:.2g} h left on {working} ranks"
+            )
+    lines += [_line(r) for r in ranks]
+    return "\n".join(lines)
+
+
+def _seconds(chunks: Chunks, there: list[int]) -> dict[str, float]:
+    """Seconds a sample of each part, over all whole chunks, from their files' headers alone."""
+    total: dict[str, float] = {}
+    samples = 0
+    for c in there:
+        try:
+            with safe_open(chunks.path(c), framework="numpy") as file:
+                about = json.loads((file.metadata() or {})["config"])
+        except (SafetensorError, OSError, KeyError, ValueError):
+            continue  # damaged: the run will say so, and compute it again
+        samples += about["samples"]
+        for name, value in about["seconds"].items():
+            total[name] = total.get(name, 0.0) + value
+    return {name: value / samples for name, value in total.items()}
+
+
+def _is_working(rank: dict[str, Any]) -> bool:
+    return bool(rank["state"] == "working" and time.time() - rank["time"] < PATIENCE)
+
+
+def _line(rank: dict[str, Any]) -> str:
+    state, ago = rank["state"], time.time() - rank["time"]
+    if state == "working":
+        state = f"chunk {rank['chunk']}, level {rank['level']}" + ("" if _is_working(rank) else ", SILENT")
+    where = f"rank {rank['rank']:4d} on {rank['machine']}, process {rank['pid']}"
+    return f"{where}: {state}; {rank['done']} chunks made; {ago:.0f} s ago"

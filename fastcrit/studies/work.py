@@ -1,0 +1,90 @@
+"""What one rank of a run does: chunks that are missing, until there is none that it has not tried."""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastcrit.studies.chunks import Chunks
+from fastcrit.studies.ranks import PATIENCE, Journal, Rank
+
+if TYPE_CHECKING:
+    from fastcrit.studies.imagenet_chunk import Sampler
+
+
+class Work:
+    """What one rank does: chunks that are missing, until none is left that it has not tried."""
+
+    def __init__(self, chunks: Chunks, sampler: Sampler, rank: Rank, journal: Journal, folder: Path) -> None:
+        self.chunks, self.sampler, self.rank, self.journal, self.folder = chunks, sampler, rank, journal, folder
+        self.done = 0
+        self._failed: set[int] = set()
+        self._news: dict[Path, tuple[int, float]] = {}
+
+    @property
+    def finished(self) -> bool:
+        """Whether another run on this folder has written the result."""
+        return (self.folder / "dataset.zarr").exists()
+
+    def go(self) -> None:
+        """Take chunks; one that fails is reported, and the rest goes on."""
+        while not self.finished and (todo := self._todo()):
+            number = todo[0]
+            try:
+                made = self.sampler.make(number, partial(self._keep_on, number))
+            except OSError:
+                raise  # the folder's trouble, not the chunk's
+            except Exception:  # whatever a network raises: the other chunks may work
+                self._failed.add(number)
+                self.journal.log(f"chunk {number} failed:\n{traceback.format_exc()}")
+            else:
+                if made is not None:
+                    self._save(number, *made)
+
+    def _todo(self) -> list[int]:
+        """Missing chunks not tried yet, in the order of `Chunks.order`; at the end those that others have begun."""
+        order = [c for c in self.chunks.order(self.rank.number, self.rank.size) if c not in self._failed]
+        begun = {said["chunk"] for _, said in self._others()}
+        return sorted(order, key=lambda c: c in begun)
+
+    def _others(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Other ranks that work, or died at it, by their progress files."""
+        for file in (self.folder / "progress").glob("rank-*.json"):
+            said = json.loads(file.read_text())
+            if said["state"] == "working" and said["rank"] != self.rank.number and said["rank"] < self.rank.size:
+                yield file, said
+
+    def others_work(self) -> bool:
+        """Wait a little; False when no other rank has said anything for a while."""
+        time.sleep(0.5)
+        now = time.monotonic()
+        alive = False
+        for file, _ in self._others():
+            stamp = file.stat().st_mtime_ns
+            if self._news.get(file, (0, 0.0))[0] != stamp:
+                self._news[file] = (stamp, now)
+            alive |= now - self._news[file][1] < PATIENCE
+        return alive
+
+    def _keep_on(self, number: int, level: int) -> bool:
+        """Whether a chunk is still worth making; another rank may have made it meanwhile."""
+        self.journal.progress("working", done=self.done, chunk=number, level=level, chunks=self.chunks.place)
+        return not self.chunks.exists(number)
+
+    def _save(self, number: int, about: dict[str, Any], arrays: dict[str, Any]) -> None:
+        begin = time.perf_counter()
+        self.chunks.save(number, {**about, "rank": self.rank.number}, arrays)
+        self.sampler.spent_on_files = time.perf_counter() - begin
+        self.done += 1
+        each = {name: seconds / about["samples"] for name, seconds in about["seconds"].items()}
+        there = self.chunks.count - len(self.chunks.missing())
+        self.journal.log(
+            f"chunk {number}, {about['samples']} samples: {sum(each.values()):.4g} s a sample ("
+            + ", ".join(f"{name} {value:.3g}" for name, value in each.items())
+            + f"); {there} of {self.chunks.count} chunks of all ranks"
+        )
