@@ -125,7 +125,7 @@ def powerbox(fields, ndim):
 
     shape = fields.shape[-ndim:]
     edges = (np.arange(min(shape) // 2 + 2) - 0.5) * 2 * np.pi / min(shape)
-    # It divides by the field's mean unless asked not to. A box as long as it has sites makes its power |phi^|^2 / N.
+    # A box as long as it has sites makes its power |phi^|^2 / N. (dimensionless is for points; fields ignore it.)
     options = {"boxlength": shape, "bins": edges, "dimensionless": False, "nthreads": THREADS}
     return lambda: np.stack([get_power(field, **options).power for field in fields])
 
