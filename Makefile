@@ -11,7 +11,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CORE := $(wildcard CMakeLists.txt csrc/CMakeLists.txt csrc/*/*.?pp csrc/cuda/*.cu* csrc/include/*/*.hpp python/*)
 CXX_FILES := $(wildcard csrc/*/*.?pp csrc/cuda/host/*.?pp csrc/*/*.cu csrc/*/*.cuh csrc/include/*/*.hpp python/*.?pp)
-TIDY_FILES := $(wildcard csrc/common/*.cpp csrc/cpu/*.cpp)
+TIDY_FILES := $(wildcard csrc/common/*.cpp csrc/cpu/*.cpp csrc/cuda/host/*.cpp)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: study test lint format test-core cuda-build cuda-test test-aarch64 test-python bench test-gpu bench-gpu clean

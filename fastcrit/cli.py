@@ -133,6 +133,7 @@ def _study_fashion_mnist(
     gain_every: Annotated[int, typer.Option(help="Gains at every so many levels.")] = 2,
     waves: Annotated[int, typer.Option(help="Wavevectors of a shell for each of these states.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the trajectories.")] = 0,
+    device: Annotated[str, typer.Option(help="Where to sample and to measure, as torch names it.")] = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
 ) -> None:
     """Follow trained networks from noise to image: spectra, lengths, gains beside the Gaussian bound, critical levels.
@@ -150,7 +151,7 @@ def _study_fashion_mnist(
         for name in net or SHIPPED
     }  # fmt: skip
     with _resumable(out):
-        print(run_all(studies, out, resume=resume, progress=True))
+        print(run_all(studies, out, resume=resume, device=device, progress=True))
     print(f"\ndatasets, figures and these tables: {out}")
 
 

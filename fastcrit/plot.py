@@ -213,7 +213,7 @@ def alignment(ds: xr.Dataset) -> Figure:
             capsize=2, **style,
         )  # fmt: skip
     plain = [name for name in arms if not name.startswith("pulse ")]
-    for name, colour, dash in zip(plain, (*OTHERS,), ("-", ":", "--", "-.", "-"), strict=True):
+    for name, colour, dash in zip(plain, (*OTHERS[:4], THEORY), ("-", ":", "--", "-.", "-"), strict=True):
         top.axhline(value[arms[name]], color=colour, linewidth=1, linestyle=dash, label=name)
     top.set_ylabel("share of samples with their class")
     below.plot(ds["level"], ds["entropy_rate"], color=MEASURED, label="class-entropy rate")

@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <map>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -53,6 +54,7 @@ public:
     const Spectrometer& spectrometer() const { return spectrometer_; }
 
     const SelectedModes& upload(const py::object& selected) {
+        const std::lock_guard<std::mutex> lock(mutex_);
         const auto found = uploads_.find(selected.ptr());
         if (found != uploads_.end()) return found->second.modes;
         SelectedModes modes(spectrometer_, py::cast<const Selection&>(selected));
@@ -74,6 +76,7 @@ private:
         SelectedModes modes;
     };
     Spectrometer spectrometer_;
+    std::mutex mutex_;
     std::map<const PyObject*, Upload> uploads_;
 };
 

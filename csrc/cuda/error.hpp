@@ -12,10 +12,12 @@ namespace fastcrit::cuda {
 
 }  // namespace fastcrit::cuda
 
+// The runtime also remembers an error for whoever asks next: it is taken from there.
 #define FASTCRIT_CUDA_CHECK(expression)                                                                  \
     do {                                                                                                 \
         const cudaError_t fastcrit_error = (expression);                                                 \
         if (fastcrit_error != cudaSuccess) {                                                             \
+            static_cast<void>(cudaGetLastError());                                                       \
             ::fastcrit::cuda::fail(__FILE__, __LINE__, #expression, cudaGetErrorString(fastcrit_error)); \
         }                                                                                                \
     } while (false)

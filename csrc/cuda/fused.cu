@@ -1,5 +1,4 @@
 // Power of square fields in one kernel: pixels in, bin sums and selected modes out. A field stays in shared memory.
-#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -175,12 +174,13 @@ __device__ bool sum_bins(const Segments<std::uint16_t>& bins, Shared<float> powe
     bool good = true;
     for (int first = 0; first < bins.bins; first += groups) {
         const int bin = first + thread / bins.threads;
-        CompensatedSum sum;
+        float sum = 0.0F;  // of seven values at most
         if (bin < bins.bins) {
             const int end = bins.begin[bin + 1] - (kFault == Fault::partial_warp && bins.threads > 1 ? 1 : 0);
-            for (int i = bins.begin[bin] + lane; i < end; i += bins.threads) sum.add(powers[base + bins.at[i]]);
+            FASTCRIT_UNROLL_BY(4)
+            for (int i = bins.begin[bin] + lane; i < end; i += bins.threads) sum += powers[base + bins.at[i]];
         }
-        const float all = sum_lanes(sum.value(), bins.threads);
+        const float all = sum_lanes(sum, bins.threads);
         good = good && finite(all);
         if (out != nullptr && lane == 0 && bin < bins.bins) out[bin] = all;
     }
@@ -287,7 +287,7 @@ FusedTables make_tables(const Lattice& lattice) {
             }
         }
         // An orbit has at most four of these powers; a shell, about as many as the side is long.
-        const std::int32_t threads = bins == Bins::orbits ? 1 : std::min(32, Side / 4 < 16 ? 8 : 32);
+        const std::int32_t threads = bins == Bins::orbits ? 1 : Side < 64 ? 8 : 32;
         const auto n = bins == Bins::shells ? lattice.shells() : static_cast<std::int32_t>(lattice.orbits().size());
         const auto as_it_is = [](std::uint16_t at) { return at; };
         tables.bins[static_cast<int>(bins)] = SegmentTables<std::uint16_t>(std::move(powers), n, threads, as_it_is);

@@ -48,8 +48,12 @@ __device__ Shared<T> dynamic_shared(int n) {
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared_bytes, void* stream,
             const Arguments&... arguments) {
-    kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
-    FASTCRIT_CUDA_CHECK(cudaGetLastError());
+    cudaLaunchConfig_t config{};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = static_cast<cudaStream_t>(stream);
+    FASTCRIT_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, arguments...));
 }
 
 #else

@@ -554,6 +554,69 @@ void misuse_is_refused() {
     CHECK_THROWS(Spectrometer({16, 16}, 1 << 20), std::runtime_error);
 }
 
+#ifdef __CUDACC__
+/// Neither allocation nor synchronisation: a graph made of the calls does what they do.
+void calls_can_be_captured(std::int64_t side) {
+    constexpr std::int64_t count = 12;
+    constexpr std::int64_t blocks = 4;
+    const Spectrometer spectrometer({side, side}, 0);
+    const auto orbits = static_cast<std::size_t>(spectrometer.bins(Bins::orbits));
+    const auto sites = static_cast<std::size_t>(side * side);
+    const Batch<float> batch(oracle::normal<float>(count * sites, 5));
+    const Selection selection(spectrometer.lattice(), {0, 1, static_cast<std::int32_t>(side)});
+    const SelectedModes selected(spectrometer, selection);
+    cudaStream_t stream = nullptr;
+    FASTCRIT_CUDA_CHECK(cudaStreamCreate(&stream));
+    std::vector<HostRecord> found;
+    for (const bool captured : {false, true}) {
+        const auto zeros = [](std::size_t n) { return DeviceArray<double>(std::vector<double>(n)); };
+        DeviceRecord device{DeviceArray<std::int64_t>(std::vector<std::int64_t>(blocks)),
+                            zeros(blocks * orbits),
+                            zeros(blocks * 6),
+                            zeros(blocks * 2),
+                            zeros(blocks * 4),
+                            zeros(sites),
+                            zeros(blocks * orbits),
+                            zeros(sites)};
+        const DeviceArray<std::int64_t> bad(std::vector<std::int64_t>{INT64_MAX});
+        const auto sums = unwritten<float>(count * orbits);
+        const auto sign_sums = unwritten<float>(count * orbits);
+        const auto modes = unwritten<float>(count * 6);
+        const auto totals = unwritten<double>(count);
+        const auto first = unwritten<double>(count * 5);
+        const auto calls = [&] {
+            const Fields fields = batch.fields(0, count, spectrometer.lattice().sites());
+            spectrometer.first_modes(fields, first.data(), nullptr, stream);
+            spectrometer.power(fields, {}, Bins::orbits, {sums.data(), &selected, modes.data(), totals.data()}, stream);
+            spectrometer.power(fields, {nullptr, true}, Bins::orbits, {sign_sums.data()}, stream);
+            spectrometer.record({fields, 0, sums.data(), modes.data(), totals.data(), sign_sums.data()}, selected,
+                                device.record(blocks, 1), bad.data(), stream);
+        };
+        if (captured) {
+            cudaGraph_t graph = nullptr;
+            cudaGraphExec_t ready = nullptr;
+            FASTCRIT_CUDA_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+            calls();
+            FASTCRIT_CUDA_CHECK(cudaStreamEndCapture(stream, &graph));
+            FASTCRIT_CUDA_CHECK(cudaGraphInstantiate(&ready, graph, 0));
+            FASTCRIT_CUDA_CHECK(cudaGraphLaunch(ready, stream));
+            FASTCRIT_CUDA_CHECK(cudaStreamSynchronize(stream));
+            FASTCRIT_CUDA_CHECK(cudaGraphExecDestroy(ready));
+            FASTCRIT_CUDA_CHECK(cudaGraphDestroy(graph));
+        } else {
+            calls();
+        }
+        found.push_back({to_host(device.count), to_host(device.power), to_host(device.low), to_host(device.first),
+                         to_host(device.moments), to_host(device.field), to_host(device.sign_power),
+                         to_host(device.sign_field)});
+    }
+    FASTCRIT_CUDA_CHECK(cudaStreamDestroy(stream));
+    CHECK(found[0].count == std::vector<std::int64_t>(blocks, count / blocks) && found[1].count == found[0].count);
+    CHECK(same_bits(found[1].power, found[0].power) && same_bits(found[1].low, found[0].low));
+    CHECK(same_bits(found[1].field, found[0].field) && same_bits(found[1].moments, found[0].moments));
+}
+#endif
+
 template <class T>
 void all_of_type(unsigned seed) {
     const std::int64_t more = kLargeBatch < 1000 ? 3 : 9;
@@ -598,6 +661,9 @@ void all() {
     recording<float>(16, 600, 1, 4);
     not_finite_fields_are_marked();
     misuse_is_refused();
+#ifdef __CUDACC__
+    for (const std::int64_t side : {32, 128}) calls_can_be_captured(side);
+#endif
 }
 
 }  // namespace

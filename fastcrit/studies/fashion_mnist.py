@@ -102,11 +102,13 @@ class FashionMnistStudy:
         return {"study": "fashion-mnist", **asdict(self), "weights": D.card["sha256"]}
 
     def run(
-        self, out: str | os.PathLike[str] | None = None, *, resume: bool = False, progress: bool = False
-    ) -> xr.Dataset:
+        self, out: str | os.PathLike[str] | None = None, *, resume: bool = False, device: str = "cpu",
+        progress: bool = False,
+    ) -> xr.Dataset:  # fmt: skip
         """Sample, measure, find the critical levels; with ``out``, write RUN/dataset.zarr, figures and summary.txt.
 
-        After every 64 trajectories the recorders are saved in RUN, from where ``resume=True`` goes on.
+        After every 64 trajectories the recorders are saved in RUN, from where ``resume=True`` goes on. Network, states
+        and recorders are on ``device``.
 
         Raises
         ------
@@ -122,7 +124,7 @@ class FashionMnistStudy:
             need("matplotlib", "a study that writes its figures")
         from fastcrit import diffusion
 
-        D = diffusion.pretrained(self.net)
+        D = diffusion.pretrained(self.net, device)
         images = data.fashion_mnist().pixels()
         if D.shape != (1, *images.shape[1:]) or not D.unlabelled:
             raise ValueError(f"net: expected one for {(1, *images.shape[1:])} that works without labels, got {D}")
@@ -154,9 +156,11 @@ class FashionMnistStudy:
 
     def _recorder(self, D: Denoiser, folder: Path | None, direction: str) -> Recorder:
         side = (D.shape or ())[1:]
-        recorder = Recorder(self.grid, shape=side, blocks=self.blocks, data_std=D.data_std or 1.0, gain_shells=_SHELLS)
+        recorder = Recorder(
+            self.grid, shape=side, blocks=self.blocks, data_std=D.data_std or 1.0, gain_shells=_SHELLS, device=D.device
+        )
         if folder is not None and _saved(folder, direction).exists():
-            loaded = Recorder.load(_saved(folder, direction))
+            loaded = Recorder.load(_saved(folder, direction), device=D.device)
             if loaded.config() != recorder.config():
                 raise FileFormatError(f"{_saved(folder, direction)}: the recorder of another run")
             return loaded
@@ -197,7 +201,7 @@ class FashionMnistStudy:
         """Gains and leakage at the mean image, the state of no information: one state, every wavevector."""
         import torch
 
-        y = torch.from_numpy(_mean_image(images, D.shift).astype(np.float32))[None, None]
+        y = torch.from_numpy(_mean_image(images, D.shift).astype(np.float32))[None, None].to(D.device)
         levels = self.grid
         gain, leakage = np.full((2, len(levels), len(_SHELLS)), np.nan)
         for i in range(0, len(levels), self.gain_every):
@@ -271,7 +275,7 @@ class _Run:
             )
         )
         for i, s in enumerate(self.study.grid.tolist()):
-            y = x0 + s * noise
+            y = (x0 + s * noise).to(self.D.device)
             self.recorder.update(i, y[:, 0], sample=first)
             self._gains(i, s, y, first)
 
@@ -383,8 +387,9 @@ def compare(datasets: dict[str, xr.Dataset]) -> str:
 
 
 def run_all(
-    studies: dict[str, FashionMnistStudy], out: str | os.PathLike[str], *, resume: bool = False, progress: bool = False
-) -> str:
+    studies: dict[str, FashionMnistStudy], out: str | os.PathLike[str], *, resume: bool = False, device: str = "cpu",
+    progress: bool = False,
+) -> str:  # fmt: skip
     """Run studies in RUN/<name> each, write RUN/comparison.txt, return all tables. Finished ones are kept on resuming.
 
     Raises
@@ -413,7 +418,7 @@ def run_all(
             if json.loads(ds.attrs["config"]) != study.config(diffusion.pretrained(study.net)):
                 raise ValueError(f"out: {own} was made with another configuration")
         else:
-            ds = study.run(own, resume=resume and own.exists(), progress=progress)
+            ds = study.run(own, resume=resume and own.exists(), device=device, progress=progress)
         datasets[own.name] = ds
     tables = [summary(ds) for ds in datasets.values()]
     if len(datasets) > 1:

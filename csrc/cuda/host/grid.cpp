@@ -30,7 +30,7 @@ struct Thread {
     Fiber fiber;
     State state = State::done;
     bool entered = false;  ///< the kernel of this block
-    unsigned parity = 0;  ///< of the warp's two buffers, the one for this thread's next exchange
+    unsigned parity = 0;   ///< of the warp's two buffers, the one for this thread's next exchange
 };
 
 struct Warp {
@@ -175,7 +175,7 @@ void Machine::entry() {
     for (;;) {
         try {
             (*self.kernel_)();
-        } catch (const Cancelled&) {
+        } catch (const Cancelled&) {  // NOLINT(bugprone-empty-catch): `cancel` asked for it
         } catch (const std::exception& e) {
             self.error_ = std::string(e.what()) + " (block " + std::to_string(self.block_index_.x) + ", thread " +
                           std::to_string(self.current_) + ")";
