@@ -25,7 +25,7 @@ from fastcrit._report import words
 __all__ = ["Report", "write_report"]
 
 _LIBRARIES = ("numpy", "scipy", "xarray", "torch", "plotly")
-# Bytes of netCDF in a page, all runs together: with base64, plotly.js and tables it stays below 8 MB.
+# Bytes of netCDF in a page, all runs together: with base64, plotly.js and tables up to ten networks stay below 8 MB.
 _LARGEST_NETCDF = 2_600_000
 
 
@@ -241,7 +241,10 @@ def _downloads(name: str, ds: xr.Dataset, largest: int) -> list[dict[str, str]]:
 
 
 def _netcdf(ds: xr.Dataset) -> bytes:
-    packed = {v: {"zlib": True, "complevel": 9} for v in ds.variables if ds[v].ndim and ds[v].dtype.kind != "U"}
+    # Packing has a cost of some kB a variable, which small ones do not earn back.
+    packed = {
+        v: {"zlib": True, "complevel": 9} for v in ds.variables if ds[v].nbytes > 4000 and ds[v].dtype.kind != "U"
+    }
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "dataset.nc"
         ds.to_netcdf(path, engine="netcdf4", encoding=packed)
