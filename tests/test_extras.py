@@ -23,6 +23,7 @@ from fastcrit.studies import PatchStudy
         ("torch", "torch", lambda path: store.load_array(path / "a.pt")),
         ("torch", "torch", lambda path: fc.Recorder([1.0], shape=(8, 8), device="cuda")),
         ("sklearn", "images", lambda path: fc.patch.Dictionary.from_images(np.ones((9, 9, 9)), 3, 2, method="kmeans")),
+        ("dask", "dask", lambda path: fc.analyze(np.ones((3, 8, 8)))),
         ("zarr", "store", lambda path: PatchStudy().run(path / "run")),
         ("matplotlib", "plot", lambda path: PatchStudy().run(path / "run")),
     ],
