@@ -109,27 +109,30 @@ def kills() -> None:
     """A run that is killed at 20 random moments and resumed each time, against one that was not."""
     with tempfile.TemporaryDirectory() as folder:
         model = edm2_pickle(f"{folder}/net.pkl", side=16)
-        options = {**SMALL, "samples": 1200, "levels": 16, "gain-share": 0.3}
+        options = {**SMALL, "samples": 1200, "levels": 8, "gain-share": 0.3}
         call = [*_options(options), f"--edm2={model}", "--trust-pickle"]
         whole, out = Path(folder) / "whole", Path(folder) / "killed"
         _torchrun(1, [*call, f"--out={whole}"])
-        rng, killed, left = random.Random(0), 0, 0
+        rng, killed = random.Random(0), 0
         while not (out / "dataset.zarr").exists():
             more = ["--resume"] if (out / "config.json").exists() else []
             process = subprocess.Popen(
                 [sys.executable, "-m", "fastcrit", "study", "imagenet", *call, f"--out={out}", *more],
                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             )  # fmt: skip
-            before = _chunks(out)
+            before, writing = _chunks(out), _writing(out)
             while process.poll() is None and _chunks(out) == before:
                 time.sleep(0.001)
+            # Every other kill comes at a random moment, the others while a chunk is written.
+            while killed % 2 and killed < 20 and process.poll() is None and _writing(out) == writing:
+                pass
             try:
-                process.wait(rng.uniform(0.0, 0.6) if killed < 20 else None)
+                process.wait((0.0 if killed % 2 else rng.uniform(0.0, 0.6)) if killed < 20 else None)
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
                 killed += 1
-        left = len(list((out / "chunks").glob(".chunk-*")))
+        left = len(_writing(out))
         xr.testing.assert_identical(
             store.load_dataset(out / "dataset.zarr"), store.load_dataset(whole / "dataset.zarr")
         )
@@ -258,6 +261,11 @@ def _torchrun(n: int, arguments: list[str]) -> None:
 
 def _chunks(out: Path) -> list[str]:
     return sorted(p.name for p in (out / "chunks").glob("chunk-*.safetensors"))
+
+
+def _writing(out: Path) -> set[str]:
+    """Temporary files of chunks: what is being written, and what kills left."""
+    return {name for name in os.listdir(out / "chunks") if name[0] == "."} if (out / "chunks").is_dir() else set()
 
 
 def _samples_a_second(out: Path) -> float:
