@@ -206,7 +206,7 @@ def _study_imagenet(
     null_label: Annotated[int | None, typer.Option(help="With --diffusers: the class for no label.")] = None,
     samples: Annotated[int, typer.Option(help="Trajectories.")] = 50_000,
     chunk: Annotated[int, typer.Option(help="Samples that are recorded and saved together.")] = 256,
-    batch: Annotated[int, typer.Option(help="Samples in the network at once; a divisor of --chunk.")] = 64,
+    batch: Annotated[int, typer.Option(help="Samples in the network at once: a divisor of --chunk; 0: up to 64.")] = 0,
     levels: Annotated[int, typer.Option(help="Noise levels: steps of the solver, all recorded.")] = 32,
     high: Annotated[float, typer.Option(help="Highest noise level, or the network's.")] = 80.0,
     low: Annotated[float, typer.Option(help="Lowest noise level.")] = 0.02,

@@ -26,6 +26,7 @@ from fastcrit.studies import PatchStudy
         ("sklearn", "images", lambda path: fc.patch.Dictionary.from_images(np.ones((9, 9, 9)), 3, 2, method="kmeans")),
         ("plotly", "report", lambda path: write_report(path)),
         ("jinja2", "report", lambda path: write_report(path)),
+        ("dask", "dask", lambda path: fc.analyze(np.ones((3, 8, 8)))),
         ("zarr", "store", lambda path: PatchStudy().run(path / "run")),
         ("matplotlib", "plot", lambda path: PatchStudy().run(path / "run")),
     ],

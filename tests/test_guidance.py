@@ -126,10 +126,22 @@ class TestGuided:
         torch.testing.assert_close(guided(D, None, Constant(2.0))(y, 1.0, 3), expected)
         with pytest.raises(ValueError, match=r"unguided: .* is conditional"):
             guided(pair[0], None, Constant(2.0))
+        with pytest.raises(ValueError, match=r"unguided: .* is conditional"):
+            guided(pair[0], pair[0], Constant(2.0))
         with pytest.raises(TypeError, match="weight: expected a Weight, got float"):
             guided(D, None, 2.0)
         with pytest.raises(ValueError, match="unguided: given without guidance"):
             fc.diffusion.sample(D, 0, 2, LEVELS, unguided=D)
+
+
+def test_a_weaker_network_with_the_same_classes_is_given_the_labels():
+    nets = [Edm2Contract().eval() for _ in range(2)]
+    D, weaker = (fc.diffusion.from_edm(net) for net in nets)
+    y = torch.randn(2, 3, 8, 8)
+    expected = weaker(y, 1.0, [1, 4]) + 2.0 * (D(y, 1.0, [1, 4]) - weaker(y, 1.0, [1, 4]))
+    torch.testing.assert_close(guided(D, weaker, Constant(2.0))(y, 1.0, [1, 4]), expected)
+    with pytest.raises(ValueError, match=r"unguided: .* is conditional"):
+        guided(D, fc.diffusion.from_edm(Edm2Contract(classes=3).eval()), Constant(2.0))
 
 
 def test_a_diffusers_pipeline_is_told_the_weight_of_the_next_level():

@@ -9,6 +9,8 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fastcrit._extras import need
 from fastcrit.diffusion.denoiser import Denoiser, from_diffusers, from_edm
 from fastcrit.errors import FileFormatError
@@ -74,7 +76,7 @@ def load_edm2(path: str | os.PathLike[str], *, trust_pickle: bool = False, devic
     except Exception as error:  # whatever the code in a damaged pickle raises, the file is named
         raise FileFormatError(f"edm2: {target}: damaged, or not a pickle ({error})") from error
     net = content.get("ema") if isinstance(content, dict) else None
-    if not callable(net):
+    if not isinstance(net, torch.nn.Module):
         held = f"a dict of {sorted(map(str, content))}" if isinstance(content, dict) else type(content).__name__
         raise FileFormatError(f"edm2: {target}: expected a dict with a network under 'ema', got {held}")
     D = from_edm(net.to(device).eval().requires_grad_(False))

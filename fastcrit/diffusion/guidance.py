@@ -182,7 +182,8 @@ class Guided(Denoiser):
         self._count[0] += len(y)
         if np.all(w == 1.0):
             return D
-        other = self._unguided(y, s)
+        # A weaker network that knows the same classes, and was never trained without them, is given them.
+        other = self._unguided(y, s, None if self._unguided.unlabelled else labels)
         self._count[0] += len(y)
         weight = torch.as_tensor(w, dtype=y.dtype, device=y.device).reshape(-1, *(1,) * (y.ndim - 1))
         return torch.lerp(other, D, weight)
@@ -196,7 +197,8 @@ def guided(D: Denoiser, unguided: Denoiser | None, weight: Weight) -> Guided:
     D : Denoiser
         Given the labels.
     unguided : Denoiser, optional
-        Called without labels: the unconditional network, or a weaker one (autoguidance, Karras et al. 2406.02507).
+        The unconditional network, or a weaker one (autoguidance, Karras et al. 2406.02507). Called without labels; with
+        the same labels, if it has the same classes and needs them.
         Default: ``D`` itself, if it was trained with label dropout.
     weight : Weight
         `Constant`, `Interval`, `Pulse`, or sums and products of them. Where it is 1, ``unguided`` is not evaluated.
@@ -204,13 +206,14 @@ def guided(D: Denoiser, unguided: Denoiser | None, weight: Weight) -> Guided:
     Raises
     ------
     ValueError
-        ``unguided`` needs labels.
+        ``unguided`` needs labels and is ``D`` itself, or has other classes.
     """
     other = D if unguided is None else unguided
     for name, value, kind in (("D", D, Denoiser), ("unguided", other, Denoiser), ("weight", weight, Weight)):
         if not isinstance(value, kind):
             raise TypeError(f"{name}: expected a {kind.__name__}, got {type(value).__name__}")
-    if not other.unlabelled:
+    weaker = unguided is not None and unguided is not D and other.classes == D.classes
+    if not other.unlabelled and not weaker:
         raise ValueError(f"unguided: {other.name} is conditional, and without labels it is not unconditional")
     return Guided(D, other, weight)
 

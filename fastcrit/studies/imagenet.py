@@ -58,7 +58,7 @@ class ImageNetStudy:
         With ``diffusers``: the class that stands for "no label".
     samples, chunk, batch : int
         Trajectories; so many are recorded and saved together; so many are in the network at once, a divisor of
-        ``chunk``.
+        ``chunk``; 0: the largest up to 64.
     levels : int
         Noise levels, even in log s from ``high`` to ``low``: steps of the solver, all recorded.
     high, low : float
@@ -93,7 +93,7 @@ class ImageNetStudy:
     null_label: int | None = None
     samples: int = 50_000
     chunk: int = 256
-    batch: int = 64
+    batch: int = 0
     levels: int = 32
     high: float = 80.0
     low: float = 0.02
@@ -117,12 +117,16 @@ class ImageNetStudy:
             raise ValueError("guide: given without guidance_weight")
         if self.guidance_center is not None and self.guidance_weight is None:
             raise ValueError("guidance_center: given without guidance_weight")
+        if self.null_label is not None and self.diffusers is None:
+            raise ValueError("null_label: given without diffusers")
+        check_integer(self.chunk, "chunk", 2)
+        if self.batch == 0:
+            object.__setattr__(self, "batch", max(n for n in range(1, 65) if self.chunk % n == 0))
         for name, lowest in (
             ("samples", 3), ("chunk", 2), ("batch", 1), ("levels", 5), ("gain_every", 1), ("waves", 1), ("seed", 0),
             ("blocks", 2), ("threads", 1),
         ):  # fmt: skip
             object.__setattr__(self, name, check_integer(getattr(self, name), name, lowest))
-        object.__setattr__(self, "batch", min(self.batch, self.chunk))
         if self.chunk % self.batch:
             raise ValueError(f"batch: expected a divisor of chunk = {self.chunk}, got {self.batch}")
         if self.classes is not None:
