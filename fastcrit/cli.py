@@ -195,6 +195,7 @@ def _study_guidance(
 
 
 @study.command("imagenet")
+@with_config_file
 def _study_imagenet(
     out: Annotated[Path, typer.Option(help="Folder to make for the run; an existing one is refused.")],
     edm2: Annotated[Path | None, typer.Option(help="Pickle of EDM or EDM2 (its network under 'ema').")] = None,
