@@ -10,12 +10,13 @@ function figureTemplate() {
     style.getPropertyValue(`--${name}`).trim(),
   );
   const axis = { gridcolor: grid, linecolor: line, zeroline: false, ticks: "outside", tickcolor: line, ticklen: 4,
-    automargin: true, title: { standoff: 10 } };
+    title: { standoff: 10 } };
   const bar = { outlinewidth: 0, tickcolor: line };
   return {
     layout: {
       font: { family: type, size: 12.5, color: soft }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-      xaxis: axis, yaxis: axis, legend: { font: { color: ink } },
+      // Each in its own direction: labels at a corner would otherwise come and go with the margin that they ask for.
+      xaxis: { ...axis, automargin: "height" }, yaxis: { ...axis, automargin: "width" }, legend: { font: { color: ink } },
       hoverlabel: { bgcolor: raised, bordercolor: line, font: { family: type, color: ink } },
       modebar: { bgcolor: "rgba(0,0,0,0)", color: soft, activecolor: ink },
     },

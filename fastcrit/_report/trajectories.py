@@ -76,7 +76,7 @@ def spectra(ds: xr.Dataset) -> Panel:
     marker = {"color": [np.log10(s.min()), np.log10(s.max())], "colorscale": "Viridis", "colorbar": bar, "size": 0}
     figure.add_scatter(x=[None, None], y=[None, None], mode="markers", marker=marker, showlegend=False)
     figure.update_xaxes(type="log", title="wavenumber k (rad per site)")
-    figure.update_yaxes(type="log", title="structure factor S(k)", exponentformat="power")
+    figure.update_yaxes(type="log", title="structure factor S(k)", exponentformat="power", dtick=1)
     alt = (
         f"Curves of the structure factor over wavenumber at {s.size} noise levels from {s.max():.3g} to {s.min():.2g}."
     )
