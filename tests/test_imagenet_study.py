@@ -400,7 +400,8 @@ class TestRefused:
             ({"levels": 4}, "levels: "), ({"high": 0.01}, "high, low: "), ({"gain_share": 1.5}, "gain_share: "),
             ({"solver": "ddim"}, "solver: "), ({"diffusers": "x"}, "edm2, diffusers: expected one of them"),
             ({"guide": "g.pkl"}, "guide: given without guidance_weight"),
-            ({"guidance_center": 2.0}, "guidance_center: given without"), ({"threads": 0}, "threads: "), ({"batch": 8}, "batch: expected a divisor of chunk = 4, got 8"),
+            ({"guidance_center": 2.0}, "guidance_center: given without"), ({"threads": 0}, "threads: "),
+            ({"batch": 8}, "batch: expected a divisor of chunk = 4, got 8"),
             ({"null_label": 1}, "null_label: given without diffusers"),
         ):  # fmt: skip
             with pytest.raises(ValueError, match=message):
