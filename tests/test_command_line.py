@@ -139,7 +139,7 @@ class TestStopping:
 
 
 def test_shells_can_complete_commands():
-    words = {"_FASTCRIT_COMPLETE": "complete_bash", "COMP_WORDS": "fastcrit st", "COMP_CWORD": "1"}
+    words = {"_FASTCRIT_COMPLETE": "complete_bash", "COMP_WORDS": "fastcrit stu", "COMP_CWORD": "1"}
     code = "import sys; sys.argv[0] = 'fastcrit'; from fastcrit.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, **words}, capture_output=True, text=True, check=False
