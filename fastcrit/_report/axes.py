@@ -33,6 +33,7 @@ class Panel:
 def curve(
     figure: go.Figure, s: Any, value: Any, error: Any, name: str, colour: str, row: int | None = None, **more: Any
 ) -> None:
+    """Draw values over noise levels with their errors."""
     figure.add_scatter(
         x=s, y=small(value), name=name, mode="lines+markers", row=row, col=row and 1, marker={"size": 4},
         line={"color": colour, "width": 1.6}, error_y={"array": small(error), "width": 2, "thickness": 1}, **more,
