@@ -138,7 +138,6 @@ test-wheel: wheel
 	cd $(APART) && $(CLEAN) python -m mypy --strict tests/user_script.py
 
 # Direct dependencies at their lowest; torch is constraints.txt's.
-test-oldest: export PYTHONWARNINGS := ignore  # of subprocesses: old packages warn of newer ones on stderr
 test-oldest: wheel
 	rm -rf $(APART)
 	$(PYTHON) -m venv $(APART)
