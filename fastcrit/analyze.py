@@ -5,6 +5,7 @@ A block becomes a `Recorder`'s sums where it is read; only sums travel. Memory i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -155,11 +156,18 @@ def cluster(address: str | None, workers: int | None, memory: str = "2GB") -> It
         with distributed.Client(address):
             yield
         return
+    # Dask sets OMP_NUM_THREADS and its like for its workers in our own environment, where later processes inherit them.
+    before = dict(os.environ)
     local = distributed.LocalCluster(
         n_workers=workers, threads_per_worker=1, memory_limit=memory, dashboard_address=None
     )
-    with local, distributed.Client(local):
-        yield
+    try:
+        with local, distributed.Client(local):
+            yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def table(ds: xr.Dataset) -> str:

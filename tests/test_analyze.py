@@ -114,6 +114,7 @@ class TestOnACluster:
         path = tmp_path / "y.zarr"
         write(trajectory, path)
         alone = fc.analyze(path, block_bytes=4_000)
+        environment = dict(os.environ)
         with cluster(None, 2, "1GB"):
             client = get_client()
             pids = list(client.run(os.getpid).values())
@@ -130,6 +131,7 @@ class TestOnACluster:
             )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert "softening" in done.stdout
+        assert dict(os.environ) == environment  # Dask sets threads of BLAS and OpenMP for its workers
 
 
 class TestCommandLine:

@@ -107,8 +107,8 @@ class FashionMnistStudy:
     ) -> xr.Dataset:  # fmt: skip
         """Sample, measure, find the critical levels; with ``out``, write RUN/dataset.zarr, figures and summary.txt.
 
-        After every 64 trajectories the recorders are saved in RUN, from where ``resume=True`` goes on. Network, states
-        and recorders are on ``device``.
+        After every 64 trajectories the recorders are saved in RUN, from where ``resume=True`` goes on, to the same bits
+        with the same number of torch's threads. Network, states and recorders are on ``device``.
 
         Raises
         ------

@@ -202,7 +202,7 @@ class GuidanceStudy:
         """Sample every arm and judge the samples; with ``out``, write RUN/dataset.zarr, figures and summary.txt.
 
         Samples are made a chunk at a time, all arms of them; each is saved, and ``resume=True`` goes on with those
-        that are missing.
+        that are missing, to the same bits with the same number of torch's threads.
 
         Raises
         ------
