@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from fastcrit.diffusion.guidance import Weight
 
 Floats = NDArray[np.float64]
+Images = tuple[NDArray[np.float32], NDArray[np.int64]]  # pixels (n, 1, H, W) and classes
+Judge = Callable[[Any], tuple[Any, Any]]  # images -> scores (n, classes) and features (n, d)
 
 _CHUNK_FORMAT, _CHUNK_VERSION = "fastcrit.guidance-chunk", 1
 # At most so many groups of samples of the jackknife that says how sure a diversity is.
@@ -146,6 +148,11 @@ class GuidanceStudy:
         """Places of a whole pulse among the steps; the last step, to 0, is not guided."""
         return self.steps - self.guided_steps
 
+    @property
+    def evaluations_a_step(self) -> int:
+        """Network evaluations of a step without guidance (Heun's last, to 0, takes one)."""
+        return 2 if self.solver == "heun" else 1
+
     def grid(self, steps: int | None = None) -> Floats:
         """Levels of a run of so many steps, the last to 0."""
         return np.append(schedules.log_levels(steps or self.steps, high=self.high, low=self.low), 0.0)
@@ -165,7 +172,7 @@ class GuidanceStudy:
         from fastcrit.diffusion import Constant, Interval, Pulse
 
         cost = self.steps + self.guided_steps  # in evaluations of a first-order solver
-        twice = 2 if self.solver == "heun" else 1
+        twice = self.evaluations_a_step
         rng = np.random.default_rng([self.seed, 3])
         pulses = {
             "sweep": np.unique(np.linspace(0, self.positions - 1, self.centres).round().astype(int)).tolist(),
@@ -218,6 +225,7 @@ class GuidanceStudy:
             need("zarr", "a study that writes its result")
             need("matplotlib", "a study that writes its figures")
         D, levels, name = _finished(self.run_path, device)
+        judge, real = _judge(D), _images(D, self.seed)
         arms, pulses = self.arms({k: v["level"] for k, v in levels.items()})
         config = {"study": "guidance", **asdict(self), "weights": D.card["sha256"], "critical": levels}
         folder = None if out is None else store.begin_run(out, config, finished="dataset.zarr", resume=resume)
@@ -230,11 +238,11 @@ class GuidanceStudy:
                 if about != {"first": first}:
                     raise FileFormatError(f"{file}: a chunk of another run")
             else:
-                chunk = _Chunk(self, D, arms).of(first, min(self.chunk, self.samples - first))
+                chunk = _Chunk(self, D, arms, judge).of(first, min(self.chunk, self.samples - first))
                 if file is not None:
                     _statefile.write_state(file, _CHUNK_FORMAT, _CHUNK_VERSION, {"first": first}, chunk)
             chunks.append(chunk)
-        ds = self._dataset(chunks, arms, D).merge(self._decision(D, progress))
+        ds = self._dataset(chunks, arms, judge, real).merge(self._decision(D, judge, real, progress))
         ds.attrs |= {"title": f"guidance of network {name}", "fastcrit": fastcrit.__version__}
         ds.attrs |= {"config": json.dumps(config), "pulses": json.dumps(pulses), "critical": json.dumps(levels)}
         ds.attrs["verdict"] = verdict(ds)
@@ -248,7 +256,7 @@ class GuidanceStudy:
                 saved.unlink()
         return ds
 
-    def _dataset(self, chunks: list[dict[str, Any]], arms: list[Arm], D: Denoiser) -> xr.Dataset:
+    def _dataset(self, chunks: list[dict[str, Any]], arms: list[Arm], judge: Judge, real: Images) -> xr.Dataset:
         scores = np.concatenate([c["scores"] for c in chunks], axis=1)
         features = np.concatenate([c["features"] for c in chunks], axis=1)
         labels = _labels(0, self.samples)
@@ -275,28 +283,28 @@ class GuidanceStudy:
                 "evaluations": ("arm", expected, {"long_name": "network evaluations a sample"}),
             },
         )
-        pixels, real_labels = _images(D, self.seed)
-        real = _judge(D)(pixels)[1]
+        pixels, real_labels = real
+        real_features = judge(pixels)[1]
         spread, error, covered = [], [], []
         for f in features:
             whole, parts = _diversity(f, labels)
             spread.append(whole)
             error.append(jackknife_error(parts))
-            covered.append(coverage(f, labels, real, real_labels))
+            covered.append(coverage(f, labels, real_features, real_labels))
         ds["diversity"] = ("arm", spread, {"long_name": "mean distance within a class, in the classifier's features"})
         ds["diversity_stderr"] = ("arm", error)
         ds["coverage"] = ("arm", covered, {"long_name": "share of real images with a sample near them"})
         return ds
 
-    def _decision(self, D: Denoiser, progress: bool) -> xr.Dataset:
+    def _decision(self, D: Denoiser, judge: Judge, real: Images, progress: bool) -> xr.Dataset:
         """Where the class is decided, without guidance: on real images."""
         import torch
 
         from fastcrit.diffusion import class_entropy_rate, forward_backward
 
-        pixels, labels = _images(D, self.seed)
+        pixels, labels = real
         chosen = np.random.default_rng([self.seed, 4]).permutation(len(pixels))[: self.decision_samples]
-        x0, labels, judge = pixels[chosen], labels[chosen], _judge(D)
+        x0, labels = pixels[chosen], labels[chosen]
         grid = self.grid()[:-1]
         rate = class_entropy_rate(D, x0, labels, grid, seed=self.seed, progress=progress)
         low, high = rate.interval()
@@ -332,12 +340,12 @@ class _Chunk:
     study: GuidanceStudy
     D: Denoiser
     arms: list[Arm]
+    judge: Judge
 
     def of(self, first: int, n: int) -> dict[str, NDArray[Any]]:
         """Scores (arms, n, classes), features (arms, n, d) and evaluations a sample (arms,)."""
         from fastcrit.diffusion import guided, sample
 
-        judge = _judge(self.D)
         labels = _labels(first, n)
         states: list[Any] = []  # of the run without guidance, at every level of the pulses' grid
         scores, features, evaluations = [], [], []
@@ -349,11 +357,11 @@ class _Chunk:
                 initial=states[begin] if begin else None, batch_size=n,
                 observers=[lambda i, s, y, D: states.append(y.clone())] if arm.name == SHARED else [],
             )  # fmt: skip
-            judged = judge(y)
+            judged = self.judge(y)
             scores.append(judged[0])
             features.append(judged[1])
             # What a pulse takes from the run without guidance counts as its own.
-            evaluations.append(D.evaluations // n + begin * (2 if self.study.solver == "heun" else 1))
+            evaluations.append(D.evaluations // n + begin * self.study.evaluations_a_step)
         return {
             "scores": np.stack(scores), "features": np.stack(features), "evaluations": np.array(evaluations)
         }  # fmt: skip
@@ -390,14 +398,14 @@ def _labels(first: int, n: int) -> NDArray[np.int64]:
     return np.arange(first, first + n) % 10
 
 
-def _images(D: Denoiser, seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def _images(D: Denoiser, seed: int) -> Images:
     """Real images (n, 1, H, W) where the network's samples may lie, and their classes."""
     images = data.fashion_mnist()
     pixels = images.pixels() if D.shift is None else data.roll(images.pixels(), D.shift, seed)
     return pixels[:, None], images.labels
 
 
-def _judge(D: Denoiser) -> Callable[[Any], tuple[Any, Any]]:
+def _judge(D: Denoiser) -> Judge:
     """The shipped classifier, where the network is: images -> scores (n, classes) and features (n, d), numpy."""
     import torch
 
