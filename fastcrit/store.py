@@ -75,9 +75,21 @@ def begin_run(path: str | os.PathLike[str], config: dict[str, Any], *, finished:
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:
-    """Write config.json, which must not be there: of two runs that begin at once, one is refused."""
-    with (folder / "config.json").open("x") as new:
-        new.write(json.dumps(config, indent=2) + "\n")
+    """Write config.json, which must not be there: of two runs that begin at once, one is refused.
+
+    It appears when it is whole, so that a kill cannot leave half of it.
+    """
+    temporary = folder / f".config.json.{os.getpid()}"
+    temporary.write_text(json.dumps(config, indent=2) + "\n")
+    try:
+        os.link(temporary, folder / "config.json")  # unlike a rename, refused where there is one
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        with (folder / "config.json").open("x") as new:
+            new.write(temporary.read_text())
+    finally:
+        temporary.unlink()
 
 
 def check_run(folder: Path, config: dict[str, Any], *, finished: str | None) -> None:

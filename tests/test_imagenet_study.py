@@ -24,7 +24,7 @@ from fastcrit.cli import app
 from fastcrit.diffusion import Pulse, sample
 from fastcrit.errors import IncompleteRunError
 from fastcrit.studies import ImageNetStudy
-from fastcrit.studies.imagenet_chunk import Sampler, drawn
+from fastcrit.studies.imagenet_chunk import TrajectorySampler, drawn
 from fastcrit.studies.ranks import Rank
 from fastcrit.studies.status import status
 from tests.networks import Edm2Contract, StabilityVAEEncoder, edm2_pickle, random_unet
@@ -216,14 +216,14 @@ class TestDamage:
         xr.testing.assert_identical(ImageNetStudy(model, **QUICK).run(out, resume=True), finished[1])
 
     def test_a_chunk_that_fails_is_reported_and_the_rest_goes_on(self, model, finished, tmp_path, monkeypatch):
-        out, make = tmp_path / "run", Sampler.make
+        out, make = tmp_path / "run", TrajectorySampler.make
 
         def fail(self, number, keep_on):
             if number in (2, 5):
                 raise FloatingPointError("planted")
             return make(self, number, keep_on)
 
-        monkeypatch.setattr(Sampler, "make", fail)
+        monkeypatch.setattr(TrajectorySampler, "make", fail)
         done = CliRunner().invoke(app, command(model, out))
         assert done.exit_code == 1
         assert "error: chunks 2, 5 failed; why is in" in done.stderr
@@ -240,7 +240,7 @@ class TestDamage:
         out = tmp_path / "run"
         study = ImageNetStudy(model, **QUICK)
         monkeypatch.setattr("fastcrit.studies.work.PATIENCE", 1.0)
-        make = Sampler.make
+        make = TrajectorySampler.make
 
         def fail(self, number, keep_on):
             said = {"rank": 1, "state": "working", "chunk": 2}
@@ -249,7 +249,7 @@ class TestDamage:
                 raise FloatingPointError("planted")
             return make(self, number, keep_on)
 
-        monkeypatch.setattr(Sampler, "make", fail)
+        monkeypatch.setattr(TrajectorySampler, "make", fail)
         begin = time.monotonic()
         with pytest.raises(IncompleteRunError, match="chunks 2 failed"):
             study.run(out, rank=Rank(0, 2))

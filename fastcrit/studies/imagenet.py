@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,23 +17,21 @@ import xarray as xr
 from numpy.typing import NDArray
 
 import fastcrit
-from fastcrit import schedules, store
+from fastcrit import schedules
 from fastcrit._arrays import check_choice, check_integer, check_positive
-from fastcrit._extras import need
 from fastcrit._statefile import is_url
 from fastcrit.critical import critical_point
-from fastcrit.errors import FileFormatError, IncompleteRunError
 from fastcrit.observe import Recorder
 from fastcrit.studies.chunks import Chunks
-from fastcrit.studies.ranks import PATIENCE, Journal, Rank
-from fastcrit.studies.work import Work
+from fastcrit.studies.ranks import Rank
+from fastcrit.studies.shared_run import shared_run
+from fastcrit.studies.work import Sampler
 
 if TYPE_CHECKING:
     from fastcrit.diffusion.denoiser import Denoiser
 
 Floats = NDArray[np.float64]
 
-CHUNK_FORMAT, CHUNK_VERSION = "fastcrit.imagenet-chunk", 1
 _SHELLS = 6
 # Where the model lies on this machine; what it is, its checksum says.
 _PLACES = ("edm2", "guide", "diffusers", "trust_pickle")
@@ -238,83 +235,11 @@ class ImageNetStudy:
         OSError
             The folder cannot be written. What is there stays, and ``resume`` goes on from it.
         """
-        need("zarr", "a study that writes its result")
-        need("matplotlib", "a study that writes its figures")
         rank = Rank.of_environment() if rank is None else rank
-        import torch
-
-        D = self.denoiser(rank.device(device))
-        config = self.config(D)
-        folder, place = Path(out), chunks or str(Path(out) / "chunks")
-        if self.save_states and is_url(place):
-            raise ValueError(f"save_states: expected chunks in a folder that all ranks share, got {place}")
-        try:
-            if (rank.local if is_url(place) else rank.number) == 0:
-                self._begin(folder, config, D, resume)
-            else:
-                _join(folder, config)
-            journal = Journal(folder, rank, progress)
-            threads = torch.get_num_threads()
-            torch.set_num_threads(self.threads)
-            try:
-                return self._run(folder, place, D, rank, journal, verify=resume)
-            finally:
-                torch.set_num_threads(threads)
-                journal.close()
-        except FileExistsError:
-            raise
-        except OSError as error:
-            if error.errno is None:
-                raise
-            message = f"out: {error.strerror} ({error.filename or place}); what is written stays, --resume goes on"
-            raise OSError(error.errno, message) from error
-
-    def _begin(self, folder: Path, config: dict[str, Any], D: Denoiser, resume: bool) -> None:
-        if resume and (folder / "config.json").exists():
-            store.check_run(folder, config, finished="dataset.zarr")
-            return
-        if self.save_states:  # before config.json, for which other ranks wait
-            from fastcrit.studies.states import create_states
-
-            store.create_run(folder)
-            assert D.shape is not None
-            create_states(folder / "states.zarr", self.grid(D), self.samples, D.shape, self.batch)
-            store.write_config(folder, config)
-        else:
-            store.begin_run(folder, config, finished="dataset.zarr", resume=resume)
-
-    def _run(
-        self, folder: Path, place: str, D: Denoiser, rank: Rank, journal: Journal, verify: bool
-    ) -> xr.Dataset | None:
-        from fastcrit.studies.imagenet_chunk import Sampler
-
-        chunks = Chunks(place, CHUNK_FORMAT, CHUNK_VERSION, self.config(D), self.chunks, journal.log)
-        chunks.open()
-        journal.log(f"rank {rank.number} of {rank.size}, {D}, {self.chunks} chunks in {place}", shown=False)
-        if verify:
-            for c in range(rank.number, self.chunks, rank.size):
-                chunks.load(c)
-        work = Work(chunks, Sampler(self, D, folder), rank, journal, folder)
-        while True:
-            work.go()
-            if rank.number != 0 or work.finished:
-                journal.progress("done", force=True, done=work.done, chunks=place)
-                return None if rank.number != 0 else store.load_dataset(folder / "dataset.zarr")
-            if missing := chunks.missing():
-                if work.others_work():
-                    continue
-                journal.progress("failed", force=True, done=work.done, chunks=place)
-                raise IncompleteRunError(
-                    f"chunks {', '.join(map(str, missing))} failed; why is in {folder / 'logs'}; all others are saved, "
-                    "and --resume tries these again"
-                )
-            recorder = self._merge(chunks, D)
-            if recorder is not None:
-                break
-        ds = self._dataset(recorder, D)
-        self._write(ds, folder)
-        journal.progress("done", force=True, done=work.done, chunks=place)
-        return ds
+        if self.save_states and chunks is not None and is_url(chunks):
+            raise ValueError(f"save_states: expected chunks in a folder that all ranks share, got {chunks}")
+        job = _Job(self, self.denoiser(rank.device(device)))
+        return shared_run(job, out, chunks=chunks, resume=resume, rank=rank, progress=progress)
 
     def recorder_options(self, D: Denoiser, blocks: int) -> dict[str, Any]:
         """Arguments of the run's recorder, or with fewer blocks of a chunk's."""
@@ -327,20 +252,63 @@ class ImageNetStudy:
             "gain_shells": range(min(_SHELLS, min(D.shape[1:]) // 2 + 1)),
         }
 
-    def _merge(self, chunks: Chunks, D: Denoiser) -> Recorder | None:
+
+@dataclass(frozen=True)
+class _Job:
+    """A study and the denoiser that it samples."""
+
+    study: ImageNetStudy
+    D: Denoiser
+
+    def __str__(self) -> str:
+        return str(self.D)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What the result follows from."""
+        return self.study.config(self.D)
+
+    @property
+    def count(self) -> int:
+        """Number of chunks."""
+        return self.study.chunks
+
+    @property
+    def threads(self) -> int:
+        """Of torch."""
+        return self.study.threads
+
+    def prepare(self, folder: Path) -> None:
+        """The store of the states, where they are kept."""
+        if self.study.save_states:
+            from fastcrit.studies.states import create_states
+
+            assert self.D.shape is not None
+            levels, batch = self.study.grid(self.D), self.study.batch
+            create_states(folder / "states.zarr", levels, self.study.samples, self.D.shape, batch)
+
+    def sampler(self, folder: Path) -> Sampler:
+        """Who makes the chunks."""
+        from fastcrit.studies.imagenet_chunk import TrajectorySampler
+
+        return TrajectorySampler(self.study, self.D, folder)
+
+    def summary(self, ds: xr.Dataset) -> str:
+        """The table."""
+        return summary(ds)
+
+    def result(self, chunks: Chunks) -> xr.Dataset | None:
         """The sum of all chunks in their order; None where one turns out to be damaged, which is then missing."""
-        whole = Recorder(**self.recorder_options(D, self.blocks))
-        for c in range(self.chunks):
+        study, D = self.study, self.D
+        whole = Recorder(**study.recorder_options(D, study.blocks))
+        for c in range(study.chunks):
             found = chunks.load(c)
             if found is None:
                 return None
-            part = Recorder(**self.recorder_options(D, self.blocks_a_chunk))
+            part = Recorder(**study.recorder_options(D, study.blocks_a_chunk))
             part.state = found[1]
-            whole.merge(part, first_block=c * self.blocks_a_chunk)
-        return whole
-
-    def _dataset(self, recorder: Recorder, D: Denoiser) -> xr.Dataset:
-        ds = recorder.dataset()
+            whole.merge(part, first_block=c * study.blocks_a_chunk)
+        ds = whole.dataset()
         pixels = D.card["pixels_per_site"]
         if pixels is not None and pixels > 1:
             for name in [str(n) for n in ds.data_vars if str(n).startswith("xi_") and not str(n).endswith("_flags")]:
@@ -348,35 +316,9 @@ class ImageNetStudy:
                 about = f"{ds[name].attrs.get('long_name', name)}, times the encoder's {pixels} pixels a site"
                 ds[f"{name}_pixels"] = scaled.assign_attrs(long_name=about, units="nominal image pixels")
         ds.attrs |= {"title": f"model {D.name}", "fastcrit": fastcrit.__version__, "model": D.name}
-        ds.attrs |= {"pixels_per_site": 0 if pixels is None else pixels, "config": json.dumps(self.config(D))}
-        ds.attrs["critical_point"] = critical_point(ds, seed=self.seed).to_json()
+        ds.attrs |= {"pixels_per_site": 0 if pixels is None else pixels, "config": json.dumps(self.config)}
+        ds.attrs["critical_point"] = critical_point(ds, seed=study.seed).to_json()
         return ds
-
-    def _write(self, ds: xr.Dataset, folder: Path) -> None:
-        from fastcrit import plot
-
-        plot.save_figures(ds, folder)
-        (folder / "summary.txt").write_text(summary(ds) + "\n")
-        try:
-            store.save_dataset(ds, folder / "dataset.zarr")
-        except OSError:
-            if not (folder / "dataset.zarr").exists():
-                raise
-            # Another run on this folder was faster; what it wrote has to be the same.
-            if not store.load_dataset(folder / "dataset.zarr").identical(ds):
-                raise FileFormatError(f"{folder / 'dataset.zarr'}: not what the chunks of this run add up to") from None
-
-
-def _join(folder: Path, config: dict[str, Any]) -> None:
-    """Wait until rank 0 has made the folder."""
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            return store.check_run(folder, config, finished=None)
-        except (FileNotFoundError, FileFormatError):  # not there yet, or half written
-            if time.monotonic() > deadline:
-                raise
-        time.sleep(0.1)
 
 
 def summary(ds: xr.Dataset) -> str:

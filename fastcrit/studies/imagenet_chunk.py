@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PARTS = ("network", "recorder", "gains", "store")
 
 
-class Sampler:
+class TrajectorySampler:
     """Makes chunks of a study."""
 
     def __init__(self, study: ImageNetStudy, D: Denoiser, folder: Path) -> None:
@@ -36,23 +36,17 @@ class Sampler:
 
             self.states = open_states(folder / "states.zarr")
 
-    def make(
-        self, number: int, keep_on: Callable[[int], bool]
-    ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]] | None:
-        """What a chunk's file holds; None when ``keep_on(level)``, asked at every level, said no."""
+    def make(self, number: int, keep_on: Callable[[str], None]) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        """What a chunk's file holds; ``keep_on`` is told every level."""
         study, D, span = self.study, self.D, self.study.span(number)
         begin = time.perf_counter()
         watch = _Watch(self, keep_on)
-        try:
-            for first in range(span.start, span.stop, study.batch):
-                watch.labels = self._labels(range(first, min(first + study.batch, span.stop)))
-                n = min(study.batch, span.stop - first)
-                sample(
-                    D, watch.labels, n, study.grid(D), study.solver, study.seed, watch, first_sample=first,
-                    batch_size=n,
-                )  # fmt: skip
-        except _NotNeededError:
-            return None
+        for first in range(span.start, span.stop, study.batch):
+            watch.labels = self._labels(range(first, min(first + study.batch, span.stop)))
+            n = min(study.batch, span.stop - first)
+            sample(
+                D, watch.labels, n, study.grid(D), study.solver, study.seed, watch, first_sample=first, batch_size=n,
+            )  # fmt: skip
         state = watch._on_host().state
         watch.spent["network"] = time.perf_counter() - begin - sum(watch.spent.values())
         watch.spent["store"] += self.spent_on_files
@@ -76,14 +70,10 @@ class Sampler:
         return np.arange(samples.start, samples.stop) % classes if classes else None
 
 
-class _NotNeededError(Exception):
-    """Another rank has made this chunk."""
-
-
 class _Watch(Recorder):
     """A chunk's recorder, which also measures gains and keeps states, and knows what each took."""
 
-    def __init__(self, sampler: Sampler, keep_on: Callable[[int], bool]) -> None:
+    def __init__(self, sampler: TrajectorySampler, keep_on: Callable[[str], None]) -> None:
         study, D = sampler.study, sampler.D
         device = None if D.device is None or D.device.type == "cpu" else D.device
         super().__init__(**study.recorder_options(D, study.blocks_a_chunk), device=device)
@@ -94,8 +84,7 @@ class _Watch(Recorder):
     def update(self, i: int, y: Any, *, sample: int | None = None) -> None:
         """Called by the sampler at every level."""
         assert sample is not None
-        if not self._keep_on(i):
-            raise _NotNeededError
+        self._keep_on(f"level {i}")
         times = [time.perf_counter()]
         super().update(i, y, sample=sample)
         times.append(time.perf_counter())

@@ -13,12 +13,12 @@ from safetensors import SafetensorError, safe_open
 from fastcrit._statefile import is_url
 from fastcrit.errors import FileFormatError
 from fastcrit.studies.chunks import Chunks
-from fastcrit.studies.imagenet import CHUNK_FORMAT, CHUNK_VERSION
 from fastcrit.studies.ranks import PATIENCE
+from fastcrit.studies.shared_run import chunks_of
 
 
 def status(run: str | os.PathLike[str]) -> str:
-    """Table of a run of `ImageNetStudy`: what is there, what a sample took, what each rank does.
+    """Table of a run of `ImageNetStudy` or `GuidanceStudy`: what is there, what a sample took, what each rank does.
 
     Raises
     ------
@@ -44,7 +44,7 @@ def status(run: str | os.PathLike[str]) -> str:
         raise FileFormatError(f"{folder / 'config.json'}: damaged, or of a study without chunks ({error})") from error
     ranks = [json.loads(p.read_text()) for p in sorted((folder / "progress").glob("rank-*.json"))]
     place = ranks[0].get("chunks", folder / "chunks") if ranks else folder / "chunks"
-    chunks = Chunks(place, CHUNK_FORMAT, CHUNK_VERSION, config, -(-samples // chunk), print)
+    chunks = chunks_of(config, place, -(-samples // chunk), print)
     missing = set(chunks.missing())
     there = [c for c in range(chunks.count) if c not in missing]
     done = sum(min(chunk, samples - c * chunk) for c in there)
@@ -87,6 +87,6 @@ def _is_working(rank: dict[str, Any]) -> bool:
 def _line(rank: dict[str, Any]) -> str:
     state, ago = rank["state"], time.time() - rank["time"]
     if state == "working":
-        state = f"chunk {rank['chunk']}, level {rank['level']}" + ("" if _is_working(rank) else ", SILENT")
+        state = f"chunk {rank['chunk']}, {rank['where']}" + ("" if _is_working(rank) else ", SILENT")
     where = f"rank {rank['rank']:4d} on {rank['machine']}, process {rank['pid']}"
     return f"{where}: {state}; {rank['done']} chunks made; {ago:.0f} s ago"

@@ -5,16 +5,37 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
 
 from fastcrit.studies.chunks import Chunks
 from fastcrit.studies.ranks import PATIENCE, Journal, Rank
 
-if TYPE_CHECKING:
-    from fastcrit.studies.imagenet_chunk import Sampler
+
+class Sampler(Protocol):
+    """Who makes the chunks of a study.
+
+    Attributes
+    ----------
+    spent_on_files : float
+        Seconds that writing the last chunk took: told with the next, since its own file cannot know them.
+    """
+
+    spent_on_files: float
+
+    def make(self, number: int, keep_on: Callable[[str], None]) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        """What a chunk's file holds: ``samples`` and ``seconds`` a part of the work, with whatever else; arrays.
+
+        Now and then it says where it is by ``keep_on(where)``, which raises when the chunk is not needed any more.
+        """
+
+
+class NotNeededError(Exception):
+    """Another rank has made this chunk."""
 
 
 class Work:
@@ -37,14 +58,15 @@ class Work:
             number = todo[0]
             try:
                 made = self.sampler.make(number, partial(self._keep_on, number))
+            except NotNeededError:
+                continue
             except OSError:
                 raise  # the folder's trouble, not the chunk's
             except Exception:  # whatever a network raises: the other chunks may work
                 self._failed.add(number)
                 self.journal.log(f"chunk {number} failed:\n{traceback.format_exc()}")
             else:
-                if made is not None:
-                    self._save(number, *made)
+                self._save(number, *made)
 
     def _todo(self) -> list[int]:
         """Missing chunks not tried yet, in the order of `Chunks.order`; at the end those that others have begun."""
@@ -71,10 +93,11 @@ class Work:
             alive |= now - self._news[file][1] < PATIENCE
         return alive
 
-    def _keep_on(self, number: int, level: int) -> bool:
-        """Whether a chunk is still worth making; another rank may have made it meanwhile."""
-        self.journal.progress("working", done=self.done, chunk=number, level=level, chunks=self.chunks.place)
-        return not self.chunks.exists(number)
+    def _keep_on(self, number: int, where: str) -> None:
+        """Say where this rank is in a chunk; NotNeededError when another has made it meanwhile."""
+        self.journal.progress("working", done=self.done, chunk=number, where=where, chunks=self.chunks.place)
+        if self.chunks.exists(number):
+            raise NotNeededError
 
     def _save(self, number: int, about: dict[str, Any], arrays: dict[str, Any]) -> None:
         begin = time.perf_counter()

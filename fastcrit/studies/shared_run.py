@@ -1,0 +1,187 @@
+"""A run that any number of processes share: rank 0 makes its folder, all make chunks, rank 0 adds them up."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import xarray as xr
+
+from fastcrit import store
+from fastcrit._extras import need
+from fastcrit._statefile import is_url
+from fastcrit.errors import FileFormatError, IncompleteRunError
+from fastcrit.studies.chunks import Chunks, Log
+from fastcrit.studies.ranks import PATIENCE, Journal, Rank
+from fastcrit.studies.work import Sampler, Work
+
+
+class Job(Protocol):
+    """What a study has to say for a run of it to be shared."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What the result follows from; its ``study`` names the kind of the chunks."""
+
+    @property
+    def count(self) -> int:
+        """Number of chunks."""
+
+    @property
+    def threads(self) -> int:
+        """Of torch."""
+
+    def prepare(self, folder: Path) -> None:
+        """Make what has to lie in the folder before others come to it."""
+
+    def sampler(self, folder: Path) -> Sampler:
+        """Who makes the chunks."""
+
+    def result(self, chunks: Chunks) -> xr.Dataset | None:
+        """Of all chunks, in the order of their numbers; None where one turns out to be damaged, and is then missing."""
+
+    def summary(self, ds: xr.Dataset) -> str:
+        """The table of the result."""
+
+
+def shared_run(
+    job: Job, out: str | os.PathLike[str], *, chunks: str | None = None, resume: bool = False, rank: Rank | None = None,
+    progress: bool = False,
+) -> xr.Dataset | None:  # fmt: skip
+    """Make the chunks that are missing; rank 0 then writes RUN/dataset.zarr, figures, summary.txt.
+
+    Parameters
+    ----------
+    job : Job
+    out : path
+        Folder of the run.
+    chunks : path or URL, optional
+        Where the chunks are: a folder that all ranks see, or the URL of one on any file system that fsspec knows.
+        Default: RUN/chunks.
+    resume : bool
+        Go on with a run that was stopped. Only rank 0 makes the folder; others wait for it.
+    rank : Rank, optional
+        Default: as torchrun or srun say.
+    progress : bool
+        Say on standard error what is done.
+
+    Returns
+    -------
+    xarray.Dataset, or None for other ranks than 0
+
+    Raises
+    ------
+    FileExistsError
+        ``out`` exists and ``resume`` is False, or holds a finished run.
+    FileNotFoundError, ValueError
+        ``resume`` without a run to resume, or one with another configuration (the message says what differs).
+    IncompleteRunError
+        Chunks failed; their tracebacks are in the log. All others are saved.
+    OSError
+        The folder cannot be written. What is there stays, and ``resume`` goes on from it.
+    """
+    need("zarr", "a study that writes its result")
+    need("matplotlib", "a study that writes its figures")
+    import torch
+
+    rank = Rank.of_environment() if rank is None else rank
+    folder, place = Path(out), chunks or str(Path(out) / "chunks")
+    try:
+        if (rank.local if is_url(place) else rank.number) == 0:
+            _begin(job, folder, resume)
+        else:
+            _join(folder, job.config)
+        journal = Journal(folder, rank, progress)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(job.threads)
+        try:
+            return _Shared(job, folder, place, rank, journal).run(verify=resume)
+        finally:
+            torch.set_num_threads(threads)
+            journal.close()
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno is None:
+            raise
+        message = f"out: {error.strerror} ({error.filename or place}); what is written stays, --resume goes on"
+        raise OSError(error.errno, message) from error
+
+
+def chunks_of(config: dict[str, Any], place: Any, count: int, log: Log) -> Chunks:
+    """The chunks of a run with this configuration."""
+    return Chunks(place, f"fastcrit.{config['study']}-chunk", 1, config, count, log)
+
+
+class _Shared:
+    """One rank's part of a run."""
+
+    def __init__(self, job: Job, folder: Path, place: str, rank: Rank, journal: Journal) -> None:
+        self.job, self.folder, self.place, self.rank, self.journal = job, folder, place, rank, journal
+
+    def run(self, verify: bool) -> xr.Dataset | None:
+        job, rank, journal = self.job, self.rank, self.journal
+        chunks = chunks_of(job.config, self.place, job.count, journal.log)
+        chunks.open()
+        journal.log(f"rank {rank.number} of {rank.size}, {job}, {job.count} chunks in {self.place}", shown=False)
+        if verify:
+            for c in range(rank.number, job.count, rank.size):
+                chunks.load(c)
+        work = Work(chunks, job.sampler(self.folder), rank, journal, self.folder)
+        while True:
+            work.go()
+            if rank.number != 0 or work.finished:
+                journal.progress("done", force=True, done=work.done, chunks=self.place)
+                return None if rank.number != 0 else store.load_dataset(self.folder / "dataset.zarr")
+            if missing := chunks.missing():
+                if work.others_work():
+                    continue
+                journal.progress("failed", force=True, done=work.done, chunks=self.place)
+                raise IncompleteRunError(
+                    f"chunks {', '.join(map(str, missing))} failed; why is in {self.folder / 'logs'}; all others are "
+                    "saved, and --resume tries these again"
+                )
+            ds = job.result(chunks)
+            if ds is not None:
+                break
+        self._write(ds)
+        journal.progress("done", force=True, done=work.done, chunks=self.place)
+        return ds
+
+    def _write(self, ds: xr.Dataset) -> None:
+        from fastcrit import plot
+
+        plot.save_figures(ds, self.folder)
+        (self.folder / "summary.txt").write_text(self.job.summary(ds) + "\n")
+        target = self.folder / "dataset.zarr"
+        try:
+            store.save_dataset(ds, target)
+        except OSError:
+            if not target.exists():
+                raise
+            # Another run on this folder was faster; what it wrote has to be the same.
+            if not store.load_dataset(target).identical(ds):
+                raise FileFormatError(f"{target}: not what the chunks of this run add up to") from None
+
+
+def _begin(job: Job, folder: Path, resume: bool) -> None:
+    if resume:
+        store.check_run(folder, job.config, finished="dataset.zarr")
+        return
+    store.create_run(folder)
+    job.prepare(folder)
+    store.write_config(folder, job.config)
+
+
+def _join(folder: Path, config: dict[str, Any]) -> None:
+    """Wait until rank 0 has made the folder."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return store.check_run(folder, config, finished=None)
+        except FileNotFoundError:  # not there yet
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.1)
