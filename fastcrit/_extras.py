@@ -7,7 +7,8 @@ from typing import Any
 
 _EXTRA = {
     "matplotlib": "plot", "zarr": "store", "netCDF4": "store", "fsspec": "store", "sklearn": "images", "torch": "torch",
-    "diffusers": "diffusers", "dask": "dask", "distributed": "dask", "plotly": "report", "jinja2": "report",
+    "diffusers": "diffusers", "transformers": "judge", "dask": "dask", "distributed": "dask", "plotly": "report",
+    "jinja2": "report",
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ A block becomes a `Recorder`'s sums where it is read; only sums travel. Memory i
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -172,23 +173,59 @@ def cluster(address: str | None, workers: int | None, memory: str = "2GB") -> It
 
 def table(ds: xr.Dataset) -> str:
     """Of what `analyze` returns: a line for each level, channels averaged, and the critical levels."""
-    ds = ds if "level" in ds.dims else ds.expand_dims("level").assign_coords(level=[0.0])
-    lengths = [str(n) for n in ds.data_vars if str(n).startswith("xi_") and f"{n}_stderr" in ds]
+    rows = _rows(ds)
+    lengths = list(rows[0]["lengths"])
     lines = [f"{'level s':>12} {'samples':>9} {'S(0)':>12} {'S(k1)':>12}" + "".join(f"{n:>30}" for n in lengths)]
-
-    def mean(variable: xr.DataArray) -> xr.DataArray:
-        return variable.mean("channel") if "channel" in variable.dims else variable
-
-    for i, s in enumerate(ds["level"].values):
-        S = mean(ds["S"]).isel(level=i).values
-        line = f"{s:12.5g} {int(ds['n_samples'].values.reshape(-1)[i]):9d} {S[0]:12.5g} {S[1]:12.5g}"
-        for n in lengths:
-            value, error = (float(mean(ds[v]).isel(level=i)) for v in (n, f"{n}_stderr"))
-            line += f"{value:18.4f} +- {error:8.4f}"
+    for row in rows:
+        line = f"{row['level']:12.5g} {row['samples']:9d} {row['S'][0]:12.5g} {row['S'][1]:12.5g}"
+        for xi in row["lengths"].values():
+            line += f"{xi['value']:18.4f} +- {xi['stderr']:8.4f}"
         lines.append(line)
-    if (ds["level"].values > 0).sum() >= 5:
+    if _has_levels(ds):
         lines += ["", str(critical_point(ds))]
     return "\n".join(lines)
+
+
+def table_json(ds: xr.Dataset) -> str:
+    """The same as one JSON object; what has no value is null."""
+    found = {"k": ds["k"].values.tolist(), "levels": _rows(ds)}
+    if _has_levels(ds):
+        found["critical"] = json.loads(critical_point(ds).to_json())
+    return json.dumps(_without_nan(found))
+
+
+def _rows(ds: xr.Dataset) -> list[dict[str, Any]]:
+    """Of each level: how many samples, S and the lengths, channels averaged."""
+    ds = ds if "level" in ds.dims else ds.expand_dims("level").assign_coords(level=[0.0])
+    names = [str(n) for n in ds.data_vars if str(n).startswith("xi_") and f"{n}_stderr" in ds]
+
+    def mean(name: str, i: int) -> Any:
+        variable = ds[name].mean("channel") if "channel" in ds[name].dims else ds[name]
+        return variable.isel(level=i).values.tolist()
+
+    return [
+        {
+            "level": float(s),
+            "samples": int(ds["n_samples"].values.reshape(-1)[i]),
+            "S": mean("S", i),
+            "lengths": {n: {"value": mean(n, i), "stderr": mean(f"{n}_stderr", i)} for n in names},
+        }
+        for i, s in enumerate(ds["level"].values)
+    ]
+
+
+def _has_levels(ds: xr.Dataset) -> bool:
+    """Enough of them to look for critical ones."""
+    return bool((np.atleast_1d(ds["level"].values) > 0).sum() >= 5) if "level" in ds.coords else False
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON knows no NaN."""
+    if isinstance(value, dict):
+        return {k: _without_nan(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(v) for v in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _named(data: Any, dims: Sequence[str] | None, name: str | None, ndim: int) -> xr.DataArray:

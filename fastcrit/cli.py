@@ -17,7 +17,7 @@ import xarray as xr
 import fastcrit
 from fastcrit import observe, store
 from fastcrit._config_file import with_config_file
-from fastcrit.analyze import cluster, table
+from fastcrit.analyze import cluster, table, table_json
 from fastcrit.errors import FileFormatError, IncompleteRunError
 
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -159,8 +159,19 @@ def _study_fashion_mnist(
 @study.command("guidance")
 @with_config_file
 def _study_guidance(
-    run: Annotated[Path, typer.Option(help="Finished study of a network (fastcrit study fashion-mnist).")],
+    run: Annotated[
+        Path,
+        # torchrun takes --run for one of its own.
+        typer.Option("--run", "--of", help="Finished study of a network (fastcrit study fashion-mnist or imagenet)."),
+    ],
     out: Annotated[Path, typer.Option(help="Folder to make for the run; an existing one is refused.")],
+    edm2: Annotated[Path | None, typer.Option(help="Of a study of --edm2: the same pickle.")] = None,
+    guide: Annotated[Path | None, typer.Option(help="Pickle of the network that guidance leads away from.")] = None,
+    trust_pickle: Annotated[bool, typer.Option("--trust-pickle", help="Pickles run code: say that you may.")] = False,
+    diffusers: Annotated[Path | None, typer.Option(help="Of a study of --diffusers: the same folder.")] = None,
+    judge: Annotated[
+        Path | None, typer.Option(help="Of a large model: image classifier that transformers' save_pretrained wrote.")
+    ] = None,
     samples: Annotated[int, typer.Option(help="Samples an arm, on the same seeds and labels.")] = 1000,
     steps: Annotated[int, typer.Option(help="Steps of the solver, even in log s.")] = 40,
     high: Annotated[float, typer.Option(help="Highest noise level.")] = 80.0,
@@ -172,26 +183,37 @@ def _study_guidance(
     random_centres: Annotated[int, typer.Option(help="Pulses at random levels.")] = 16,
     solver: Annotated[SolverName, typer.Option(help="Of the reverse process.")] = SolverName.euler,
     decision_samples: Annotated[int, typer.Option(help="Images whose class is followed without guidance.")] = 500,
+    classes: Annotated[int | None, typer.Option(help="Sample j has label j mod this; default: as the study.")] = None,
     chunk: Annotated[int, typer.Option(help="Samples that are made and saved together.")] = 100,
     seed: Annotated[int, typer.Option(help="Of samples and random levels.")] = 0,
-    device: Annotated[str, typer.Option(help="Where to sample, as torch names it.")] = "cpu",
+    threads: Annotated[int, typer.Option(help="Of torch on a CPU, for each rank; 0: as torch has it.")] = 0,
+    device: Annotated[str, typer.Option(help="As torch names it; cuda: of each rank its own.")] = "cpu",
+    chunks: Annotated[
+        str | None, typer.Option(help="Folder or URL (s3://.., gs://..) that all ranks see; default: RUN/chunks.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
 ) -> None:
     """Guide at the critical levels of a study, at random levels, always and never, and compare what it gives and costs.
 
-    Every arm has the same seeds, labels and number of network evaluations.
+    Every arm has the same seeds, labels and number of network evaluations. Runs on any number of processes, as study
+    imagenet does.
     """
     from fastcrit.studies.guidance import GuidanceStudy
     from fastcrit.studies.guidance_verdict import summary
 
+    edm2_path, guide_path, folder, judge_path = (
+        None if path is None else str(path) for path in (edm2, guide, diffusers, judge)
+    )
     config = GuidanceStudy(
-        str(run), samples=samples, steps=steps, high=high, low=low, guided_steps=guided_steps, weight=weight,
+        str(run), edm2=edm2_path, diffusers=folder, guide=guide_path, trust_pickle=trust_pickle, judge=judge_path,
+        samples=samples, steps=steps, high=high, low=low, guided_steps=guided_steps, weight=weight,
         interval=interval, centres=centres, random_centres=random_centres, solver=solver.value,
-        decision_samples=decision_samples, chunk=chunk, seed=seed,
+        decision_samples=decision_samples, classes=classes, threads=threads, chunk=chunk, seed=seed,
     )  # fmt: skip
     with _resumable(out):
-        ds = config.run(out, resume=resume, device=device, progress=True)
-    print(f"\n{summary(ds)}\n\ndataset, figures and this table: {out}")
+        ds = config.run(out, chunks=chunks, resume=resume, device=device, progress=True)
+    if ds is not None:
+        print(f"\n{summary(ds)}\n\ndataset, figures and this table: {out}")
 
 
 @study.command("imagenet")
@@ -242,18 +264,16 @@ def _study_imagenet(
         guidance_weight=guidance_weight, guidance_center=guidance_center, guidance_width=guidance_width, seed=seed,
         save_states=save_states, threads=threads,
     )  # fmt: skip
-    try:
-        with _resumable(out):
-            ds = config.run(out, chunks=chunks, resume=resume, device=device, progress=True)
-    except IncompleteRunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
+    with _resumable(out):
+        ds = config.run(out, chunks=chunks, resume=resume, device=device, progress=True)
     if ds is not None:
         print(f"\n{summary(ds)}\n\ndataset, figures and this table: {out}")
 
 
 @app.command("status")
-def _status(run: Annotated[Path, typer.Argument(help="Folder of a run of study imagenet, running or not.")]) -> None:
+def _status(
+    run: Annotated[Path, typer.Argument(help="Folder of a run of study imagenet or guidance, running or not.")],
+) -> None:
     """Print how far a run is: chunks, time a sample and what it goes to, what each rank does."""
     from fastcrit.studies.status import status
 
@@ -315,14 +335,13 @@ def _analyze(
     memory: Annotated[str, typer.Option(help="Of each of them.")] = "2GB",
     out: Annotated[Path | None, typer.Option(help="Dataset to write, .zarr.")] = None,
 ) -> None:
-    """Print the structure factor and every correlation length of an ensemble, or the critical levels of a study.
+    """Print the structure factor and every correlation length of an ensemble, or what a study found.
 
     Axis 0 of the array is the ensemble, the last axes are the lattice; axes between them are averaged over. Stored
     trajectories, which have an axis of noise levels, and what is given to Dask are read in blocks, once.
     """
     if recorded := _recorded(file):
-        found = fastcrit.critical_point(recorded())
-        print(found.to_json() if as_json else found)
+        _print_result(recorded(), as_json)
         return
     asked = (dims, levels, dask, workers, out)
     if any(a is not None for a in asked) or "level" in store.open_array(file, name).dims:
@@ -333,7 +352,7 @@ def _analyze(
             )  # fmt: skip
         if out is not None:
             store.save_dataset(ds, out)
-        print(table(ds))
+        print(table_json(ds) if as_json else table(ds))
         return
     fields = store.load_array(file, name)
     S = fastcrit.structure_factor(fields, ndim=ndim, spacing=spacing)
@@ -377,6 +396,17 @@ def _report(
         raise typer.Exit(1)
 
 
+def _print_result(ds: xr.Dataset, as_json: bool) -> None:
+    """Critical levels of a study, or the table of a guidance experiment."""
+    if "top1" in ds:
+        from fastcrit.studies import guidance_verdict
+
+        print(guidance_verdict.as_json(ds) if as_json else guidance_verdict.summary(ds))
+        return
+    found = fastcrit.critical_point(ds)
+    print(found.to_json() if as_json else found)
+
+
 def _ensemble_json(S: Any, sides: tuple[int, ...], table: dict[str, Any], lengths: dict[str, Any]) -> str:
     """What ``analyze`` prints of fields, as JSON."""
 
@@ -395,9 +425,12 @@ def _ensemble_json(S: Any, sides: tuple[int, ...], table: dict[str, Any], length
 
 @contextmanager
 def _resumable(out: Path) -> Iterator[None]:
-    """Ctrl-C says how to go on."""
+    """Ctrl-C says how to go on; chunks that failed make the exit status 1."""
     try:
         yield
+    except IncompleteRunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
     except KeyboardInterrupt:
         begun = any(out.glob("config.json")) or any(out.glob("*/config.json"))
         how = f"the same command with --resume goes on in {out}" if begun else "before anything was begun"

@@ -171,14 +171,23 @@ def order_parameter(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
     return figure
 
 
-def states(ds: xr.Dataset) -> Figure:
-    """First trajectory from noise to pattern: the state, each level on its own grey scale, above its denoised image."""
-    need("matplotlib", "drawing a figure")
-    from matplotlib.figure import Figure
+def states(ds: xr.Dataset, axes: Any = None) -> Figure:
+    """First trajectory from noise to pattern: the state, each level on its own grey scale, above its denoised image.
 
+    ``axes``, where they are given, are an array (2, strip levels) of them, as ``figure.subplots`` makes it.
+    """
     n = ds.sizes["strip_level"]
-    figure = Figure(figsize=(1.5 * n, 3.8), layout="constrained")
-    panels = figure.subplots(2, n, squeeze=False)
+    if axes is None:
+        need("matplotlib", "drawing a figure")
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(1.5 * n, 3.8), layout="constrained")
+        panels = figure.subplots(2, n, squeeze=False)
+    else:
+        panels = np.asarray(axes)
+        if panels.shape != (2, n):
+            raise ValueError(f"axes: expected an array (2, {n}) of them, got {panels.shape}")
+        figure = panels[0, 0].figure.figure
     limit = float(np.abs(ds["denoised"].values).max())
     for j in range(n):
         panels[0, j].imshow(ds["states"][j, 0], cmap="gray")
@@ -189,17 +198,25 @@ def states(ds: xr.Dataset) -> Figure:
     panels[0, 0].set_ylabel("state y")
     panels[1, 0].set_ylabel("denoised D")
     scales = f"states, each on its own grey scale; denoised images from {-limit:.2g} to {limit:.2g}"
-    _title(figure.suptitle, ds, f"One trajectory: {scales}")
+    if axes is None:
+        _title(figure.suptitle, ds, f"One trajectory: {scales}")
     return figure
 
 
-def alignment(ds: xr.Dataset) -> Figure:
-    """Alignment of pulses over their level, with what the other arms reach; below, where the class is decided."""
-    need("matplotlib", "drawing a figure")
-    from matplotlib.figure import Figure
+def alignment(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
+    """Alignment of pulses over their level, with what the other arms reach; below, where the class is decided.
 
-    figure = Figure(figsize=(8.4, 6.6), layout="constrained")
-    top, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+    Into ``axes``, where they are given, goes the first of the two alone.
+    """
+    decided = axes is None and "retained" in ds
+    if decided:
+        need("matplotlib", "drawing a figure")
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(8.4, 6.6), layout="constrained")
+        top, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+    else:
+        figure, top = _figure(axes)
     n = ds.sizes["sample"]
     arms = {str(name): i for i, name in enumerate(ds["arm"].values)}
     value = ds["top1"].values.mean(axis=1)
@@ -216,27 +233,36 @@ def alignment(ds: xr.Dataset) -> Figure:
     for name, colour, dash in zip(plain, (*OTHERS[:4], THEORY), ("-", ":", "--", "-.", "-"), strict=True):
         top.axhline(value[arms[name]], color=colour, linewidth=1, linestyle=dash, label=name)
     top.set_ylabel("share of samples with their class")
-    below.plot(ds["level"], ds["entropy_rate"], color=MEASURED, label="class-entropy rate")
-    below.fill_between(ds["level"], ds["entropy_rate_low"], ds["entropy_rate_high"], color=MEASURED, alpha=0.2)
-    below.set_ylabel("nats per unit of log s")
-    right = below.twinx()
+    if decided:
+        _decision(ds, below)
+    panels = (top, below) if decided else (top,)
+    for panel in panels:
+        panel.spines["top"].set_visible(False)
+        for name, found in json.loads(ds.attrs["critical"]).items():
+            panel.axvspan(found["low"], found["high"], color="0.9", linewidth=0, zorder=0)
+            label = f"{name}: {found['level']:.2f}" if panel is top else None
+            panel.axvline(found["level"], color="0.3", linewidth=1, linestyle=_SIGNATURE_STYLE[name], label=label)
+        panel.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.12, 1.0), frameon=False)
+    _level_axis(panels[-1], ds["level"].values if decided else ds["center"].dropna("arm").values)
+    if decided:
+        _title(figure.suptitle, ds, "Where guidance works, and where the class is decided")
+    else:
+        _title(top.set_title, ds, "Where guidance works")
+    return figure
+
+
+def _decision(ds: xr.Dataset, axes: Axes) -> None:
+    """Class-entropy rate, and the share of images that keep their class."""
+    axes.plot(ds["level"], ds["entropy_rate"], color=MEASURED, label="class-entropy rate")
+    axes.fill_between(ds["level"], ds["entropy_rate_low"], ds["entropy_rate_high"], color=MEASURED, alpha=0.2)
+    axes.set_ylabel("nats per unit of log s")
+    right = axes.twinx()
     kept = ds["retained"].values
     bars = np.abs(np.stack([ds["retained_low"].values, ds["retained_high"].values]) - kept)
     right.errorbar(ds["back_level"], kept, bars, color=OTHERS[0], linewidth=1, capsize=2)
     right.set(ylabel="share that keeps its class", ylim=(0, 1.05))
     right.yaxis.label.set_color(OTHERS[0])
-    below.plot([], [], color=OTHERS[0], label="noised and denoised: class kept")
-    for axes in (top, below):
-        axes.spines["top"].set_visible(False)
-        for name, found in json.loads(ds.attrs["critical"]).items():
-            axes.axvspan(found["low"], found["high"], color="0.9", linewidth=0, zorder=0)
-            label = f"{name}: {found['level']:.2f}" if axes is top else None
-            axes.axvline(found["level"], color="0.3", linewidth=1, linestyle=_SIGNATURE_STYLE[name], label=label)
-    _level_axis(below, ds["level"].values)
-    top.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.12, 1.0), frameon=False)
-    below.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.12, 1.0), frameon=False)
-    _title(figure.suptitle, ds, "Where guidance works, and where the class is decided")
-    return figure
+    axes.plot([], [], color=OTHERS[0], label="noised and denoised: class kept")
 
 
 def save_figures(ds: xr.Dataset, folder: str | os.PathLike[str]) -> list[Path]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import pickle
 import sys
 import types
+from pathlib import Path
 
 import torch
 
@@ -41,7 +43,11 @@ class Edm2Contract(torch.nn.Module):
 
 
 class StabilityVAEEncoder:
-    """The name of the encoder in EDM2's pickles of latent models: 8 image pixels to a latent one."""
+    """The name of the encoder in EDM2's pickles of latent models: 8 image pixels to a latent one, decoded to bytes."""
+
+    def decode(self, y):
+        pixels = y[:, :3].repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)
+        return (pixels * 60 + 128).clip(0, 255).to(torch.uint8)
 
 
 def edm2_pickle(path, encoder=None, seed=0, **options):
@@ -102,6 +108,20 @@ def random_unet(**config):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return UNet2DModel(**(settings | config)).eval()
+
+
+def image_classifier(folder, classes=6, side=32, **settings):
+    """A folder as transformers' save_pretrained and an image processor's write it, with random weights."""
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = ResNetConfig(hidden_sizes=[8, 16], depths=[1, 1], embedding_size=8, layer_type="basic")
+        config.num_labels = classes
+        ResNetForImageClassification(config).eval().save_pretrained(folder)
+    settings = {"size": side, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]} | settings
+    (Path(folder) / "preprocessor_config.json").write_text(json.dumps(settings))
+    return str(folder)
 
 
 def smalldiffusion_unet(**config):

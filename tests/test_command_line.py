@@ -106,6 +106,19 @@ class TestJson:
         assert found["lengths"]["efold"]["flags"] == list(efold.flags)
         assert found["lengths"]["efold"]["value"] == pytest.approx(float(np.mean(efold.value)), nan_ok=True)
 
+    def test_of_trajectories_has_every_level(self, tmp_path, rng, capsys):
+        levels = [9.0, 6.0, 3.0, 2.0, 1.0]
+        y = np.reshape(levels, (5, 1, 1, 1)) * rng.standard_normal((5, 20, 8, 8))
+        np.save(tmp_path / "y.npy", y)
+        in_process("analyze", tmp_path / "y.npy", "--dims=level,sample,row,column", "--levels=9,6,3,2,1", "--json")
+        found = json.loads(capsys.readouterr().out, parse_constant=lambda constant: pytest.fail(constant))
+        ds = fc.analyze(y, dims=("level", "sample", "row", "column"), levels=levels)
+        assert [row["level"] for row in found["levels"]] == levels
+        np.testing.assert_allclose([row["S"] for row in found["levels"]], ds["S"])
+        for row, efold in zip(found["levels"], ds["xi_efold"].values, strict=True):
+            assert row["lengths"]["xi_efold"]["value"] == (None if np.isnan(efold) else efold)
+        assert found["critical"] == json.loads(fc.critical_point(ds).to_json())
+
 
 class TestStopping:
     def test_ctrl_c_leaves_a_run_that_goes_on(self, tmp_path):

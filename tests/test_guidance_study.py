@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from typer.testing import CliRunner
 
 import fastcrit as fc
 from fastcrit import store
 from fastcrit.alignment import paired
+from fastcrit.cli import app
 from fastcrit.diffusion import Net, NetConfig, Pulse, guided, sample, save_net
 from fastcrit.studies import GuidanceStudy
 from fastcrit.studies.guidance_verdict import best_centre, placement, summary, verdict
@@ -125,11 +127,21 @@ class TestRun:
     def test_writes_what_it_returns(self, finished):
         out, ds = finished
         assert sorted(p.name for p in out.iterdir()) == [
-            "alignment.png", "alignment.svg", "config.json", "dataset.zarr", "summary.txt",
+            "alignment.png", "alignment.svg", "chunks", "config.json", "dataset.zarr", "logs", "progress",
+            "summary.txt",
         ]  # fmt: skip
         xr.testing.assert_identical(store.load_dataset(out / "dataset.zarr"), ds)
         assert (out / "summary.txt").read_text() == summary(ds) + "\n"
         assert verdict(ds) in summary(ds)
+
+    def test_analyze_prints_it_again(self, finished):
+        out, ds = finished
+        assert CliRunner().invoke(app, ["analyze", str(out)]).stdout == summary(ds) + "\n"
+        found = json.loads(CliRunner().invoke(app, ["analyze", str(out), "--json"]).stdout)
+        assert [row["arm"] for row in found["arms"]] == ds["arm"].values.tolist()
+        np.testing.assert_allclose([row["top1"] for row in found["arms"]], ds["top1"].mean("sample"))
+        assert found["critical"].keys() == {"softening", "xi_eq"}
+        assert found["verdict"] == verdict(ds)
 
     def test_resumes_after_a_kill_to_the_same_bits(self, study, finished, tmp_path):
         out = tmp_path / "killed"
@@ -139,7 +151,7 @@ class TestRun:
             [*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
         deadline = time.monotonic() + 120
-        while not (out / "chunk-00000.safetensors").exists() and time.monotonic() < deadline:
+        while not (out / "chunks" / "chunk-000000.safetensors").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -149,21 +161,23 @@ class TestRun:
             config.run(out)
         with pytest.raises(ValueError, match="another configuration: weight"):
             GuidanceStudy(str(study), **QUICK, weight=3.0).run(out, resume=True)
+        damaged = out / "chunks" / "chunk-000000.safetensors"
+        damaged.write_bytes(damaged.read_bytes()[:-9])  # made again
         xr.testing.assert_identical(config.run(out, resume=True), finished[1])
         with pytest.raises(FileExistsError, match="finished"):
             config.run(out, resume=True)
 
-    def test_damaged_chunks_and_unfit_runs_are_refused(self, study, tmp_path):
+    def test_unfit_runs_are_refused(self, study, tmp_path):
         config = GuidanceStudy(str(study), **QUICK)
         with pytest.raises(FileNotFoundError, match="no finished study"):
-            GuidanceStudy(str(tmp_path), **QUICK).run()
+            GuidanceStudy(str(tmp_path), **QUICK).run(tmp_path / "out")
         with pytest.raises(FileNotFoundError, match=f"it holds the studies {study.name}"):
-            GuidanceStudy(str(study.parent), **QUICK).run()
+            GuidanceStudy(str(study.parent), **QUICK).run(tmp_path / "out")
         patch = tmp_path / "patch"
         patch.mkdir()
         store.save_dataset(xr.Dataset(attrs={"config": json.dumps({"study": "patch"})}), patch / "dataset.zarr")
         with pytest.raises(ValueError, match="expected a study of a network"):
-            GuidanceStudy(str(patch), **QUICK).run()
+            GuidanceStudy(str(patch), **QUICK).run(tmp_path / "out")
         with pytest.raises(FileNotFoundError, match="no run to resume"):
             config.run(tmp_path / "none", resume=True)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -151,3 +153,16 @@ class TestRunFolders:
             store.create_run(tmp_path / "a" / "b")
         with pytest.raises(FileExistsError, match=r"out: .*result exists already"):
             store.create_run(tmp_path / "a" / "b" / "result")
+
+    @pytest.mark.parametrize("links", [True, False], ids=["with links", "without"])
+    def test_the_configuration_appears_whole_and_once(self, tmp_path, monkeypatch, links):
+        def refuse(source, target):
+            raise PermissionError("no links here")
+
+        if not links:
+            monkeypatch.setattr("os.link", refuse)
+        store.write_config(tmp_path, {"seed": 1})
+        with pytest.raises(FileExistsError):
+            store.write_config(tmp_path, {"seed": 2})
+        assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+        assert json.loads((tmp_path / "config.json").read_text()) == {"seed": 1}

@@ -18,7 +18,9 @@ from fastcrit.studies.guidance_verdict import CONSTANT, DOSE, INTERVAL, NONE
 
 def panels(ds: xr.Dataset) -> list[Panel]:
     """Its figures in reading order; none for another dataset."""
-    return [alignment(ds), trade(ds), decision(ds)] if "top1" in ds else []
+    if "top1" not in ds:
+        return []
+    return [alignment(ds), trade(ds), *([decision(ds)] if "retained" in ds else [])]
 
 
 def alignment(ds: xr.Dataset) -> Panel:
@@ -34,7 +36,7 @@ def alignment(ds: xr.Dataset) -> Panel:
             error_y={"array": error[at], "width": 2, "thickness": 1},
             line={"color": colour}, marker={"color": colour, "symbol": symbol},
         )  # fmt: skip
-    s = ds["level"].values
+    s = _axis(ds)
     for name, colour in zip((NONE, CONSTANT, DOSE, INTERVAL), OTHERS, strict=False):
         about = {"mode": "lines", "line": {"color": colour, "dash": "dash", "width": 1.2}, "name": name}
         figure.add_scatter(x=[s.max(), s.min()], y=[value[arms[name]]] * 2, **about)
@@ -113,11 +115,16 @@ def decision(ds: xr.Dataset) -> Panel:
     peak = "no interior maximum" if np.isnan(decided) else f"its maximum at s = {decided:.2f}"
     alt = f"The class-entropy rate has {peak}; the share of images that keep their class rises as the noise falls."
     reading = (
-        "Without guidance. Above: how fast the class is decided as the noise falls. Below: the share of real images "
+        "Without guidance. Above: how fast the class is decided as the noise falls. Below: the share of images "
         "that keep their class when noised to that level and denoised again.",
         "Bars are 95 % bootstrap intervals over images.",
     )
     return Panel("When the class is decided", alt, reading, figure)
+
+
+def _axis(ds: xr.Dataset) -> NDArray[Any]:
+    """Noise levels of the figure: of the rate, or of the pulses where there is none."""
+    return np.asarray(ds["level"].values if "level" in ds else ds["center"].dropna("arm").values)
 
 
 def _arms(ds: xr.Dataset) -> tuple[NDArray[Any], NDArray[Any], dict[str, int], dict[str, list[int]]]:

@@ -119,7 +119,9 @@ def facts(ds: xr.Dataset) -> list[str]:
         said.append(f"{int(ds['n_samples'].max())} trajectories")
     if "lattice" in ds.attrs:
         said.append(" × ".join(str(int(n)) for n in np.atleast_1d(ds.attrs["lattice"])) + " sites")
-    said.append(f"{ds.sizes['level']} noise levels from {float(ds['level'].max()):g} to {float(ds['level'].min()):g}")
+    if "level" in ds:
+        high, low = float(ds["level"].max()), float(ds["level"].min())
+        said.append(f"{ds.sizes['level']} noise levels from {high:g} to {low:g}")
     return [*said, *(f"{key} {config[key]}" for key in ("solver", "seed") if key in config)]
 
 

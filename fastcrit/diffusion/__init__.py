@@ -30,6 +30,7 @@ from fastcrit.diffusion.guidance import (  # noqa: E402
     guided,
     to_diffusers_callback,
 )
+from fastcrit.diffusion.judge import Judge, load_judge  # noqa: E402
 from fastcrit.diffusion.net import Net, NetConfig  # noqa: E402
 from fastcrit.diffusion.pretrained import SHIPPED, pretrained  # noqa: E402
 from fastcrit.diffusion.probe import Probe  # noqa: E402
@@ -43,6 +44,7 @@ __all__ = [
     "EntropyRate",
     "Guided",
     "Interval",
+    "Judge",
     "Net",
     "NetConfig",
     "Probe",
@@ -64,6 +66,7 @@ __all__ = [
     "guided",
     "load_diffusers",
     "load_edm2",
+    "load_judge",
     "load_net",
     "pretrained",
     "sample",

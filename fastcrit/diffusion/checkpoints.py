@@ -6,10 +6,12 @@ import hashlib
 import json
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from fastcrit._extras import need
 from fastcrit.diffusion.denoiser import Denoiser, from_diffusers, from_edm
@@ -35,7 +37,7 @@ def load_edm2(path: str | os.PathLike[str], *, trust_pickle: bool = False, devic
     -------
     Denoiser
         ``data_std`` is the network's ``sigma_data``; ``card`` has the file's ``sha256`` and ``pixels_per_site``: 8 for
-        latents of the Stability VAE, 1 for RGB, None where the file does not tell.
+        latents of the Stability VAE, 1 for RGB, None where the file does not tell. ``decode`` is the encoder's.
 
     Raises
     ------
@@ -84,6 +86,8 @@ def load_edm2(path: str | os.PathLike[str], *, trust_pickle: bool = False, devic
     encoder = content.get("encoder")
     known = 1 if encoder is None else _ENCODERS.get(type(encoder).__name__)
     D.card = {"sha256": _sha256([target]), "pixels_per_site": known}
+    if known != 1 and callable(getattr(encoder, "decode", None)):
+        D.decode = lambda y: encoder.decode(y).float() / 127.5 - 1.0  # from bytes
     return D
 
 
@@ -101,7 +105,8 @@ def load_diffusers(folder: str | os.PathLike[str], *, null_label: int | None = N
     Returns
     -------
     Denoiser
-        ``card`` has the ``sha256`` of all its files; ``pixels_per_site`` is 8 where there is a vae/, else 1.
+        ``card`` has the ``sha256`` of all its files; ``pixels_per_site`` is 8 where there is a vae/, else 1. With a
+        vae/, ``decode`` is its decoder.
 
     Raises
     ------
@@ -137,13 +142,51 @@ def load_diffusers(folder: str | os.PathLike[str], *, null_label: int | None = N
         unet = library.UNet2DModel.from_pretrained(
             root / "unet", use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise FileFormatError(f"diffusers: {root}/unet: damaged, or not a UNet2DModel ({error})") from error
     net = unet.to(device).eval().requires_grad_(False)
     D = from_diffusers(net, kind.from_pretrained(root / "scheduler"), null_label=null_label)
     files = sorted(p for part in ("unet", "scheduler") for p in (root / part).rglob("*") if p.is_file())
     D.card = {"sha256": _sha256(files), "pixels_per_site": 8 if (root / "vae").is_dir() else 1}
+    if (root / "vae").is_dir():
+        D.decode = _decoder(library, root / "vae", device)
     return D
+
+
+def _decoder(library: Any, folder: Path, device: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """From the states of a latent model to images: the decoder of an AutoencoderKL, loaded when it is first needed."""
+    loaded: list[Any] = []
+
+    def decode(y: torch.Tensor) -> torch.Tensor:
+        if not loaded:
+            try:
+                vae = library.AutoencoderKL.from_pretrained(
+                    folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+                )
+            except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+                raise FileFormatError(f"diffusers: {folder}: damaged, or not an AutoencoderKL ({error})") from error
+            loaded.append(vae.to(device).eval().requires_grad_(False))
+        settings = loaded[0].config
+        latents = y.float() / settings.scaling_factor + (settings.get("shift_factor") or 0.0)
+        images: torch.Tensor = loaded[0].decode(latents).sample
+        return images
+
+    return decode
+
+
+def load_pair(
+    edm2: str | None, diffusers: str | None, guide: str | None, *, trust_pickle: bool, null_label: int | None,
+    device: str,
+) -> tuple[Denoiser, Denoiser | None]:  # fmt: skip
+    """The denoiser of one of ``edm2`` and ``diffusers``, and where ``guide`` is given the one to lead away from."""
+    if (edm2 is None) == (diffusers is None):
+        raise ValueError(f"edm2, diffusers: expected one of them, got {edm2!r} and {diffusers!r}")
+    if edm2 is not None:
+        D = load_edm2(edm2, trust_pickle=trust_pickle, device=device)
+    else:
+        assert diffusers is not None
+        D = load_diffusers(diffusers, null_label=null_label, device=device)
+    return D, None if guide is None else load_edm2(guide, trust_pickle=trust_pickle, device=device)
 
 
 def _sha256(files: list[Path]) -> str:

@@ -104,8 +104,8 @@ class Retention:
 
 
 def class_entropy_rate(
-    D: Denoiser, images: Any, labels: Any, levels: Any, *, seed: int = 0, first_sample: int = 0, batch_size: int = 256,
-    progress: bool = False,
+    D: Denoiser, images: Any, labels: Any, levels: Any, *, unlabelled: Denoiser | None = None, seed: int = 0,
+    first_sample: int = 0, batch_size: int = 256, progress: bool = False,
 ) -> EntropyRate:  # fmt: skip
     r"""Rate :math:`dH(Y|y_s)/ds = E|D_y - D_\emptyset|^2 / s^3` at which noise takes away what is known of the class.
 
@@ -115,12 +115,14 @@ def class_entropy_rate(
     Parameters
     ----------
     D : Denoiser
-        With classes, and trained without labels too.
+        With classes.
     images : tensor or array (n, C, H, W)
         Data, in the network's scale.
     labels : (n,) of int
     levels : sequence of float
         Decreasing and positive.
+    unlabelled : Denoiser, optional
+        The unconditional network. Default: ``D`` itself, if it was trained without labels too.
     seed : int
         The noise of image j at a level is a function of ``seed``, j and the level.
     first_sample : int
@@ -131,7 +133,7 @@ def class_entropy_rate(
     Raises
     ------
     ValueError
-        Fewer than two images; a network without classes or that always needs labels; other shapes.
+        Fewer than two images; a network without classes; none that works without labels; other shapes.
 
     Notes
     -----
@@ -150,8 +152,9 @@ def class_entropy_rate(
     True
     """
     x0, s = _checked(D, images, levels)
-    if not D.classes or not D.unlabelled:
-        raise ValueError(f"D: expected a network that works with labels and without, got {D}")
+    without = D if unlabelled is None else unlabelled
+    if not D.classes or not without.unlabelled:
+        raise ValueError(f"D: expected a network that works with labels and one that works without, got {D}, {without}")
     targets = D.prepare_labels(labels, len(x0), "cpu")
     assert targets is not None
     found = np.empty((len(s), len(x0)))
@@ -163,7 +166,7 @@ def class_entropy_rate(
             noise = PhiloxNoise(seed, numbers, tuple(clean.shape[1:]), clean)
             for i, level in enumerate(s.tolist()):
                 y = clean + level * noise(level)
-                difference = D(y, level, targets[part]) - D(y, level)
+                difference = D(y, level, targets[part]) - without(y, level)
                 found[i, part] = difference.double().square().flatten(1).sum(dim=1).cpu().numpy() / level**3
                 bar.update(len(clean))
     return EntropyRate(s, found)

@@ -50,6 +50,8 @@ class Denoiser:
         Standard deviation of the data, where known.
     shift : int or None
         Where known: D commutes with periodic shifts by multiples of this many sites, and its samples lie anywhere.
+    decode : callable or None
+        Where states are latents: from those without noise (batch, C, H, W) to images (batch, 3, H, W) in [-1, 1].
     card : dict
         How the network came about, where it was read with its card.
 
@@ -86,6 +88,7 @@ class Denoiser:
         self.highest = float(highest)
         self.data_std: float | None = None
         self.shift: int | None = None
+        self.decode: Callable[[Tensor], Tensor] | None = None
         self.card: dict[str, Any] = {}
         network = _unwrapped(network)
         if isinstance(network, torch.nn.Module) and network.training:

@@ -21,6 +21,7 @@ from fastcrit.diffusion.train import Training, load_net, save_net
 from fastcrit.spectra import structure_factor
 
 _FOLDER = Path(__file__).parent.parent / "data_files"
+CLASSIFIER = _FOLDER / "fashion-mnist-classifier.safetensors"
 # Levels at which the held-out denoising error goes into the card.
 _ERROR_LEVELS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 # Shells of the structure factor that goes into the card.
@@ -39,7 +40,7 @@ def classifier() -> Classifier:
     >>> bool((found.argmax(dim=1).numpy() == images.labels[:300]).mean() > 0.9)
     True
     """
-    return load_classifier(_FOLDER / "fashion-mnist-classifier.safetensors")[0]
+    return load_classifier(CLASSIFIER)[0]
 
 
 def train_denoiser(

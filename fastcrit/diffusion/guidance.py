@@ -155,7 +155,7 @@ class Guided(Denoiser):
             highest=min(D.highest, unguided.highest),
         )
         self.device, self.dtype, self.data_std, self.shift = D.device, D.dtype, D.data_std, D.shift
-        self.card = D.card
+        self.card, self.decode = D.card, D.decode
         self.weight = weight
         self._conditional, self._unguided = D, unguided
         self._count = [0]  # shared with what `held` makes

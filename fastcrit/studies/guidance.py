@@ -1,14 +1,12 @@
 """Does guidance at the critical level align samples better than at other times? The experiment, on one network.
 
-Every arm sees the same seeds and labels and costs the same number of network evaluations. A pulse's run up to its
-first guided step is that of the run without guidance, so it is taken from there: what the arms share is done once.
+Every arm sees the same seeds and labels and costs the same number of network evaluations.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,28 +14,31 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 import fastcrit
-from fastcrit import _statefile, data, schedules, store
+from fastcrit import schedules
 from fastcrit._arrays import check_choice, check_integer, check_positive
-from fastcrit._extras import need
-from fastcrit.alignment import class_alignment, coverage, pairwise_distance
+from fastcrit.alignment import coverage, pairwise_distance
 from fastcrit.correlation import jackknife_error
-from fastcrit.errors import FileFormatError
+from fastcrit.studies.chunks import Chunks
+from fastcrit.studies.guidance_subject import Subject, subject_of
 from fastcrit.studies.guidance_verdict import CONSTANT, DOSE, INTERVAL, MEASURES, NONE, SHARED, summary, verdict
+from fastcrit.studies.ranks import Rank
+from fastcrit.studies.shared_run import shared_run
+from fastcrit.studies.work import Sampler
 
 if TYPE_CHECKING:
     from fastcrit.diffusion.denoiser import Denoiser
     from fastcrit.diffusion.guidance import Weight
 
 Floats = NDArray[np.float64]
-Images = tuple[NDArray[np.float32], NDArray[np.int64]]  # pixels (n, 1, H, W) and classes
-Judge = Callable[[Any], tuple[Any, Any]]  # images -> scores (n, classes) and features (n, d)
 
-_CHUNK_FORMAT, _CHUNK_VERSION = "fastcrit.guidance-chunk", 1
 # At most so many groups of samples of the jackknife that says how sure a diversity is.
 _GROUPS = 20
+# Features of at least so many samples are kept: of all, they would not fit into memory.
+_FEATURED = 2000
+# Where things lie on this machine; what they are, their checksums say.
+_PLACES = ("run_path", "edm2", "guide", "diffusers", "trust_pickle", "judge")
 
 
 @dataclass(frozen=True)
@@ -88,13 +89,23 @@ class GuidanceStudy:
         Drawn from the same levels without replacement.
     solver : "euler", "heun" or "sde"
     decision_samples : int
-        Images for the class-entropy rate and the forward-backward experiment.
+        Images for the class-entropy rate and the forward-backward experiment: real ones of Fashion-MNIST, else samples
+        of the network.
+    classes : int, optional
+        Sample j has label j mod this. Default: all of the study.
+    threads : int
+        Of torch, on a CPU: sums of other numbers of threads are rounded otherwise. 0: as torch has it.
     chunk : int
         Samples that are made and saved together.
     seed : int
     """
 
     run_path: str
+    edm2: str | None = None
+    diffusers: str | None = None
+    guide: str | None = None
+    trust_pickle: bool = False
+    judge: str | None = None
     samples: int = 1000
     steps: int = 40
     high: float = 80.0
@@ -106,6 +117,8 @@ class GuidanceStudy:
     random_centres: int = 16
     solver: str = "euler"
     decision_samples: int = 500
+    classes: int | None = None
+    threads: int = 0
     chunk: int = 100
     seed: int = 0
 
@@ -114,8 +127,8 @@ class GuidanceStudy:
             raise TypeError(f"run_path: expected the folder of a finished study, got {self.run_path!r}")
         object.__setattr__(self, "run_path", os.fspath(self.run_path))
         for name, lowest in (
-            ("samples", 30), ("steps", 8), ("guided_steps", 1), ("centres", 2), ("random_centres", 2), ("seed", 0),
-            ("decision_samples", 2), ("chunk", 1),
+            ("samples", 6), ("steps", 8), ("guided_steps", 1), ("centres", 2), ("random_centres", 2), ("seed", 0),
+            ("decision_samples", 2), ("chunk", 1), ("threads", 0),
         ):  # fmt: skip
             object.__setattr__(self, name, check_integer(getattr(self, name), name, lowest))
         for name in ("high", "low", "weight"):
@@ -140,6 +153,8 @@ class GuidanceStudy:
                 raise ValueError(
                     f"{name}: expected at most {self.positions}, the places of a pulse, got {getattr(self, name)}"
                 )
+        if self.classes is not None:
+            check_integer(self.classes, "classes", 2)
         if self.decision_samples > 2000:
             raise ValueError(f"decision_samples: expected at most 2000, got {self.decision_samples}")
 
@@ -202,72 +217,123 @@ class GuidanceStudy:
             found.append(Arm(f"pulse {first}", self.grid(), pulse, first, evaluations(self.grid(), pulse)))
         return found, pulses
 
-    def run(
-        self, out: str | os.PathLike[str] | None = None, *, resume: bool = False, device: str = "cpu",
-        progress: bool = False,
-    ) -> xr.Dataset:  # fmt: skip
-        """Sample every arm and judge the samples; with ``out``, write RUN/dataset.zarr, figures and summary.txt.
+    def span(self, chunk: int) -> range:
+        """Numbers of the samples of a chunk."""
+        return range(chunk * self.chunk, min((chunk + 1) * self.chunk, self.samples))
 
-        Samples are made a chunk at a time, all arms of them; each is saved, and ``resume=True`` goes on with those
-        that are missing, to the same bits with the same number of torch's threads.
+    def featured(self, classes: int) -> int:
+        """How many samples have their features kept, for diversity and coverage: the first, of each class alike."""
+        return min(self.samples, max(_FEATURED, 3 * classes))
+
+    def run(
+        self, out: str | os.PathLike[str], *, chunks: str | None = None, resume: bool = False, device: str = "cpu",
+        rank: Rank | None = None, progress: bool = False,
+    ) -> xr.Dataset | None:  # fmt: skip
+        """Sample every arm and judge the samples; rank 0 then writes RUN/dataset.zarr, figures and summary.txt.
+
+        Samples are made a chunk at a time, all arms of them, by any number of ranks, to the same bits with the same
+        ``threads``.
+
+        Parameters
+        ----------
+        out : path
+            Folder of the run.
+        chunks, resume, device, rank, progress
+            As for `ImageNetStudy.run`.
+
+        Returns
+        -------
+        xarray.Dataset, or None for other ranks than 0
 
         Raises
         ------
-        FileExistsError
-            ``out`` exists and ``resume`` is False, or holds a finished run.
-        FileNotFoundError, ValueError
-            No finished study in ``run_path``, or one of a network without labels; ``resume`` without a run to resume,
-            or one with another configuration.
+        FileNotFoundError
+            No finished study in ``run_path``, no network, no judge; ``resume`` without a run to resume.
+        ValueError
+            A study of something else, of other weights, or with guidance; a network without labels; a judge that does
+            not know all classes; too few samples for the classes; ``resume`` with another configuration.
+        FileExistsError, IncompleteRunError, OSError
+            As for `ImageNetStudy.run`.
         FileFormatError
-            A saved chunk, the study, or the network is damaged.
+            The study, a network or the judge is damaged.
         """
-        if out is not None:
-            need("zarr", "a study that writes its result")
-            need("matplotlib", "a study that writes its figures")
-        D, levels, name = _finished(self.run_path, device)
-        judge, real = _judge(D), _images(D, self.seed)
-        arms, pulses = self.arms({k: v["level"] for k, v in levels.items()})
-        config = {"study": "guidance", **asdict(self), "weights": D.card["sha256"], "critical": levels}
-        folder = None if out is None else store.begin_run(out, config, finished="dataset.zarr", resume=resume)
-        chunks = []
-        starts, label = range(0, self.samples, self.chunk), f"{len(arms)} arms"
-        for first in tqdm(starts, label, disable=None if progress else True, unit=f"{self.chunk} samples"):
-            file = None if folder is None else folder / f"chunk-{first // self.chunk:05d}.safetensors"
-            if file is not None and file.exists():
-                about, chunk = _statefile.read_state(file, _CHUNK_FORMAT, _CHUNK_VERSION)
-                if about != {"first": first}:
-                    raise FileFormatError(f"{file}: a chunk of another run")
-            else:
-                chunk = _Chunk(self, D, arms, judge).of(first, min(self.chunk, self.samples - first))
-                if file is not None:
-                    _statefile.write_state(file, _CHUNK_FORMAT, _CHUNK_VERSION, {"first": first}, chunk)
-            chunks.append(chunk)
-        ds = self._dataset(chunks, arms, judge, real).merge(self._decision(D, judge, real, progress))
-        ds.attrs |= {"title": f"guidance of network {name}", "fastcrit": fastcrit.__version__}
-        ds.attrs |= {"config": json.dumps(config), "pulses": json.dumps(pulses), "critical": json.dumps(levels)}
-        ds.attrs["verdict"] = verdict(ds)
-        if folder is not None:
-            from fastcrit import plot
+        import torch
 
-            plot.save_figures(ds, folder)
-            (folder / "summary.txt").write_text(summary(ds) + "\n")
-            store.save_dataset(ds, folder / "dataset.zarr")
-            for saved in folder.glob("chunk-*.safetensors"):
-                saved.unlink()
+        rank = Rank.of_environment() if rank is None else rank
+        subject = subject_of(self, rank.device(device))
+        job = _Job(self, subject, self.threads or torch.get_num_threads(), progress)
+        return shared_run(job, out, chunks=chunks, resume=resume, rank=rank, progress=progress)
+
+
+class _Job:
+    """An experiment, and the network that it is about."""
+
+    def __init__(self, study: GuidanceStudy, subject: Subject, threads: int, progress: bool) -> None:
+        self.study, self.subject, self.threads, self._progress = study, subject, threads, progress
+        self.arms, self.pulses = study.arms({k: v["level"] for k, v in subject.critical.items()})
+
+    def __str__(self) -> str:
+        return f"{self.subject.D}, {len(self.arms)} arms, judge {self.subject.judge.name}"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What the result follows from."""
+        subject = self.subject
+        fields = {name: value for name, value in asdict(self.study).items() if name not in _PLACES}
+        return {
+            "study": "guidance", **fields, "threads": self.threads, "classes": subject.classes,
+            "device": "cpu" if subject.D.device is None else subject.D.device.type,
+            "weights": subject.D.card["sha256"],
+            "guide": None if subject.guide is None else subject.guide.card["sha256"],
+            "judge": subject.judge.sha256, "critical": subject.critical,
+        }  # fmt: skip
+
+    @property
+    def count(self) -> int:
+        """Number of chunks."""
+        return -(-self.study.samples // self.study.chunk)
+
+    def prepare(self, folder: Path) -> None:
+        """Nothing has to be there."""
+
+    def sampler(self, folder: Path) -> Sampler:
+        """Who makes the chunks."""
+        from fastcrit.studies.guidance_chunk import ArmSampler
+
+        return ArmSampler(self.study, self.subject, self.arms)
+
+    def summary(self, ds: xr.Dataset) -> str:
+        """The table, and the verdict."""
+        return summary(ds)
+
+    def result(self, chunks: Chunks) -> xr.Dataset | None:
+        """All samples of all arms, and what they say; None where a chunk turns out to be damaged."""
+        parts = []
+        for c in range(self.count):
+            found = chunks.load(c)
+            if found is None:
+                return None
+            parts.append(found[1])
+        ds = self._alignment(parts)
+        if self.subject.unlabelled is not None:
+            ds = ds.merge(self._decision(self.subject.unlabelled))
+        ds.attrs |= {"title": f"guidance of network {self.subject.name}", "fastcrit": fastcrit.__version__}
+        ds.attrs |= {"config": json.dumps(self.config), "pulses": json.dumps(self.pulses)}
+        ds.attrs["critical"] = json.dumps(self.subject.critical)
+        ds.attrs["verdict"] = verdict(ds)
         return ds
 
-    def _dataset(self, chunks: list[dict[str, Any]], arms: list[Arm], judge: Judge, real: Images) -> xr.Dataset:
-        scores = np.concatenate([c["scores"] for c in chunks], axis=1)
-        features = np.concatenate([c["features"] for c in chunks], axis=1)
-        labels = _labels(0, self.samples)
-        evaluated = np.unique(np.stack([c["evaluations"] for c in chunks]), axis=0)
+    def _alignment(self, parts: list[dict[str, Any]]) -> xr.Dataset:
+        arms, subject = self.arms, self.subject
+        features = np.concatenate([part["features"] for part in parts], axis=1)
+        labels = subject.labels(range(self.study.samples))
+        evaluated = np.unique(np.stack([part["evaluations"] for part in parts]), axis=0)
         expected = np.array([arm.evaluations for arm in arms])
         if not (evaluated == expected).all():
             raise RuntimeError(f"evaluations of the arms: expected {expected}, counted {evaluated}")
-        found = [class_alignment(s, labels) for s in scores]
         ds = xr.Dataset(
             {
-                m: (("arm", "sample"), np.stack([getattr(f, m) for f in found]), {"long_name": about})
+                m: (("arm", "sample"), np.concatenate([part[m] for part in parts], axis=1), {"long_name": about})
                 for m, about in zip(
                     MEASURES,
                     ("target class has the highest score", "log-probability of the target", "margin of the target"),
@@ -278,39 +344,39 @@ class GuidanceStudy:
                 "arm": [arm.name for arm in arms],
                 "label": ("sample", labels),
                 "first_step": ("arm", [-1 if arm.first is None else arm.first for arm in arms]),
-                "center": ("arm", [np.nan if arm.first is None else self.centre(arm.first) for arm in arms]),
+                "center": ("arm", [np.nan if arm.first is None else self.study.centre(arm.first) for arm in arms]),
                 "steps": ("arm", [len(arm.levels) - 1 for arm in arms]),
                 "evaluations": ("arm", expected, {"long_name": "network evaluations a sample"}),
             },
         )
-        pixels, real_labels = real
-        real_features = judge(pixels)[1]
-        spread, error, covered = [], [], []
-        for f in features:
-            whole, parts = _diversity(f, labels)
-            spread.append(whole)
-            error.append(jackknife_error(parts))
-            covered.append(coverage(f, labels, real_features, real_labels))
-        ds["diversity"] = ("arm", spread, {"long_name": "mean distance within a class, in the classifier's features"})
-        ds["diversity_stderr"] = ("arm", error)
-        ds["coverage"] = ("arm", covered, {"long_name": "share of real images with a sample near them"})
+        own = labels[: features.shape[1]]
+        spread, error = zip(*(_diversity(f, own, subject.classes) for f in features), strict=True)
+        about = "mean distance within a class, in the judge's features"
+        ds["diversity"] = ("arm", list(spread), {"long_name": about, "samples": len(own)})
+        ds["diversity_stderr"] = ("arm", list(error))
+        if subject.real is not None:
+            pixels, real_labels = subject.real
+            real = subject.judge(pixels)[1]
+            covered = [coverage(f, own, real, real_labels) for f in features]
+            ds["coverage"] = ("arm", covered, {"long_name": "share of real images with a sample near them"})
         return ds
 
-    def _decision(self, D: Denoiser, judge: Judge, real: Images, progress: bool) -> xr.Dataset:
-        """Where the class is decided, without guidance: on real images."""
+    def _decision(self, unlabelled: Denoiser) -> xr.Dataset:
+        """Where the class is decided, without guidance: on real images, or else on samples of the network."""
         import torch
 
         from fastcrit.diffusion import class_entropy_rate, forward_backward
 
-        pixels, labels = real
-        chosen = np.random.default_rng([self.seed, 4]).permutation(len(pixels))[: self.decision_samples]
-        x0, labels = pixels[chosen], labels[chosen]
-        grid = self.grid()[:-1]
-        rate = class_entropy_rate(D, x0, labels, grid, seed=self.seed, progress=progress)
+        study, subject = self.study, self.subject
+        x0, labels = self._undecided()
+        grid = study.grid()[:-1]
+        rate = class_entropy_rate(
+            subject.D, x0, labels, grid, unlabelled=unlabelled, seed=study.seed, progress=self._progress
+        )
         low, high = rate.interval()
         back = forward_backward(
-            D, x0, lambda y: torch.from_numpy(judge(y)[0]), grid[: -self.guided_steps : 2],
-            steps=self.steps, lowest=self.low, solver=self.solver, seed=self.seed, progress=progress,
+            unlabelled, x0, lambda y: torch.from_numpy(subject.look(y)[0]), grid[: -study.guided_steps : 2],
+            steps=study.steps, lowest=study.low, solver=study.solver, seed=study.seed, progress=self._progress,
         )  # fmt: skip
         kept_low, kept_high = back.interval()
         about = "s dH(Y|y_s)/ds = E|D_y - D_0|^2/s^2"
@@ -332,100 +398,28 @@ class GuidanceStudy:
             },
         )
 
+    def _undecided(self) -> tuple[Any, NDArray[np.int64]]:
+        """Images without noise, and their classes."""
+        from fastcrit.diffusion import sample
 
-@dataclass
-class _Chunk:
-    """A few samples in every arm."""
-
-    study: GuidanceStudy
-    D: Denoiser
-    arms: list[Arm]
-    judge: Judge
-
-    def of(self, first: int, n: int) -> dict[str, NDArray[Any]]:
-        """Scores (arms, n, classes), features (arms, n, d) and evaluations a sample (arms,)."""
-        from fastcrit.diffusion import guided, sample
-
-        labels = _labels(first, n)
-        states: list[Any] = []  # of the run without guidance, at every level of the pulses' grid
-        scores, features, evaluations = [], [], []
-        for arm in self.arms:
-            D = guided(self.D, None, arm.weight)
-            begin = arm.first or 0
-            y = sample(
-                D, labels, n, arm.levels[begin:], self.study.solver, self.study.seed, first_sample=first,
-                initial=states[begin] if begin else None, batch_size=n,
-                observers=[lambda i, s, y, D: states.append(y.clone())] if arm.name == SHARED else [],
-            )  # fmt: skip
-            judged = self.judge(y)
-            scores.append(judged[0])
-            features.append(judged[1])
-            # What a pulse takes from the run without guidance counts as its own.
-            evaluations.append(D.evaluations // n + begin * self.study.evaluations_a_step)
-        return {
-            "scores": np.stack(scores), "features": np.stack(features), "evaluations": np.array(evaluations)
-        }  # fmt: skip
+        study, subject = self.study, self.subject
+        if subject.real is not None:
+            pixels, labels = subject.real
+            chosen = np.random.default_rng([study.seed, 4]).permutation(len(pixels))[: study.decision_samples]
+            return pixels[chosen], labels[chosen]
+        # Numbers beyond the arms': their noise is not that of the experiments these images are for.
+        numbers = range(study.samples, study.samples + study.decision_samples)
+        labels = subject.labels(numbers)
+        x0 = sample(
+            subject.D, labels, len(numbers), study.grid(), study.solver, study.seed, first_sample=numbers.start,
+            batch_size=study.chunk,
+        )  # fmt: skip
+        return x0, labels
 
 
-def _finished(run: str, device: str) -> tuple[Denoiser, dict[str, Any], str]:
-    """The network of a finished study, the critical levels found in it (with their intervals), and its name."""
-    from fastcrit import diffusion
-
-    folder = Path(run)
-    if not (folder / "dataset.zarr").exists():
-        inner = sorted(p.parent.name for p in folder.glob("*/dataset.zarr"))
-        hint = f"; it holds the studies {', '.join(inner)}: name one of these folders" if inner else ""
-        raise FileNotFoundError(f"run: no finished study in {folder}{hint}")
-    ds = store.load_dataset(folder / "dataset.zarr")
-    config = json.loads(ds.attrs.get("config", "{}"))
-    if config.get("study") != "fashion-mnist":
-        raise ValueError(f"run: expected a study of a network (fastcrit study fashion-mnist), got {folder}")
-    D = diffusion.pretrained(config["net"], device)
-    if D.card["sha256"] != config["weights"]:
-        raise ValueError(f"run: {folder} was made with other weights than {config['net']} has now")
-    if not D.classes or not D.unlabelled:
-        raise ValueError(f"run: expected a network that works with labels and without, got {D}")
-    found = {
-        name: {k: s[k] for k in ("level", "low", "high")}
-        for name, s in json.loads(ds.attrs["critical_point"]).items()
-        if not s["reason"]
-    }
-    return D, found, folder.name
-
-
-def _labels(first: int, n: int) -> NDArray[np.int64]:
-    """Target classes of samples first, .., each class in turn."""
-    return np.arange(first, first + n) % 10
-
-
-def _images(D: Denoiser, seed: int) -> Images:
-    """Real images (n, 1, H, W) where the network's samples may lie, and their classes."""
-    images = data.fashion_mnist()
-    pixels = images.pixels() if D.shift is None else data.roll(images.pixels(), D.shift, seed)
-    return pixels[:, None], images.labels
-
-
-def _judge(D: Denoiser) -> Judge:
-    """The shipped classifier, where the network is: images -> scores (n, classes) and features (n, d), numpy."""
-    import torch
-
-    from fastcrit.diffusion import fashion_mnist
-
-    place = D.device or "cpu"
-    net = fashion_mnist.classifier().to(place)
-
-    def judge(images: Any) -> tuple[Any, Any]:
-        with torch.no_grad():
-            parts = torch.split(torch.as_tensor(images).to(place, torch.float32), 500)
-            features = torch.cat([net.features(part) for part in parts])
-            return net.scores(features).cpu().numpy(), features.cpu().numpy()
-
-    return judge
-
-
-def _diversity(features: Any, labels: Any) -> tuple[float, Floats]:
-    """Mean distance within a class, and the same without each group of samples in turn."""
-    groups = min(_GROUPS, len(labels) // 10)
-    group = np.arange(len(labels)) // 10 % groups  # ten classes in turn: every group has them all
+def _diversity(features: Any, labels: Any, classes: int) -> tuple[float, float]:
+    """Mean distance within a class, and its jackknife error: without each group of samples in turn."""
+    groups = min(_GROUPS, len(labels) // classes)
+    group = np.arange(len(labels)) // classes % groups  # the classes in turn: every group has them all
     parts = [float(pairwise_distance(features[group != g], labels[group != g]).mean()) for g in range(groups)]
-    return float(pairwise_distance(features, labels).mean()), np.array(parts)
+    return float(pairwise_distance(features, labels).mean()), float(jackknife_error(np.array(parts)))

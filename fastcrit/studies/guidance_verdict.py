@@ -104,29 +104,37 @@ def verdict(ds: xr.Dataset) -> str:
             f"At the level of {levels} a pulse gives {_percent(top1[at])}, {_points(found.comparison.difference)} "
             f"[{_points(found.low)}, {_points(found.high)}] against the random ones: {outcome}; {found.better} of "
             f"{len(random)} of these are as good. Its samples of a class lie {spread[at] / spread[none]:.3f} +- "
-            f"{float(error) * spread[at] / spread[none]:.3f} times as far apart as without guidance; coverage "
-            f"{float(ds['coverage'][at]):.3f} against {float(ds['coverage'][none]):.3f}."
+            f"{float(error) * spread[at] / spread[none]:.3f} times as far apart as without guidance"
+            + (
+                f"; coverage {float(ds['coverage'][at]):.3f} against {float(ds['coverage'][none]):.3f}."
+                if "coverage" in ds
+                else "."
+            )
         )
     best, margin = best_centre(ds), best_centre(ds, "log_probability")
-    decided = float(ds["class_decided"])
-    kept, back = ds["retained"].values, ds["back_level"].values
-    half = np.flatnonzero(kept >= 0.5)
     said.append(
         f"Of the sweep, the pulse at s = {best['level']:.2f} [{best['low']:.2f}, {best['high']:.2f}] is best "
         f"({_percent(best['value'])}); by the log-probability of the class, the one at s = {margin['level']:.2f} "
-        f"[{margin['low']:.2f}, {margin['high']:.2f}]. "
-        + (
-            "The class-entropy rate has no interior maximum; "
-            if np.isnan(decided)
-            else f"The class-entropy rate has its maximum at s = {decided:.2f}; "
-        )
-        + (
-            f"half of the images keep their class when noised to s = {back[half[0]]:.2f} and denoised."
-            if half.size
-            else "fewer than half of the images keep their class when noised and denoised, from every level."
-        )
+        f"[{margin['low']:.2f}, {margin['high']:.2f}]."
     )
-    return " ".join(said)
+    return " ".join([*said, *_decision(ds)])
+
+
+def _decision(ds: xr.Dataset) -> list[str]:
+    """Where the class is decided without guidance; nothing where no network works without labels."""
+    if "retained" not in ds:
+        return []
+    decided = float(ds["class_decided"])
+    kept, back = ds["retained"].values, ds["back_level"].values
+    half = np.flatnonzero(kept >= 0.5)
+    rate = (
+        "The class-entropy rate has no interior maximum; "
+        if np.isnan(decided)
+        else f"The class-entropy rate has its maximum at s = {decided:.2f}; "
+    )
+    if half.size:
+        return [f"{rate}half of the images keep their class when noised to s = {back[half[0]]:.2f} and denoised."]
+    return [f"{rate}fewer than half of the images keep their class when noised and denoised, from every level."]
 
 
 def summary(ds: xr.Dataset) -> str:
@@ -138,7 +146,7 @@ def summary(ds: xr.Dataset) -> str:
             roles.setdefault(f"pulse {first}", []).append(role)
     head = (
         f"{'arm':26}{'centre s':>9}{'evaluations':>12}{'top-1':>8}{'+-':>7}{'log p':>9}{'margin':>8}"
-        f"{'diversity':>11}{'coverage':>9}  role"
+        f"{'diversity':>11}" + (f"{'coverage':>9}" if "coverage" in ds else "") + "  role"
     )
     lines = [ds.attrs["title"], "", head]
     n = ds.sizes["sample"]
@@ -148,17 +156,32 @@ def summary(ds: xr.Dataset) -> str:
         lines.append(
             f"{name!s:26}{centre:>9}{int(ds['evaluations'][i]):12d}{top1.mean():8.3f}"
             f"{top1.std(ddof=1) / np.sqrt(n):7.3f}{logp.mean():9.3f}{margin.mean():8.2f}"
-            f"{float(ds['diversity'][i]):11.3f}{float(ds['coverage'][i]):9.3f}  {', '.join(roles.get(str(name), []))}"
+            f"{float(ds['diversity'][i]):11.3f}"
+            + (f"{float(ds['coverage'][i]):9.3f}" if "coverage" in ds else "")
+            + f"  {', '.join(roles.get(str(name), []))}"
         )
-    H, error = float(ds["class_entropy"]), float(ds["class_entropy_stderr"])
-    lines += [
-        "",
-        f"Class entropy from its rate: {H:.3f} +- {error:.3f} nats; the posterior gives log 10 = {np.log(10):.3f}, "
-        "and what is above it is where the network with labels and without disagree more than the posterior would.",
-        "",
-        ds.attrs["verdict"],
-    ]
-    return "\n".join(lines)
+    if "class_entropy" in ds:
+        H, error = float(ds["class_entropy"]), float(ds["class_entropy_stderr"])
+        classes = json.loads(ds.attrs["config"])["classes"]
+        lines += [
+            "",
+            f"Class entropy from its rate: {H:.3f} +- {error:.3f} nats; the posterior gives log {classes} = "
+            f"{np.log(classes):.3f}, and what is above it is where the network with labels and without disagree more "
+            "than the posterior would.",
+        ]
+    return "\n".join([*lines, "", ds.attrs["verdict"]])
+
+
+def as_json(ds: xr.Dataset) -> str:
+    """The table and the verdict as one JSON object."""
+    columns = [n for n in ("evaluations", "diversity", "diversity_stderr", "coverage") if n in ds]
+    arms = []
+    for i, name in enumerate(ds["arm"].values):
+        row = {"arm": str(name), "center": None if np.isnan(ds["center"][i]) else float(ds["center"][i])}
+        row |= {n: ds[n].values[i].item() for n in columns} | {m: float(ds[m].values[i].mean()) for m in MEASURES}
+        arms.append(row)
+    about = {"samples": ds.sizes["sample"], "arms": arms, "verdict": ds.attrs["verdict"]}
+    return json.dumps(about | {n: json.loads(ds.attrs[n]) for n in ("pulses", "critical")})
 
 
 def _arm(ds: xr.Dataset, which: int | str) -> int:

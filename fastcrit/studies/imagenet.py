@@ -175,21 +175,19 @@ class ImageNetStudy:
             As for `fastcrit.diffusion.load_edm2` and `fastcrit.diffusion.load_diffusers`.
         """
         from fastcrit import diffusion
+        from fastcrit.diffusion.checkpoints import load_pair
 
-        if self.edm2 is not None:
-            D = diffusion.load_edm2(self.edm2, trust_pickle=self.trust_pickle, device=device)
-        else:
-            assert self.diffusers is not None
-            D = diffusion.load_diffusers(self.diffusers, null_label=self.null_label, device=device)
+        D, unguided = load_pair(
+            self.edm2, self.diffusers, self.guide, trust_pickle=self.trust_pickle, null_label=self.null_label,
+            device=device,
+        )  # fmt: skip
         if D.shape is None:
             raise ValueError(f"edm2, diffusers: {D.name} does not say what shape its states have")
         if (self.classes or 0) > D.classes:
             raise ValueError(f"classes: expected at most {D.classes}, which {D.name} knows, got {self.classes}")
         if self.guidance_weight is None:
             return D
-        unguided = None
-        if self.guide is not None:
-            unguided = diffusion.load_edm2(self.guide, trust_pickle=self.trust_pickle, device=device)
+        if unguided is not None:
             D.card["guide"] = unguided.card["sha256"]
         weight = (
             diffusion.Constant(self.guidance_weight)

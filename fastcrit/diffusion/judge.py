@@ -1,0 +1,162 @@
+"""Who says which class a sample is: the shipped classifier, or an image classifier that transformers saved."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from torch import Tensor
+
+from fastcrit._extras import need
+from fastcrit.errors import FileFormatError
+
+# Images in the classifier at a time.
+_BATCH = 250
+
+
+class Judge:
+    """Class scores and features of samples; made by `shipped_judge` and `load_judge`.
+
+    Attributes
+    ----------
+    name : str
+    classes : int
+    sha256 : str
+        Of its weights and settings.
+    """
+
+    def __init__(
+        self, look: Callable[[Tensor], tuple[Tensor, Tensor]], *, name: str, classes: int, sha256: str, device: str
+    ) -> None:
+        self.name, self.classes, self.sha256 = name, classes, sha256
+        self._look, self._device = look, device
+
+    def __call__(self, images: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Scores (n, classes) and features (n, d), float32, of images (n, C, H, W) in [-1, 1]."""
+        with torch.no_grad():
+            parts = torch.split(torch.as_tensor(images).to(self._device, torch.float32), _BATCH)
+            scores, features = zip(*(self._look(part) for part in parts), strict=True)
+        return torch.cat(scores).cpu().numpy(), torch.cat(features).cpu().numpy()
+
+
+def shipped_judge(device: str = "cpu") -> Judge:
+    """The classifier of Fashion-MNIST that ships with fastcrit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastcrit.diffusion.judge import shipped_judge
+    >>> scores, features = shipped_judge()(np.zeros((3, 1, 28, 28)))
+    >>> scores.shape, features.shape
+    ((3, 10), (3, 96))
+    """
+    from fastcrit.diffusion import fashion_mnist
+
+    net = fashion_mnist.classifier().to(device)
+
+    def look(images: Tensor) -> tuple[Tensor, Tensor]:
+        features = net.features(images)
+        return net.scores(features), features
+
+    return Judge(look, name="Fashion-MNIST", classes=10, sha256=_sha256([fashion_mnist.CLASSIFIER]), device=device)
+
+
+def load_judge(folder: str | os.PathLike[str], *, device: str = "cpu") -> Judge:
+    """An image classifier of transformers: a folder as its save_pretrained, and its image processor's, write it.
+
+    Images are resized to the side it was made for (bicubic, antialiased; not cropped: samples are crops already) and
+    normalised as its preprocessor_config.json says. Grey images become three equal channels. Features are what its last
+    linear layer reads. Its classes have to be numbered as the network's.
+
+    Parameters
+    ----------
+    folder : path
+        With config.json, model.safetensors and preprocessor_config.json; nothing is downloaded.
+    device : str
+        Where it lives, as torch names it.
+
+    Raises
+    ------
+    FileNotFoundError
+        A part of the folder is missing.
+    FileFormatError
+        Transformers cannot read it, or it is no classifier that ends in a linear layer.
+    ModuleNotFoundError
+        Transformers is not installed (the extra ``fastcrit[judge]``).
+
+    Examples
+    --------
+    >>> from fastcrit.diffusion.judge import load_judge
+    >>> load_judge("no-such-folder")
+    Traceback (most recent call last):
+    FileNotFoundError: judge: no-such-folder/config.json: no such file; expected an image classifier as transformers'
+    save_pretrained writes it
+    """
+    root = Path(folder)
+    for part in ("config.json", "preprocessor_config.json"):
+        if not (root / part).is_file():
+            raise FileNotFoundError(
+                f"judge: {root / part}: no such file; expected an image classifier as transformers' save_pretrained "
+                "writes it"
+            )
+    library: Any = need("transformers", f"loading {root}")
+    side, mean, std = _preparation(root / "preprocessor_config.json")
+    logging = library.utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        net = library.AutoModelForImageClassification.from_pretrained(root, local_files_only=True, use_safetensors=True)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise FileFormatError(f"judge: {root}: damaged, or not an image classifier ({error})") from error
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+    net = net.to(device).eval().requires_grad_(False)
+    linear = [m for m in net.modules() if isinstance(m, torch.nn.Linear) and m.out_features == net.config.num_labels]
+    if not linear:
+        raise FileFormatError(f"judge: {root}: expected a classifier that ends in a linear layer, {type(net).__name__}")
+    seen: list[Tensor] = []
+    linear[-1].register_forward_pre_hook(lambda layer, given: seen.append(given[0]))
+    shift, scale = (torch.tensor(v, device=device).reshape(1, -1, 1, 1) for v in (mean, std))
+
+    def look(images: Tensor) -> tuple[Tensor, Tensor]:
+        pixels = images.clamp(-1.0, 1.0).add(1.0).div(2.0).expand(-1, 3, -1, -1)
+        pixels = torch.nn.functional.interpolate(pixels, size=(side, side), mode="bicubic", antialias=True)
+        seen.clear()
+        scores: Tensor = net(pixel_values=(pixels.clamp(0.0, 1.0) - shift) / scale).logits
+        return scores.float(), seen[0].float().flatten(1)
+
+    files = sorted([*root.glob("*.safetensors"), root / "config.json", root / "preprocessor_config.json"])
+    return Judge(look, name=root.name, classes=int(net.config.num_labels), sha256=_sha256(files), device=device)
+
+
+def _preparation(path: Path) -> tuple[int, list[float], list[float]]:
+    """Side of the images that the classifier takes, mean and standard deviation that they are normalised with."""
+    try:
+        settings = json.loads(path.read_text())
+        size = settings["size"]
+        if settings.get("do_center_crop") and "crop_size" in settings:
+            size = settings["crop_size"]
+        if isinstance(size, dict):
+            size = size.get("height", size.get("shortest_edge"))
+        side = int(size)
+        mean, std = ([float(v) for v in settings.get(name, [0.5] * 3)] for name in ("image_mean", "image_std"))
+        if side < 1 or len(mean) != 3 or len(std) != 3 or min(std) <= 0.0:
+            raise ValueError(f"size {side}, mean {mean}, std {std}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FileFormatError(f"judge: {path}: expected size, image_mean and image_std for RGB ({error})") from error
+    return side, mean, std
+
+
+def _sha256(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,136 @@
+"""What a guidance experiment is about: the network of a finished study, its critical levels, and who judges samples."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastcrit import data, store
+
+if TYPE_CHECKING:
+    from fastcrit.diffusion.denoiser import Denoiser
+    from fastcrit.diffusion.judge import Judge
+    from fastcrit.studies.guidance import GuidanceStudy
+
+Images = tuple[NDArray[np.float32], NDArray[np.int64]]  # pixels (n, C, H, W) and classes
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network to guide, found by a finished study of it.
+
+    Attributes
+    ----------
+    name : str
+        Of the study.
+    D : Denoiser
+    guide : Denoiser or None
+        To lead away from; None: ``D`` without labels.
+    critical : dict
+        The critical levels found, each with its interval, by signature.
+    classes : int
+        Sample j has label j mod this.
+    judge : Judge
+    real : Images or None
+        Of the data, where the judge knows them.
+    """
+
+    name: str
+    D: Denoiser
+    guide: Denoiser | None
+    critical: dict[str, dict[str, float]]
+    classes: int
+    judge: Judge
+    real: Images | None
+
+    @property
+    def unlabelled(self) -> Denoiser | None:
+        """The network that works without labels; None for autoguidance, where none does."""
+        other = self.D if self.guide is None else self.guide
+        return next((d for d in (other, self.D) if d.unlabelled), None)
+
+    def labels(self, samples: range) -> NDArray[np.int64]:
+        """Target classes of these samples."""
+        return np.arange(samples.start, samples.stop) % self.classes
+
+    def look(self, states: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Scores and features of states without noise."""
+        return self.judge(states if self.D.decode is None else self.D.decode(states))
+
+
+def subject_of(study: GuidanceStudy, device: str) -> Subject:
+    """The network of the finished study that an experiment names.
+
+    Raises
+    ------
+    FileNotFoundError
+        No finished study there, no network, no judge.
+    ValueError
+        A study of something else, or of other weights; one that was guided; a network without labels; a judge that
+        does not know all classes.
+    FileFormatError
+        The study, a network or the judge is damaged.
+    """
+    from fastcrit import diffusion
+    from fastcrit.diffusion.checkpoints import load_pair
+    from fastcrit.diffusion.judge import load_judge, shipped_judge
+
+    folder = Path(study.run_path)
+    if not (folder / "dataset.zarr").exists():
+        inner = sorted(p.parent.name for p in folder.glob("*/dataset.zarr"))
+        hint = f"; it holds the studies {', '.join(inner)}: name one of these folders" if inner else ""
+        raise FileNotFoundError(f"run: no finished study in {folder}{hint}")
+    ds = store.load_dataset(folder / "dataset.zarr")
+    config = json.loads(ds.attrs.get("config", "{}"))
+    guide = real = None
+    if config.get("study") == "fashion-mnist":
+        if study.edm2 or study.diffusers or study.guide or study.judge:
+            raise ValueError(
+                f"edm2, diffusers, guide, judge: {folder} is a study of {config['net']}, which needs none of them"
+            )
+        D = diffusion.pretrained(config["net"], device)
+        judge, real, known = shipped_judge(device), _images(D, study.seed), D.classes
+    elif config.get("study") == "imagenet":
+        if config["guidance_weight"] is not None:
+            raise ValueError(f"run: expected a study without guidance, {folder} has guidance_weight")
+        if study.judge is None:
+            raise ValueError("judge: needed to say whether samples look like their class, got None")
+        D, guide = load_pair(
+            study.edm2, study.diffusers, study.guide, trust_pickle=study.trust_pickle,
+            null_label=config["null_label"], device=device,
+        )  # fmt: skip
+        judge = load_judge(study.judge, device=device)
+        known = D.classes if config["classes"] is None else config["classes"]
+    else:
+        raise ValueError(f"run: expected a study of a network (fastcrit study fashion-mnist or imagenet), got {folder}")
+    if D.card["sha256"] != config["weights"]:
+        raise ValueError(f"run: {folder} was made with other weights than {D.name} has now")
+    if known < 2 or (guide is None and not D.unlabelled):
+        raise ValueError(f"run: expected a network that works with labels and without, or a guide beside it, got {D}")
+    classes = known if study.classes is None else study.classes
+    for name, most in ((D.name, known), (f"judge {judge.name}", judge.classes)):
+        if classes > most:
+            raise ValueError(f"classes: expected at most {most}, which {name} knows, got {classes}")
+    if study.samples < 3 * classes:
+        raise ValueError(f"samples: expected 3 or more of each of {classes} classes, got {study.samples}")
+    highest = min(D.highest, D.highest if guide is None else guide.highest)
+    if study.high > highest * (1 + 1e-6):
+        raise ValueError(f"high: expected at most {highest:.6g}, the network's highest noise level, got {study.high:g}")
+    found = {
+        name: {k: s[k] for k in ("level", "low", "high")}
+        for name, s in json.loads(ds.attrs["critical_point"]).items()
+        if not s["reason"]
+    }
+    return Subject(folder.name, D, guide, found, classes, judge, real)
+
+
+def _images(D: Denoiser, seed: int) -> Images:
+    """Real images (n, 1, H, W) where the network's samples may lie, and their classes."""
+    images = data.fashion_mnist()
+    pixels = images.pixels() if D.shift is None else data.roll(images.pixels(), D.shift, seed)
+    return pixels[:, None], images.labels
