@@ -172,7 +172,9 @@ def order_parameter(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
 
 
 def states(ds: xr.Dataset, axes: Any = None) -> Figure:
-    """First trajectory from noise to pattern: the state, each level on its own grey scale, above its denoised image.
+    """First trajectory from noise to pattern: the state, each level on its own scale, above its denoised image.
+
+    Three channels or more are drawn in colours, the first three.
 
     ``axes``, where they are given, are an array (2, strip levels) of them, as ``figure.subplots`` makes it.
     """
@@ -190,14 +192,15 @@ def states(ds: xr.Dataset, axes: Any = None) -> Figure:
         figure = panels[0, 0].figure.figure
     limit = float(np.abs(ds["denoised"].values).max())
     for j in range(n):
-        panels[0, j].imshow(ds["states"][j, 0], cmap="gray")
-        panels[1, j].imshow(ds["denoised"][j, 0], cmap="gray", vmin=-limit, vmax=limit)
+        y, D = (_picture(ds[name].values[j, 0]) for name in ("states", "denoised"))
+        panels[0, j].imshow((y - y.min()) / (np.ptp(y) or 1.0), cmap="gray")
+        panels[1, j].imshow((D + limit) / (2 * limit), cmap="gray", vmin=0, vmax=1)
         panels[0, j].set_title(f"s = {float(ds['strip_level'][j]):.3g}", fontsize="small")
     for panel in panels.flat:
         panel.set(xticks=[], yticks=[])
     panels[0, 0].set_ylabel("state y")
     panels[1, 0].set_ylabel("denoised D")
-    scales = f"states, each on its own grey scale; denoised images from {-limit:.2g} to {limit:.2g}"
+    scales = f"states, each on its own scale; denoised images from {-limit:.2g} to {limit:.2g}"
     if axes is None:
         _title(figure.suptitle, ds, f"One trajectory: {scales}")
     return figure
@@ -273,7 +276,7 @@ def save_figures(ds: xr.Dataset, folder: str | os.PathLike[str]) -> list[Path]:
         made |= {"structure_factors": structure_factors, "lengths": lengths}
     if "top1" in ds:
         made["alignment"] = alignment
-    if "gain_on_trajectories" in ds:
+    if has_gains(ds):
         made |= {"gains": gains, "softening": softening}
     if "chi" in ds:
         made["order_parameter"] = order_parameter
@@ -291,6 +294,13 @@ def save_figures(ds: xr.Dataset, folder: str | os.PathLike[str]) -> list[Path]:
                 figure.savefig(path, **options)
                 paths.append(path)
     return paths
+
+
+def _picture(field: Any) -> Any:
+    """Grey (y, x), or the first three channels as colours (y, x, 3)."""
+    if field.ndim == 2:
+        return field
+    return np.moveaxis(field[:3], 0, -1) if len(field) >= 3 else field[0]
 
 
 def _shells_over_levels(
@@ -314,6 +324,11 @@ def _shells_over_levels(
     _level_axis(axes, s)
     _legend(axes)
     return figure, axes
+
+
+def has_gains(ds: xr.Dataset) -> bool:
+    """Whether any gain was measured."""
+    return "gain_on_trajectories" in ds and bool(np.isfinite(ds["gain_on_trajectories"].values).any())
 
 
 def with_gains(ds: xr.Dataset) -> Any:

@@ -27,6 +27,8 @@ __all__ = ["Report", "write_report"]
 _LIBRARIES = ("numpy", "scipy", "xarray", "torch", "plotly")
 # Bytes of netCDF in a page, all runs together: with base64, plotly.js and tables up to ten networks stay below 8 MB.
 _LARGEST_NETCDF = 2_600_000
+# Sites of the strip, along a side.
+_WIDEST = 128
 
 
 @dataclass(frozen=True)
@@ -182,21 +184,29 @@ def _panel(panel: Any) -> dict[str, Any]:
 
 
 def _strip(ds: xr.Dataset) -> dict[str, Any] | None:
-    """First trajectories at a few levels, as grey values: each state on its own scale, denoised images on one."""
+    """First trajectories at a few levels, in bytes: each state on its own scale, denoised images on one.
+
+    Of three or more channels the first three are red, green and blue. Of large states every n-th site is shown.
+    """
     if "states" not in ds:
         return None
-    y, D = ds["states"].values, ds["denoised"].values
-    low, high = (extreme(y, axis=(-2, -1), keepdims=True) for extreme in (np.min, np.max))
+    every = -(-max(ds.sizes["y"], ds.sizes["x"]) // _WIDEST)
+    y, D = (ds[name].values[..., ::every, ::every] for name in ("states", "denoised"))
+    if y.ndim == 4:
+        y, D = y[:, :, None], D[:, :, None]
+    colours = 3 if y.shape[2] >= 3 else 1
+    y, D = y[:, :, :colours], D[:, :, :colours]
+    low, high = (extreme(y, axis=(-3, -2, -1), keepdims=True) for extreme in (np.min, np.max))
     limit = float(np.abs(D).max()) or 1.0
     return {
-        "levels": [float(f"{s:.3g}") for s in ds["strip_level"].values],
-        "samples": y.shape[1], "height": y.shape[2], "width": y.shape[3], "limit": limit,
-        "states": _grey((y - low) / np.where(high > low, high - low, 1.0)),
-        "denoised": _grey((D + limit) / (2 * limit)),
+        "levels": [float(f"{s:.3g}") for s in ds["strip_level"].values], "every": every, "colours": colours,
+        "samples": y.shape[1], "height": y.shape[3], "width": y.shape[4], "limit": limit,
+        "states": _bytes((y - low) / np.where(high > low, high - low, 1.0)),
+        "denoised": _bytes((D + limit) / (2 * limit)),
     }  # fmt: skip
 
 
-def _grey(shares: Any) -> str:
+def _bytes(shares: Any) -> str:
     return base64.b64encode(np.round(255 * shares).astype(np.uint8).tobytes()).decode()
 
 

@@ -139,7 +139,7 @@ def save_dataset(ds: xr.Dataset, path: str | os.PathLike[str]) -> None:
     target = Path(path)
     if target.exists():
         raise FileExistsError(f"{target}: exists already")
-    ds = ds.drop_encoding()  # how another file stored it must not change the values here
+    ds = _with_plain_nan(ds.drop_encoding())  # how another file stored it must not change the values here
     for variable_name, variable in ds.variables.items():
         if variable.dtype.kind not in "biufU":
             raise TypeError(f"ds: cannot store {variable_name!r} of type {variable.dtype}; expected numbers or strings")
@@ -314,6 +314,17 @@ _READERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     ".nc": _read_xarray,
     ".h5": _read_xarray,
 }
+
+
+def _with_plain_nan(ds: xr.Dataset) -> xr.Dataset:
+    """NaN has many bit patterns, 0/0 another than np.nan, and a chunk of nothing but NaN comes back as np.nan."""
+    plain = {
+        name: variable.copy(data=np.where(np.isnan(variable.values), np.nan, variable.values))
+        for name, variable in ds.variables.items()
+        if variable.dtype.kind == "f" and name not in ds.indexes
+    }
+    inner = {name: plain[name] for name in plain if name in ds.data_vars}
+    return ds.assign(inner).assign_coords({name: plain[name] for name in plain if name in ds.coords})
 
 
 def _digest(ds: xr.Dataset) -> str:

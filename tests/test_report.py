@@ -22,11 +22,12 @@ from fastcrit._report import words
 from fastcrit.cli import app
 from fastcrit.diffusion import Net, NetConfig, save_net
 from fastcrit.report import write_report
-from fastcrit.studies import FashionMnistStudy, GuidanceStudy, PatchStudy
+from fastcrit.studies import FashionMnistStudy, GuidanceStudy, ImageNetStudy, PatchStudy
 from fastcrit.studies.fashion_mnist import run_all
+from tests.networks import edm2_pickle
 
 LARGEST = 8e6
-PANELS = {"patch": 6, "network": 7, "guidance": 3, "several": 17}
+PANELS = {"patch": 6, "network": 7, "guidance": 3, "large": 4, "several": 17}
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,9 @@ def runs(tmp_path_factory):
         str(root / "several" / "net-0"), samples=30, steps=12, high=20.0, low=0.1, guided_steps=2, centres=4,
         random_centres=3, decision_samples=6, chunk=30,
     ).run(root / "guidance")  # fmt: skip
+    ImageNetStudy(
+        edm2_pickle(root / "net.pkl", side=140), trust_pickle=True, samples=8, chunk=4, levels=9, high=20.0, low=0.1
+    ).run(root / "large")  # fmt: skip
     shutil.copytree(root / "several" / "net-0", root / "network")
     return root
 
@@ -81,7 +85,7 @@ class TestPage:
         assert len(alts) == page.count('class="plot"') == PANELS[kind]
         assert page.count("How to read this") == PANELS[kind] + page.count('class="panel strip"')
 
-    @pytest.mark.parametrize("kind", ["patch", "network", "guidance"])
+    @pytest.mark.parametrize("kind", ["patch", "network", "guidance", "large"])
     def test_says_what_was_run(self, runs, pages, kind):
         page = pages[kind].read_text()
         for key, value in json.loads((runs / kind / "config.json").read_text()).items():
@@ -247,13 +251,13 @@ def draw_all(page):
 
 
 class TestInABrowser:
-    @pytest.mark.parametrize("kind", ["patch", "network", "guidance"])
+    @pytest.mark.parametrize("kind", ["patch", "network", "guidance", "large"])
     def test_every_figure_is_drawn(self, opened, kind):
         page = opened(kind)
         assert draw_all(page) == PANELS[kind]
         assert page.locator(".plot .plot-container").count() == PANELS[kind]
 
-    @pytest.mark.parametrize("kind", ["patch", "network"])
+    @pytest.mark.parametrize("kind", ["patch", "network", "large"])
     def test_the_slider_changes_the_picture(self, opened, kind):
         page = opened(kind)
         pictures = "[...document.querySelectorAll('.frames canvas')].map((c) => c.toDataURL())"
@@ -275,6 +279,18 @@ class TestInABrowser:
         y = ds.states.values[-1, 0]
         expected = np.round(255 * (y - y.min()) / (y.max() - y.min()))
         np.testing.assert_allclose(np.reshape(pixels, (28, 28, 4))[..., 0], expected, atol=1)
+
+    def test_the_picture_of_channels_is_in_colours(self, runs, opened):
+        ds = store.load_dataset(runs / "large" / "dataset.zarr")
+        assert ds.states.dims == ("strip_level", "sample", "channel", "y", "x")
+        page = opened("large")
+        assert "One site in 2 of a line is shown" in page.locator(".strip aside").text_content()
+        pixels = page.evaluate(
+            "[...document.querySelector('canvas.denoised').getContext('2d').getImageData(0, 0, 70, 70).data]"
+        )
+        D = ds.denoised.values[..., ::2, ::2]
+        expected = np.moveaxis(np.round(255 * (D[-1, 0] / np.abs(D).max() + 1) / 2), 0, -1)
+        np.testing.assert_allclose(np.reshape(pixels, (70, 70, 4))[..., :3], expected, atol=1)
 
     def test_the_theme_follows_the_system_and_the_button(self, opened):
         look = "getComputedStyle(document.documentElement).backgroundColor"

@@ -28,6 +28,16 @@ class TestDatasets:
         store.save_dataset(ds, tmp_path / "d.zarr")
         xr.testing.assert_identical(store.load_dataset(tmp_path / "d.zarr"), ds)
 
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    def test_come_back_with_any_kind_of_nan(self, tmp_path, dtype):
+        with np.errstate(invalid="ignore"):
+            other = np.zeros(3, dtype) / np.zeros(3, dtype)  # its bits need not be np.nan's
+        values = {"nothing": ("x", -np.abs(other)), "some": ("x", np.where([True, False, True], other, dtype(2)))}
+        ds = xr.Dataset(values, {"at": ("x", other)})
+        assert ds["nothing"].dtype == dtype
+        store.save_dataset(ds, tmp_path / "d.zarr")
+        xr.testing.assert_identical(store.load_dataset(tmp_path / "d.zarr"), ds)
+
     def test_are_plain_zarr_for_everyone_else(self, ds, tmp_path):
         store.save_dataset(ds, tmp_path / "d.zarr")
         with xr.open_zarr(tmp_path / "d.zarr") as other:

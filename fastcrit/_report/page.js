@@ -67,17 +67,21 @@ function setTheme(theme) {
   document.querySelectorAll(".plot[data-drawn]").forEach(draw);
 }
 
-// Grey values of one level, all samples side by side with a gap of one pixel for each twenty.
+// Grey values or colours of one level, all samples side by side with a gap of one pixel for each twenty.
 function paint(canvas, strip, values, level, samples) {
-  const { height, width } = strip;
+  const { height, width, colours } = strip;
+  const sites = height * width;
   const gap = Math.ceil(width / 20);
   canvas.width = samples * (width + gap) - gap;
   canvas.height = height;
   const context = canvas.getContext("2d");
   for (let j = 0; j < samples; j++) {
     const image = context.createImageData(width, height);
-    const first = (level * strip.samples + j) * height * width;
-    for (let p = 0; p < height * width; p++) image.data.set([0, 1, 2].map(() => values[first + p]).concat(255), 4 * p);
+    const first = (level * strip.samples + j) * colours * sites;
+    for (let p = 0; p < sites; p++) {
+      for (let c = 0; c < 3; c++) image.data[4 * p + c] = values[first + (c % colours) * sites + p];
+      image.data[4 * p + 3] = 255;
+    }
     context.putImageData(image, j * (width + gap), 0);
   }
 }

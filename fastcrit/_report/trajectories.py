@@ -12,7 +12,7 @@ from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
 from fastcrit._report.axes import COLOURS, NEUTRAL, Panel, curve, level_axis, mark_levels, positive, small
-from fastcrit.plot import MEASURED, OTHERS, THEORY, one_channel, with_gains
+from fastcrit.plot import MEASURED, OTHERS, THEORY, has_gains, one_channel, with_gains
 
 _SHOWN_SHELLS = (0, 3, 5)  # the others are a click on the legend away
 
@@ -22,7 +22,7 @@ def panels(ds: xr.Dataset) -> list[Panel]:
     made = []
     if "S" in ds:
         made += [spectra_map(ds), spectra(ds)]
-    if "gain_on_trajectories" in ds:
+    if has_gains(ds):
         made += [softening(ds), gains(ds)]
     if "S" in ds:
         made.append(lengths(ds))

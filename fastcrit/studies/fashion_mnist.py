@@ -23,6 +23,7 @@ from fastcrit.critical import critical_point
 from fastcrit.errors import FileFormatError
 from fastcrit.modes import gaussian_bound, mode_response, response_deficit
 from fastcrit.observe import Recorder
+from fastcrit.studies.strip import strip
 
 if TYPE_CHECKING:
     from fastcrit.diffusion.denoiser import Denoiser
@@ -33,7 +34,6 @@ DIRECTIONS = ("reverse", "forward")
 _SHELLS = range(6)
 # States between two saves of a run. Gains are taken on the first states, so they come first.
 _CHUNK = 64
-_STRIP_SAMPLES, _STRIP_LEVELS = 3, 8
 # A gain this many standard errors above the bound is listed.
 _VIOLATION = 2.0
 
@@ -190,7 +190,9 @@ class FashionMnistStudy:
                 ds[f"{prefix}gain_on_trajectories_stderr"].values / bound, gain.values * bound_error / bound**2
             )
             ds[f"{prefix}response_deficit_stderr"] = (gain.dims, error)
-        ds = ds.merge(self._mean_image(D, images)).merge(self._strip(D))
+        ds = ds.merge(self._mean_image(D, images)).merge(
+            strip(D, None, self.grid, self.solver, self.seed, self.samples)
+        )
         name = self.net if os.sep not in self.net else Path(self.net).name
         ds.attrs |= {"title": f"network {name} for Fashion-MNIST", "fastcrit": fastcrit.__version__}
         ds.attrs |= {"config": json.dumps(self.config(D)), "card": json.dumps(D.card)}
@@ -213,29 +215,6 @@ class FashionMnistStudy:
                 "gain_at_mean_image": (dims, gain, {"long_name": "mode gain at the mean image, without noise"}),
                 "leakage_at_mean_image": (dims, leakage, {"long_name": "share of J e_k in other modes"}),
             }
-        )
-
-    def _strip(self, D: Denoiser) -> xr.Dataset:
-        """The first few trajectories again, kept at a few levels: they depend on the seed alone."""
-        from fastcrit.diffusion import sample
-
-        kept = np.unique(np.linspace(0, self.levels - 1, min(_STRIP_LEVELS, self.levels)).round().astype(int))
-        frames: dict[int, Floats] = {}
-
-        def keep(i: int, s: float, y: Any, D_y: Any) -> None:
-            if i in kept:
-                frames[i] = np.stack([y[:, 0].cpu().numpy(), D_y[:, 0].cpu().numpy()])
-
-        n = min(_STRIP_SAMPLES, self.samples)
-        sample(D, n_samples=n, levels=self.grid, solver=self.solver, seed=self.seed, observers=[keep])
-        states = np.stack([frames[i] for i in kept])
-        dims = ("strip_level", "sample", "y", "x")
-        return xr.Dataset(
-            {
-                "states": (dims, states[:, 0], {"long_name": "state y"}),
-                "denoised": (dims, states[:, 1], {"long_name": "denoised state D(y; s)"}),
-            },
-            {"strip_level": ("strip_level", self.grid[kept], {"long_name": "noise level s of the strip"})},
         )
 
 

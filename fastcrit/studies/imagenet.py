@@ -25,6 +25,7 @@ from fastcrit.observe import Recorder
 from fastcrit.studies.chunks import Chunks
 from fastcrit.studies.ranks import Rank
 from fastcrit.studies.shared_run import shared_run
+from fastcrit.studies.strip import strip
 from fastcrit.studies.work import Sampler
 
 if TYPE_CHECKING:
@@ -154,6 +155,11 @@ class ImageNetStudy:
     def span(self, chunk: int) -> range:
         """Numbers of the samples of a chunk."""
         return range(chunk * self.chunk, min((chunk + 1) * self.chunk, self.samples))
+
+    def labels(self, D: Denoiser, samples: range) -> NDArray[np.int64] | None:
+        """Classes of these samples: j mod classes; None without labels."""
+        classes = D.classes if self.classes is None else self.classes
+        return np.arange(samples.start, samples.stop) % classes if classes else None
 
     def config(self, D: Denoiser) -> dict[str, Any]:
         """What the result follows from: the fields, the kind of device, the networks by their files' checksums."""
@@ -306,7 +312,8 @@ class _Job:
             part = Recorder(**study.recorder_options(D, study.blocks_a_chunk))
             part.state = found[1]
             whole.merge(part, first_block=c * study.blocks_a_chunk)
-        ds = whole.dataset()
+        labels = study.labels(D, range(min(study.samples, 8)))
+        ds = whole.dataset().merge(strip(D, labels, study.grid(D), study.solver, study.seed, study.samples))
         pixels = D.card["pixels_per_site"]
         if pixels is not None and pixels > 1:
             for name in [str(n) for n in ds.data_vars if str(n).startswith("xi_") and not str(n).endswith("_flags")]:

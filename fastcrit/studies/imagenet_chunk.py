@@ -42,7 +42,7 @@ class TrajectorySampler:
         begin = time.perf_counter()
         watch = _Watch(self, keep_on)
         for first in range(span.start, span.stop, study.batch):
-            watch.labels = self._labels(range(first, min(first + study.batch, span.stop)))
+            watch.labels = study.labels(D, range(first, min(first + study.batch, span.stop)))
             n = min(study.batch, span.stop - first)
             sample(
                 D, watch.labels, n, study.grid(D), study.solver, study.seed, watch, first_sample=first, batch_size=n,
@@ -59,15 +59,10 @@ class TrajectorySampler:
         """How gains are measured: chosen once, at a state that every rank has, since to try out takes long."""
         if not self._method:
             D, s = self.D, float(self.study.grid(self.D)[self.study.levels // 2])
-            labels = self._labels(range(1))
+            labels = self.study.labels(D, range(1))
             y = sample(D, labels, 1, [s], "euler", self.study.seed)
             self._method = mode_response(D, y, s, [0], labels, waves=1).method
         return self._method
-
-    def _labels(self, samples: range) -> NDArray[np.int64] | None:
-        """Sample j has label j mod classes."""
-        classes = self.D.classes if self.study.classes is None else self.study.classes
-        return np.arange(samples.start, samples.stop) % classes if classes else None
 
 
 class _Watch(Recorder):
