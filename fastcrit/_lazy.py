@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,11 @@ Reader = Callable[[str, str, Any], Any]
 def lazy_array(path: Path, name: str | None) -> dict[str, xr.DataArray]:
     """The arrays of a file by name, none of them read; whatever its library raises on what it cannot read.
 
-    .npz is the exception: its arrays are read whole, since they may be compressed.
+    A compressed .npz is the exception: its arrays are read whole.
     """
     if path.suffix in (".zarr", ".nc", ".h5"):
         return _open_xarray(path)
-    if path.suffix == ".npz":
+    if path.suffix == ".npz" and _is_compressed(path):
         with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
             names = file.files if name is None or name not in file.files else [name]
             return {key: xr.DataArray(file[key]) for key in names}
@@ -70,6 +72,32 @@ def _open_npy(path: Path) -> tuple[dict[str, Any], Reader]:
     return {"array": (array.shape, array.dtype)}, _read_npy
 
 
+def _is_compressed(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        return any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist())
+
+
+def _open_npz(path: Path) -> tuple[dict[str, Any], Reader]:
+    with zipfile.ZipFile(path) as archive:
+        names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+    arrays = {name: _mapped(str(path), name) for name in names}
+    return {name: (array.shape, array.dtype) for name, array in arrays.items()}, _read_npz
+
+
+def _mapped(path: str, name: str) -> Any:
+    """An array of an uncompressed .npz, mapped from the file: an .npy file lies in it as it is."""
+    with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+        at = archive.getinfo(f"{name}.npy").header_offset
+        file.seek(at + 26)  # of a zip member's own header of 30 bytes: the lengths of its name and of what follows it
+        file.seek(at + 30 + sum(struct.unpack("<HH", file.read(4))))
+        major, _ = np.lib.format.read_magic(file)
+        header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = header(file)
+        if dtype.hasobject:
+            raise ValueError(f"{name}: pickled objects are refused")
+        return np.memmap(path, dtype, "r", file.tell(), shape, "F" if fortran else "C")
+
+
 def _open_safetensors(path: Path) -> tuple[dict[str, Any], Reader]:
     from safetensors import safe_open
 
@@ -94,6 +122,10 @@ def _open_pt(path: Path) -> tuple[dict[str, Any], Reader]:
 
 def _read_npy(path: str, name: str, key: Any) -> Any:
     return np.load(path, mmap_mode="r", allow_pickle=False)[key]
+
+
+def _read_npz(path: str, name: str, key: Any) -> Any:
+    return _mapped(path, name)[key]
 
 
 def _read_zarr(path: str, name: str, key: Any) -> Any:
@@ -125,6 +157,7 @@ _SAFETENSORS = {
 }  # fmt: skip
 _OPENERS: dict[str, Callable[[Path], tuple[dict[str, Any], Reader]]] = {
     ".npy": _open_npy,
+    ".npz": _open_npz,
     ".pt": _open_pt,
     ".pth": _open_pt,
     ".safetensors": _open_safetensors,

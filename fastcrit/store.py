@@ -216,7 +216,7 @@ def load_array(path: str | os.PathLike[str], name: str | None = None) -> Any:
 def open_array(path: str | os.PathLike[str], name: str | None = None) -> xr.DataArray:
     """The same array without reading it: values are read when they are asked for, dims are named where the file does.
 
-    (.npz may be compressed and is read whole.) Raises what `load_array` raises.
+    (A compressed .npz is read whole.) Raises what `load_array` raises.
 
     Examples
     --------

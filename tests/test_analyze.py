@@ -192,6 +192,19 @@ class TestRefused:
             with pytest.raises(fc.FileFormatError, match=path.name.replace(".", r"\.")):
                 fc.analyze(path)
 
+    def test_npz_compressed_or_not_in_any_order(self, trajectory, tmp_path):
+        y = trajectory.values
+        np.savez(tmp_path / "stored.npz", other=np.arange(3), y=y, turned=np.asfortranarray(y))
+        np.savez_compressed(tmp_path / "compressed.npz", y=y, turned=np.asfortranarray(y))
+        for path, lazy in ((tmp_path / "stored.npz", True), (tmp_path / "compressed.npz", False)):
+            for name in ("y", "turned"):
+                array = store.open_array(path, name)
+                assert array.variable._in_memory is not lazy
+                np.testing.assert_array_equal(array[1:3, ::7].values, y[1:3, ::7])
+        np.savez(tmp_path / "objects.npz", y=np.array([{"a": 1}], dtype=object))
+        with pytest.raises(fc.FileFormatError, match=r"objects\.npz: .*objects"):
+            store.open_array(tmp_path / "objects.npz")
+
     def test_two_clusters(self):
         with pytest.raises(ValueError, match="dask, workers: expected one of them"), cluster("tcp://x:1", 2):
             pass
