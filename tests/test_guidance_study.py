@@ -20,6 +20,7 @@ from fastcrit.alignment import paired
 from fastcrit.cli import app
 from fastcrit.diffusion import Net, NetConfig, Pulse, guided, sample, save_net
 from fastcrit.studies import GuidanceStudy
+from fastcrit.studies.guidance_subject import subject_of
 from fastcrit.studies.guidance_verdict import best_centre, placement, summary, verdict
 
 QUICK = {
@@ -133,6 +134,13 @@ class TestRun:
         xr.testing.assert_identical(store.load_dataset(out / "dataset.zarr"), ds)
         assert (out / "summary.txt").read_text() == summary(ds) + "\n"
         assert verdict(ds) in summary(ds)
+
+    def test_of_fewer_classes_knows_no_others(self, study, tmp_path):
+        ds = GuidanceStudy(str(study), **QUICK, classes=4).run(tmp_path / "run")
+        assert sorted(set(ds["label"].values)) == [0, 1, 2, 3]
+        _, real = subject_of(GuidanceStudy(str(study), **QUICK, classes=4), "cpu").real
+        assert sorted(set(real)) == [0, 1, 2, 3]
+        assert "posterior gives log 4" in summary(ds)
 
     def test_analyze_prints_it_again(self, finished):
         out, ds = finished

@@ -70,8 +70,16 @@ class GuidanceStudy:
 
     Parameters
     ----------
-    run : path
-        Folder of a finished `FashionMnistStudy`: which network, and its critical levels.
+    run_path : path
+        Folder of a finished `FashionMnistStudy` or `ImageNetStudy`: which network, and its critical levels.
+    edm2, diffusers : path, optional
+        Of an `ImageNetStudy`: where its network is.
+    guide : path, optional
+        Pickle of the network to lead away from. Default: the same without labels.
+    trust_pickle : bool
+        Pickles run code; without this they are refused.
+    judge : path, optional
+        Of an `ImageNetStudy`, needed: who says which class a sample is, as `fastcrit.diffusion.load_judge` reads it.
     samples : int
         In every arm, each class equally often.
     steps : int

@@ -118,6 +118,9 @@ def subject_of(study: GuidanceStudy, device: str) -> Subject:
             raise ValueError(f"classes: expected at most {most}, which {name} knows, got {classes}")
     if study.samples < 3 * classes:
         raise ValueError(f"samples: expected 3 or more of each of {classes} classes, got {study.samples}")
+    if real is not None:
+        pixels, labels = real
+        real = pixels[labels < classes], labels[labels < classes]
     highest = min(D.highest, D.highest if guide is None else guide.highest)
     if study.high > highest * (1 + 1e-6):
         raise ValueError(f"high: expected at most {highest:.6g}, the network's highest noise level, got {study.high:g}")
