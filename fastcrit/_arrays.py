@@ -112,11 +112,26 @@ def check_positive(value: float, name: str) -> float:
     return float(value)
 
 
+_MOST_THREADS = 1024
+
+
 def check_integer(value: Any, name: str, lowest: int) -> int:
     """``value`` as a plain int (numpy's are not JSON); ValueError unless it is an integer of at least ``lowest``."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < lowest:
         raise ValueError(f"{name}: expected an integer of at least {lowest}, got {value!r}")
     return int(value)
+
+
+def check_seed(value: int) -> None:
+    """ValueError for a seed that Philox's key does not hold."""
+    if not 0 <= value < 2**64:
+        raise ValueError(f"seed: expected 0 <= seed < 2^64, got {value}")
+
+
+def check_threads(value: int) -> None:
+    """ValueError for more threads than a machine has, which torch would try to start."""
+    if value > _MOST_THREADS:
+        raise ValueError(f"threads: expected at most {_MOST_THREADS}, got {value}")
 
 
 def check_choice(value: object, choices: tuple[str, ...], name: str) -> str:

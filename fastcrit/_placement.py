@@ -41,6 +41,16 @@ def find_device(device: Any) -> torch.device | None:
     return indexed
 
 
+def usable_device(device: Any) -> str:
+    """The name of a device where networks can be; ValueError where torch has none of that name here."""
+    lib = need("torch", "a network")
+    try:
+        lib.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        raise ValueError(f"device: {str(device)!r} is not to be had here: {str(error).splitlines()[0]}") from error
+    return str(device)
+
+
 def zeros_on(device: torch.device | None) -> Callable[..., Any]:
     """A function (shape, dtype = float64) that makes arrays of zeros there."""
     if device is None:

@@ -87,7 +87,11 @@ def is_url(path: Any) -> bool:
 
 def remote(url: Any) -> tuple[Any, str]:
     """The file system of a URL, and the name of the file or folder in it."""
-    files, name = need("fsspec", f"{url}").core.url_to_fs(str(url))
+    core = need("fsspec", f"{url}").core
+    try:
+        files, name = core.url_to_fs(str(url))
+    except (ImportError, ValueError) as error:  # a client that is not installed, an unknown protocol
+        raise ValueError(f"{url}: cannot be reached ({error})") from error
     return files, str(name)
 
 

@@ -104,8 +104,10 @@ def write_report(
         file.flush()
         os.chmod(file.name, 0o644)
         if overwrite:
-            target.unlink(missing_ok=True)
-        os.link(file.name, target)  # refused where another report has appeared since
+            os.link(file.name, f"{file.name}.whole")
+            os.replace(f"{file.name}.whole", target)
+        else:
+            os.link(file.name, target)  # refused where another report has appeared since
     return Report(target, tuple(folders), tuple(unfinished))
 
 

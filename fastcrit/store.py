@@ -321,7 +321,7 @@ def _with_plain_nan(ds: xr.Dataset) -> xr.Dataset:
     plain = {
         name: variable.copy(data=np.where(np.isnan(variable.values), np.nan, variable.values))
         for name, variable in ds.variables.items()
-        if variable.dtype.kind == "f" and name not in ds.indexes
+        if variable.dtype.kind == "f"
     }
     inner = {name: plain[name] for name in plain if name in ds.data_vars}
     return ds.assign(inner).assign_coords({name: plain[name] for name in plain if name in ds.coords})

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 import pickle
 import sys
 import types
-from pathlib import Path
 
 import torch
 
@@ -112,15 +110,15 @@ def random_unet(**config):
 
 def image_classifier(folder, classes=6, side=32, **settings):
     """A folder as transformers' save_pretrained and an image processor's write it, with random weights."""
-    from transformers import ResNetConfig, ResNetForImageClassification
+    from transformers import ConvNextImageProcessor, ResNetConfig, ResNetForImageClassification
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = ResNetConfig(hidden_sizes=[8, 16], depths=[1, 1], embedding_size=8, layer_type="basic")
         config.num_labels = classes
         ResNetForImageClassification(config).eval().save_pretrained(folder)
-    settings = {"size": side, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]} | settings
-    (Path(folder) / "preprocessor_config.json").write_text(json.dumps(settings))
+    given = {"size": {"shortest_edge": side}, "crop_pct": 0.8, "image_mean": [0.5, 0.4, 0.3]}
+    ConvNextImageProcessor(**(given | {"image_std": [0.2, 0.3, 0.4]} | settings)).save_pretrained(folder)
     return str(folder)
 
 

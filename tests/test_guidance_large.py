@@ -79,7 +79,7 @@ class TestRun:
         assert "role" in done.stdout
         xr.testing.assert_identical(store.load_dataset(out / "dataset.zarr"), finished[1])
         said = CliRunner().invoke(app, ["status", str(out)]).stdout
-        assert "3 of 3 chunks, 21 of 21 samples, finished" in said
+        assert "4 of 4 chunks, 21 of 21 samples, finished" in said  # the last one is the decision's
         assert "judge" in said
 
     def test_the_result_is_what_a_user_would_find(self, study, finished):
@@ -124,6 +124,23 @@ class TestRun:
         assert "class-entropy" not in ds.attrs["verdict"]
         assert len(figures.panels(ds)) == 2
 
+    def test_the_decision_is_that_of_the_public_functions(self, study, finished):
+        """In one go, on samples whose numbers come after the arms'."""
+        config = GuidanceStudy(**{**study, "decision_samples": 25})  # three chunks
+        assert [len(config.decision_span(i)) for i in range(config.decision_chunks)] == [8, 8, 9]
+        subject = subject_of(config, "cpu")
+        sampler = ArmSampler(config, subject, config.arms({})[0])
+        made = [sampler.make(config.chunks + i, lambda where: None)[1] for i in range(3)]
+        labels = np.arange(21, 46) % 5
+        x0 = fc.diffusion.sample(subject.D, labels, 25, config.grid(), "euler", 0, first_sample=21)
+        rate = fc.diffusion.class_entropy_rate(subject.D, x0, labels, config.grid()[:-1], unlabelled=subject.guide)
+        np.testing.assert_allclose(np.concatenate([m["entropy_rate"] for m in made], axis=1), rate.samples, rtol=1e-3)
+        back = fc.diffusion.forward_backward(
+            subject.guide, x0, lambda y: torch.from_numpy(subject.look(y)[0]), config.back_levels, steps=10, lowest=0.1
+        )
+        kept = np.concatenate([m["retained"] for m in made], axis=1)
+        assert (kept == back.samples).mean() > 0.99  # batches round
+
     def test_of_a_diffusers_model(self, judge, tmp_path):
         from diffusers import DDPMPipeline, DDPMScheduler
 
@@ -137,34 +154,62 @@ class TestRun:
         assert sorted(set(ds["label"].values)) == [0, 1, 2]
         assert "retained" in ds
 
+    @pytest.mark.parametrize(("null_label", "expected"), [(3, [0, 1, 2]), (1, [0, 2, 3])])
+    def test_no_sample_has_the_class_that_stands_for_none(self, judge, tmp_path, null_label, expected):
+        from diffusers import DDPMPipeline, DDPMScheduler
+
+        unet = random_unet(num_class_embeds=4, sample_size=8, down_block_types=("DownBlock2D", "DownBlock2D"),
+                           up_block_types=("UpBlock2D", "UpBlock2D"))  # fmt: skip
+        folder = str(tmp_path / "pipeline")
+        DDPMPipeline(unet, DDPMScheduler()).save_pretrained(folder)
+        model = {"diffusers": folder, "null_label": null_label}
+        run = finished_study(tmp_path / "model", **model, trust_pickle=False)
+        config = {**QUICK, "trust_pickle": False, "run_path": run, "diffusers": folder, "judge": judge}
+        subject = subject_of(GuidanceStudy(**config), "cpu")
+        assert sorted(set(subject.labels(range(20)))) == expected
+        study = ImageNetStudy(**model, samples=8)
+        assert sorted(set(study.labels(study.denoiser(), range(20)))) == expected
+        with pytest.raises(ValueError, match="classes: expected at most 3, which UNet2DModel knows, got 4"):
+            ImageNetStudy(**model, classes=4).denoiser()
+
 
 class TestJudge:
-    def test_scores_are_the_classifiers_own(self, judge, rng):
-        from transformers import AutoModelForImageClassification
+    @pytest.mark.parametrize("settings", [{}, {"do_normalize": False}, {"rescale_factor": 1 / 127.5}, {"size": 400}])
+    @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 9, 14), (3, 70, 50)])
+    def test_scores_are_the_classifiers_own(self, tmp_path, rng, settings, shape):
+        from PIL import Image
+        from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-        net = AutoModelForImageClassification.from_pretrained(judge)
-        images = rng.uniform(-1.2, 1.2, (5, 3, 32, 32)).astype(np.float32)
+        if "size" in settings:
+            settings = {"size": {"shortest_edge": settings["size"]}}  # from 384 on nothing is cropped
+        judge = image_classifier(tmp_path / "judge", **settings)
+        images = rng.uniform(-1.2, 1.2, (5, *shape)).astype(np.float32)
         scores, features = load_judge(judge)(images)
-        mean, std = np.array([0.5, 0.4, 0.3]), np.array([0.2, 0.3, 0.4])
-        pixels = (np.clip(images, -1, 1) + 1) / 2
-        given = (pixels - mean[:, None, None]) / std[:, None, None]
+        pixels = np.round((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8).transpose(0, 2, 3, 1)
+        pictures = [Image.fromarray(p.squeeze()).convert("RGB") for p in pixels]
+        given = AutoImageProcessor.from_pretrained(judge)(pictures, return_tensors="pt")
+        net = AutoModelForImageClassification.from_pretrained(judge)
         with torch.no_grad():
-            out = net(pixel_values=torch.from_numpy(given.astype(np.float32)))
+            out = net(**given)
             # The last layer is linear: it gives the scores from the features.
             again = net.classifier(torch.from_numpy(features)[:, :, None, None])
         np.testing.assert_allclose(scores, out.logits, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(scores, again, rtol=1e-4, atol=1e-5)
 
-    def test_images_are_resized_and_grey_ones_coloured(self, tmp_path, rng):
-        cropped = image_classifier(
-            tmp_path / "cropped", size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}, do_center_crop=True
-        )
-        small = rng.uniform(-1, 1, (2, 1, 8, 8)).astype(np.float32)
-        large = torch.nn.functional.interpolate(
-            torch.from_numpy(small), size=(32, 32), mode="bicubic", antialias=True
-        ).expand(-1, 3, -1, -1)
-        found, expected = load_judge(cropped)(small)[0], load_judge(cropped)(large)[0]
-        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)  # clipped before and after
+    def test_a_head_without_weights_is_refused(self, judge, tmp_path):
+        from safetensors.numpy import load_file, save_file
+
+        shutil.copytree(judge, tmp_path / "judge")
+        file = tmp_path / "judge" / "model.safetensors"
+        kept = {name: value for name, value in load_file(file).items() if not name.startswith("classifier")}
+        save_file(kept, file, metadata={"format": "pt"})
+        with pytest.raises(fc.FileFormatError, match=r"judge: no weights, or of another shape, for classifier"):
+            load_judge(tmp_path / "judge")
+
+    def test_images_that_cannot_be_looked_at(self, judge):
+        for images in (np.zeros((2, 4, 8, 8)), np.full((2, 3, 8, 8), np.nan)):
+            with pytest.raises(ValueError, match="images: expected finite grey or RGB ones, got"):
+                load_judge(judge)(images)
 
     def test_latents_are_decoded(self, judge, study, place, tmp_path):
         latents = edm2_pickle(place / "latents.pkl", StabilityVAEEncoder(), channels=4)
@@ -211,8 +256,8 @@ class TestJudge:
         for i, (part, content, message) in enumerate((
             ("model.safetensors", "x", "damaged, or not an image classifier"),
             ("config.json", "{}", "damaged, or not an image classifier"),
-            ("preprocessor_config.json", "{", "expected size, image_mean and image_std"),
-            ("preprocessor_config.json", '{"size": 32, "image_std": [0, 1, 1]}', "expected size, image_mean"),
+            ("preprocessor_config.json", "{", "damaged, or not an image classifier"),
+            ("preprocessor_config.json", '{"image_processor_type": "Nobody"}', "damaged, or not an image classifier"),
         )):  # fmt: skip
             folder = tmp_path / str(i)
             shutil.copytree(judge, folder)
@@ -234,13 +279,31 @@ class TestRefused:
             ({"guide": None}, ValueError, "works with labels and without, or a guide beside it"),
             ({"run_path": guided}, ValueError, "expected a study without guidance"),
             ({"classes": 6}, ValueError, r"classes: expected at most 5, which net\.pkl knows, got 6"),
-            ({"judge": few}, ValueError, "classes: expected at most 3, which judge few knows, got 5"),
+            ({"judge": few}, ValueError, "classes: judge few knows 3 classes, and none of the number 4"),
             ({"samples": 14}, ValueError, "samples: expected 3 or more of each of 5 classes, got 14"),
             ({"judge": str(tmp_path / "none")}, FileNotFoundError, "judge: .*no such file"),
+            ({"guide": edm2_pickle(tmp_path / "g4.pkl", channels=4)}, ValueError, "guide: does not take what net"),
+            ({"guide": str(tmp_path / "none.pkl")}, FileNotFoundError, "guide: .*no such file"),
         ):
             with pytest.raises(error, match=message):
                 GuidanceStudy(**{**study, **change}).run(tmp_path / "out")
             assert not (tmp_path / "out").exists()
+
+    def test_states_that_the_judge_cannot_see(self, study, tmp_path):
+        two = edm2_pickle(tmp_path / "two.pkl", channels=2)
+        run = finished_study(tmp_path / "model", edm2=two)
+        guide = edm2_pickle(tmp_path / "guide.pkl", channels=2, classes=0)
+        with pytest.raises(
+            ValueError, match=r"judge: cannot look at what two\.pkl makes .*expected finite grey or RGB"
+        ):
+            GuidanceStudy(**{**study, "run_path": run, "edm2": two, "guide": guide}).run(tmp_path / "out")
+
+    @pytest.mark.parametrize("device", ["cuda:7", "nowhere"])
+    def test_devices_that_are_not_there(self, study, device, tmp_path):
+        with pytest.raises(ValueError, match=f"device: '{device}' is not to be had here"):
+            GuidanceStudy(**study).run(tmp_path / "out", device=device)
+        with pytest.raises(ValueError, match=f"device: '{device}' is not to be had here"):
+            fc.diffusion.pretrained("zeros-0", device)
 
     def test_levels_above_the_networks(self, judge, tmp_path):
         from diffusers import DDPMPipeline, DDPMScheduler

@@ -84,8 +84,10 @@ class TestArms:
 
     def test_signatures_get_the_pulse_nearest_to_their_level(self):
         config = GuidanceStudy("-")
-        _, pulses = config.arms({"softening": 2.9, "xi_eq": 1e-9, "growth": 1e9})
-        assert (pulses["xi_eq"], pulses["growth"]) == ([config.positions - 1], [0])
+        last = config.centre(config.positions - 1)
+        _, pulses = config.arms({"softening": 2.9, "xi_eq": 1e-9, "growth": 1e9, "susceptibility": 0.9 * last})
+        assert set(pulses) == {"sweep", "random", "softening", "susceptibility"}  # no pulse comes near the others
+        assert pulses["susceptibility"] == [config.positions - 1]
         centre = config.centre(pulses["softening"][0])
         assert abs(np.log(centre / 2.9)) <= 0.5 * np.log(80 / 0.02) / 39 * 1.001
 
@@ -97,6 +99,9 @@ class TestArms:
             ({"centres": 99}, "centres: expected at most 36"),
             ({"interval": (3.0, 1.0)}, "interval: "),
             ({"weight": 0.0}, "weight: "),
+            ({"weight": 1.0}, "weight: expected another one than 1"),
+            ({"seed": 2**64}, "seed: expected 0 <= seed < 2\\^64"),
+            ({"threads": 9999}, "threads: expected at most 1024"),
             ({"high": 0.01}, "high, low: "),
             ({"solver": "dpmpp-2m"}, "solver: "),
             ({"decision_samples": 5000}, "decision_samples: "),
@@ -227,7 +232,8 @@ class TestVerdict:
         others = [f"pulse {i}" for i in (0, 1, 2, 4, 5, 7, 8)]
         gain = top1["pulse 3"] - np.mean([top1[o] for o in others])
         for text in (
-            f"no guidance {top1['none']:.1f} %", f"a pulse gives {top1['pulse 3']:.1f} %", f"{gain:+.1f} points",
+            f"no guidance {top1['none']:.1f} %", f"a pulse, centred on 3.42, gives {top1['pulse 3']:.1f} %",
+            f"{gain:+.1f} points",
             "the pulse at s = 3.42 [3.42, 3.42] is best", "maximum at s = 2.20", "noised to s = 1.00",
         ):  # fmt: skip
             assert text in said
@@ -251,3 +257,14 @@ class TestVerdict:
         ds = planted()
         ds.attrs["critical"] = "{}"
         assert "found no critical level" in verdict(ds)
+
+    def test_of_a_level_that_no_pulse_comes_near_it_says_so(self):
+        ds = planted(pulse3=0.75)
+        ds.attrs["critical"] = json.dumps({"xi_eq": {"level": 99.0, "low": 90.0, "high": 100.0}})
+        ds.attrs["pulses"] = json.dumps({"sweep": [0, 3], "random": [3, 4, 5]})
+        assert "No pulse comes near the level of xi_eq (99.00)." in verdict(ds)
+
+    def test_a_pulse_is_not_compared_with_itself(self):
+        ds = planted(pulse3=0.75)
+        ds.attrs["pulses"] = json.dumps({"sweep": [0, 3], "random": [3, 4, 5], "softening": [3]})
+        assert "0 of 2 of these are as good" in verdict(ds)

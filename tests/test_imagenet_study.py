@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -24,9 +25,11 @@ from fastcrit.cli import app
 from fastcrit.diffusion import Pulse, sample
 from fastcrit.errors import IncompleteRunError
 from fastcrit.studies import ImageNetStudy
+from fastcrit.studies.chunks import Chunks
 from fastcrit.studies.imagenet_chunk import TrajectorySampler, drawn
 from fastcrit.studies.ranks import Rank
 from fastcrit.studies.status import status
+from fastcrit.studies.work import Work
 from tests.networks import Edm2Contract, StabilityVAEEncoder, edm2_pickle, random_unet
 
 QUICK = {
@@ -149,6 +152,56 @@ class TestSameBits:
         study = ImageNetStudy(model, **QUICK)
         xr.testing.assert_identical(study.run(tmp_path / "run", rank=Rank(0, 3)), finished[1])
         assert study.run(tmp_path / "run", rank=Rank(2, 3)) is None
+
+    def test_for_independent_processes_of_the_same_number(self, model, finished, tmp_path, monkeypatch):
+        """They begin at different chunks: the second one has not made again what the first had begun on."""
+        place = Chunks(tmp_path, "kind", 1, {}, 7, print)
+        assert place.order(0, 1) == list(range(7))
+        assert place.order(0, 1, start=3) == [3, 4, 5, 6, 0, 1, 2]
+        assert place.order(1, 3, start=3) == [4, 1, 6, 5, 3, 2, 0]
+        monkeypatch.setattr("secrets.randbelow", lambda count: 5)
+        out = tmp_path / "run"
+        study = ImageNetStudy(model, **QUICK)
+        with monkeypatch.context() as patch:
+            patch.setattr(Work, "go", lambda self: None)
+            with pytest.raises(IncompleteRunError):
+                study.run(out)
+        xr.testing.assert_identical(study.run(out, resume=True), finished[1])
+        log = (out / "logs" / "rank-0000.log").read_text()
+        assert [int(n) for n in re.findall(r"chunk (\d), ", log)] == [5, 6, 0, 1, 2, 3, 4]
+
+    @pytest.mark.parametrize("content", ["", "{}", "[1]", "nothing"])
+    def test_for_a_progress_file_that_cannot_be_read(self, model, finished, tmp_path, content):
+        out = tmp_path / "run"
+        (tmp_path / "run").mkdir()
+        study = ImageNetStudy(model, **QUICK)
+        store.write_config(out, study.config(study.denoiser()))
+        (out / "progress").mkdir()
+        (out / "progress" / "rank-0001.json").write_text(content)
+        xr.testing.assert_identical(study.run(out, resume=True, rank=Rank(0, 2)), finished[1])
+        assert "rank-0001.json: cannot be read" in status(out)
+
+    def test_for_ranks_on_machines_that_share_the_folder_or_not(self, model, finished, tmp_path, monkeypatch):
+        """Rank 1 is the first of its machine; chunks are where all see them."""
+        monkeypatch.setattr("fastcrit.studies.shared_run._SHARED_FOLDER", 0.2)
+        study = ImageNetStudy(model, **QUICK)
+        place = f"memory://{tmp_path.name}/shared"
+        first = study.run(tmp_path / "shared", chunks=place, rank=Rank(0, 2, 0))
+        assert study.run(tmp_path / "shared", chunks=place, rank=Rank(1, 2, 0)) is None
+        assert study.run(tmp_path / "alone", chunks=place, rank=Rank(1, 2, 0)) is None
+        assert (tmp_path / "alone" / "logs" / "rank-0001.log").exists()
+        xr.testing.assert_identical(first, finished[1])
+
+    def test_a_resumed_run_remembers_where_its_chunks_are(self, model, finished, tmp_path, monkeypatch):
+        study = ImageNetStudy(model, **QUICK)
+        with monkeypatch.context() as patch:
+            patch.setattr(TrajectorySampler, "make", lambda self, number, keep_on: 1 / 0)
+            with pytest.raises(IncompleteRunError):
+                study.run(tmp_path / "run", chunks=str(tmp_path / "elsewhere"))
+        xr.testing.assert_identical(study.run(tmp_path / "run", resume=True), finished[1])
+        assert len(list((tmp_path / "elsewhere").glob("*.safetensors"))) == 7
+        assert "7 of 7 chunks" in status(tmp_path / "run")
+        assert not (tmp_path / "run" / "chunks").exists()
 
     def test_with_chunks_at_a_url(self, model, finished, tmp_path):
         study = ImageNetStudy(model, **QUICK)
@@ -401,6 +454,7 @@ class TestRefused:
             ({"solver": "ddim"}, "solver: "), ({"diffusers": "x"}, "edm2, diffusers: expected one of them"),
             ({"guide": "g.pkl"}, "guide: given without guidance_weight"),
             ({"guidance_center": 2.0}, "guidance_center: given without"), ({"threads": 0}, "threads: "),
+            ({"threads": 9999}, "threads: expected at most 1024"), ({"seed": 2**64}, "seed: expected 0 <= seed < 2"),
             ({"batch": 8}, "batch: expected a divisor of chunk = 4, got 8"),
             ({"null_label": 1}, "null_label: given without diffusers"),
         ):  # fmt: skip
@@ -410,6 +464,16 @@ class TestRefused:
             ImageNetStudy(model, **QUICK, classes=6).denoiser()
         with pytest.raises(ValueError, match="is conditional, and without labels it is not unconditional"):
             ImageNetStudy(model, **QUICK, guidance_weight=2.0).denoiser()
+
+    def test_places_for_chunks_that_are_none(self, model, tmp_path):
+        (tmp_path / "file").write_text("x")
+        for place, message in (
+            (str(tmp_path / "file"), "chunks: expected a folder, .*file is a file"),
+            ("nowhere://x", "chunks: nowhere://x: cannot be reached"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                ImageNetStudy(model, **QUICK).run(tmp_path / "run", chunks=place)
+            assert not (tmp_path / "run").exists()
 
     def test_ranks_that_make_no_sense(self, monkeypatch):
         assert Rank.of_environment() == Rank(0, 1, 0)
@@ -425,9 +489,10 @@ class TestRefused:
     def test_status_of_no_run(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="run: no run in"):
             status(tmp_path)
-        (tmp_path / "config.json").write_text('{"study": "patch"}')
-        with pytest.raises(fc.FileFormatError, match=r"config\.json: damaged, or of a study without chunks"):
-            status(tmp_path)
+        for config in ({"study": "patch"}, {"study": "imagenet", "samples": 4, "chunk": 0}, {"samples": 4, "chunk": 2}):
+            (tmp_path / "config.json").write_text(json.dumps(config))
+            with pytest.raises(fc.FileFormatError, match=r"config\.json: damaged, or of a study without chunks"):
+                status(tmp_path)
 
 
 class TestMergingBlocks:

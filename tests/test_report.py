@@ -161,6 +161,13 @@ class TestWords:
         assert said[1] == "Xi_eq: no transition in any run."
 
 
+def test_runs_without_gains_are_compared(runs, tmp_path):
+    for name in ("a", "b"):
+        shutil.copytree(runs / "large", tmp_path / name)
+    shutil.copytree(runs / "patch", tmp_path / "c")
+    assert len(write_report(tmp_path).runs) == 3
+
+
 class TestCommandLine:
     def test_writes_beside_the_run_and_never_over_a_report(self, runs, tmp_path, capsys):
         run = tmp_path / "run"

@@ -33,7 +33,7 @@ class TestDatasets:
         with np.errstate(invalid="ignore"):
             other = np.zeros(3, dtype) / np.zeros(3, dtype)  # its bits need not be np.nan's
         values = {"nothing": ("x", -np.abs(other)), "some": ("x", np.where([True, False, True], other, dtype(2)))}
-        ds = xr.Dataset(values, {"at": ("x", other)})
+        ds = xr.Dataset(values, {"at": ("x", other), "x": ("x", np.where([True, False, False], other, dtype(1)))})
         assert ds["nothing"].dtype == dtype
         store.save_dataset(ds, tmp_path / "d.zarr")
         xr.testing.assert_identical(store.load_dataset(tmp_path / "d.zarr"), ds)

@@ -10,7 +10,7 @@ import xarray as xr
 
 from fastcrit._report.axes import COLOURS, Panel, curve, level_axis, positive
 from fastcrit.critical import SIGNATURES
-from fastcrit.plot import one_channel, with_gains
+from fastcrit.plot import has_gains, one_channel, with_gains
 
 _SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "star")
 
@@ -21,7 +21,7 @@ def panels(runs: dict[str, xr.Dataset]) -> list[Panel]:
     if len(runs) < 2:
         return []
     made = [critical_levels(runs)]
-    with_gain = {name: ds for name, ds in runs.items() if "softening" in ds}
+    with_gain = {name: ds for name, ds in runs.items() if has_gains(ds)}
     if len(with_gain) > 1:
         made += [softest(with_gain), equilibrium_lengths(with_gain)]
     return made

@@ -117,7 +117,7 @@ def decision(ds: xr.Dataset) -> Panel:
     reading = (
         "Without guidance. Above: how fast the class is decided as the noise falls. Below: the share of images "
         "that keep their class when noised to that level and denoised again.",
-        "Bars are 95 % bootstrap intervals over images.",
+        "Bars are 95 % intervals over images: normal above, Wilson's below.",
     )
     return Panel("When the class is decided", alt, reading, figure)
 

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 from fastcrit._extras import need
+from fastcrit._placement import usable_device
 from fastcrit.diffusion.denoiser import Denoiser, from_diffusers, from_edm
 from fastcrit.errors import FileFormatError
 
@@ -58,37 +59,7 @@ def load_edm2(path: str | os.PathLike[str], *, trust_pickle: bool = False, devic
     ValueError: edm2: edm2-img512-xs.pkl is a pickle, and loading it runs any code that is in it; if you trust where it
     comes from, say so by --trust-pickle (trust_pickle=True)
     """
-    target = Path(path)
-    if trust_pickle is not True:
-        raise ValueError(
-            f"edm2: {path} is a pickle, and loading it runs any code that is in it; if you trust where it comes from, "
-            "say so by --trust-pickle (trust_pickle=True)"
-        )
-    if not target.is_file():
-        raise FileNotFoundError(f"edm2: {target}: no such file")
-    try:
-        with target.open("rb") as file:
-            content = pickle.load(file)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"edm2: {target} needs the module {error.name} that its network was defined in; for EDM2, put its "
-            "repository on PYTHONPATH",
-            name=error.name,
-        ) from error
-    except Exception as error:  # whatever the code in a damaged pickle raises, the file is named
-        raise FileFormatError(f"edm2: {target}: damaged, or not a pickle ({error})") from error
-    net = content.get("ema") if isinstance(content, dict) else None
-    if not isinstance(net, torch.nn.Module):
-        held = f"a dict of {sorted(map(str, content))}" if isinstance(content, dict) else type(content).__name__
-        raise FileFormatError(f"edm2: {target}: expected a dict with a network under 'ema', got {held}")
-    D = from_edm(net.to(device).eval().requires_grad_(False))
-    D.name, D.data_std = target.name, getattr(net, "sigma_data", None)
-    encoder = content.get("encoder")
-    known = 1 if encoder is None else _ENCODERS.get(type(encoder).__name__)
-    D.card = {"sha256": _sha256([target]), "pixels_per_site": known}
-    if known != 1 and callable(getattr(encoder, "decode", None)):
-        D.decode = lambda y: encoder.decode(y).float() / 127.5 - 1.0  # from bytes
-    return D
+    return _pickled(path, "edm2", trust_pickle, device)
 
 
 def load_diffusers(folder: str | os.PathLike[str], *, null_label: int | None = None, device: str = "cpu") -> Denoiser:
@@ -129,6 +100,7 @@ def load_diffusers(folder: str | os.PathLike[str], *, null_label: int | None = N
             raise FileNotFoundError(
                 f"diffusers: {root / part}: no such file; expected a folder that save_pretrained wrote"
             )
+    device = usable_device(device)
     library: Any = need("diffusers", f"loading {root}")
     settings = root / "scheduler/scheduler_config.json"
     try:
@@ -174,6 +146,42 @@ def _decoder(library: Any, folder: Path, device: str) -> Callable[[torch.Tensor]
     return decode
 
 
+def _pickled(path: str | os.PathLike[str], argument: str, trust_pickle: bool, device: str) -> Denoiser:
+    """The network of a pickle that came as this argument."""
+    target = Path(path)
+    if trust_pickle is not True:
+        raise ValueError(
+            f"{argument}: {path} is a pickle, and loading it runs any code that is in it; if you trust where it comes "
+            "from, say so by --trust-pickle (trust_pickle=True)"
+        )
+    if not target.is_file():
+        raise FileNotFoundError(f"{argument}: {target}: no such file")
+    device = usable_device(device)
+    try:
+        with target.open("rb") as file:
+            content = pickle.load(file)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{argument}: {target} needs the module {error.name} that its network was defined in; for EDM2, put its "
+            "repository on PYTHONPATH",
+            name=error.name,
+        ) from error
+    except Exception as error:  # whatever the code in a damaged pickle raises, the file is named
+        raise FileFormatError(f"{argument}: {target}: damaged, or not a pickle ({error})") from error
+    net = content.get("ema") if isinstance(content, dict) else None
+    if not isinstance(net, torch.nn.Module):
+        held = f"a dict of {sorted(map(str, content))}" if isinstance(content, dict) else type(content).__name__
+        raise FileFormatError(f"{argument}: {target}: expected a dict with a network under 'ema', got {held}")
+    D = from_edm(net.to(device).eval().requires_grad_(False))
+    D.name, D.data_std = target.name, getattr(net, "sigma_data", None)
+    encoder = content.get("encoder")
+    known = 1 if encoder is None else _ENCODERS.get(type(encoder).__name__)
+    D.card = {"sha256": _sha256([target]), "pixels_per_site": known}
+    if known != 1 and callable(getattr(encoder, "decode", None)):
+        D.decode = lambda y: encoder.decode(y).float() / 127.5 - 1.0  # from bytes
+    return D
+
+
 def load_pair(
     edm2: str | None, diffusers: str | None, guide: str | None, *, trust_pickle: bool, null_label: int | None,
     device: str,
@@ -186,7 +194,7 @@ def load_pair(
     else:
         assert diffusers is not None
         D = load_diffusers(diffusers, null_label=null_label, device=device)
-    return D, None if guide is None else load_edm2(guide, trust_pickle=trust_pickle, device=device)
+    return D, None if guide is None else _pickled(guide, "guide", trust_pickle, device)
 
 
 def _sha256(files: list[Path]) -> str:

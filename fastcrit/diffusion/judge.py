@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fastcrit._extras import need
+from fastcrit._placement import usable_device
 from fastcrit.errors import FileFormatError
 
 # Images in the classifier at a time.
@@ -71,9 +71,9 @@ def shipped_judge(device: str = "cpu") -> Judge:
 def load_judge(folder: str | os.PathLike[str], *, device: str = "cpu") -> Judge:
     """An image classifier of transformers: a folder as its save_pretrained, and its image processor's, write it.
 
-    Images are resized to the side it was made for (bicubic, antialiased; not cropped: samples are crops already) and
-    normalised as its preprocessor_config.json says. Grey images become three equal channels. Features are what its last
-    linear layer reads. Its classes have to be numbered as the network's.
+    Images, rounded to bytes, are prepared by its own image processor (resized, cropped, normalised, as its
+    preprocessor_config.json says). Grey images become three equal channels. Features are what its last linear layer
+    reads. Its classes have to be numbered as the network's.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ def load_judge(folder: str | os.PathLike[str], *, device: str = "cpu") -> Judge:
     FileNotFoundError
         A part of the folder is missing.
     FileFormatError
-        Transformers cannot read it, or it is no classifier that ends in a linear layer.
+        Transformers cannot read it, weights are missing, or it is no classifier that ends in a linear layer.
     ModuleNotFoundError
         Transformers is not installed (the extra ``fastcrit[judge]``).
 
@@ -106,53 +106,52 @@ def load_judge(folder: str | os.PathLike[str], *, device: str = "cpu") -> Judge:
                 f"judge: {root / part}: no such file; expected an image classifier as transformers' save_pretrained "
                 "writes it"
             )
-    library: Any = need("transformers", f"loading {root}")
-    side, mean, std = _preparation(root / "preprocessor_config.json")
-    logging = library.utils.logging
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        net = library.AutoModelForImageClassification.from_pretrained(root, local_files_only=True, use_safetensors=True)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise FileFormatError(f"judge: {root}: damaged, or not an image classifier ({error})") from error
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+    device = usable_device(device)
+    net, prepare = _transformers(root)
     net = net.to(device).eval().requires_grad_(False)
     linear = [m for m in net.modules() if isinstance(m, torch.nn.Linear) and m.out_features == net.config.num_labels]
     if not linear:
         raise FileFormatError(f"judge: {root}: expected a classifier that ends in a linear layer, {type(net).__name__}")
     seen: list[Tensor] = []
     linear[-1].register_forward_pre_hook(lambda layer, given: seen.append(given[0]))
-    shift, scale = (torch.tensor(v, device=device).reshape(1, -1, 1, 1) for v in (mean, std))
 
     def look(images: Tensor) -> tuple[Tensor, Tensor]:
-        pixels = images.clamp(-1.0, 1.0).add(1.0).div(2.0).expand(-1, 3, -1, -1)
-        pixels = torch.nn.functional.interpolate(pixels, size=(side, side), mode="bicubic", antialias=True)
+        if images.shape[1] not in (1, 3) or not bool(torch.isfinite(images).all()):
+            raise ValueError(
+                f"images: expected finite grey or RGB ones, got {tuple(images.shape)}, finite: "
+                f"{bool(torch.isfinite(images).all())}"
+            )
+        pixels = images.clamp(-1.0, 1.0).add(1.0).mul(127.5).round().to(torch.uint8).expand(-1, 3, -1, -1)
+        rows = list(pixels.permute(0, 2, 3, 1).cpu().numpy())
+        given = prepare(images=rows, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
         seen.clear()
-        scores: Tensor = net(pixel_values=(pixels.clamp(0.0, 1.0) - shift) / scale).logits
+        scores: Tensor = net(pixel_values=given.to(device)).logits
         return scores.float(), seen[0].float().flatten(1)
 
     files = sorted([*root.glob("*.safetensors"), root / "config.json", root / "preprocessor_config.json"])
     return Judge(look, name=root.name, classes=int(net.config.num_labels), sha256=_sha256(files), device=device)
 
 
-def _preparation(path: Path) -> tuple[int, list[float], list[float]]:
-    """Side of the images that the classifier takes, mean and standard deviation that they are normalised with."""
+def _transformers(root: Path) -> tuple[Any, Any]:
+    """The classifier in a folder, and its image processor."""
+    library: Any = need("transformers", f"loading {root}")
+    logging = library.utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
-        settings = json.loads(path.read_text())
-        size = settings["size"]
-        if settings.get("do_center_crop") and "crop_size" in settings:
-            size = settings["crop_size"]
-        if isinstance(size, dict):
-            size = size.get("height", size.get("shortest_edge"))
-        side = int(size)
-        mean, std = ([float(v) for v in settings.get(name, [0.5] * 3)] for name in ("image_mean", "image_std"))
-        if side < 1 or len(mean) != 3 or len(std) != 3 or min(std) <= 0.0:
-            raise ValueError(f"size {side}, mean {mean}, std {std}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FileFormatError(f"judge: {path}: expected size, image_mean and image_std for RGB ({error})") from error
-    return side, mean, std
+        net, loaded = library.AutoModelForImageClassification.from_pretrained(
+            root, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+        prepare = library.AutoImageProcessor.from_pretrained(root, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise FileFormatError(f"judge: {root}: damaged, or not an image classifier ({error})") from error
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+    # Transformers fills them with random numbers.
+    if absent := sorted(map(str, [*loaded["missing_keys"], *loaded["mismatched_keys"]])):
+        raise FileFormatError(f"judge: {root}: no weights, or of another shape, for {', '.join(absent[:3])}")
+    return net, prepare
 
 
 def _sha256(files: list[Path]) -> str:

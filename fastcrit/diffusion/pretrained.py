@@ -6,6 +6,7 @@ import hashlib
 import os
 from pathlib import Path
 
+from fastcrit._placement import usable_device
 from fastcrit.diffusion.denoiser import Denoiser, from_edm
 from fastcrit.diffusion.train import load_net
 
@@ -49,6 +50,7 @@ def pretrained(name: str | os.PathLike[str] = "circular-0", device: str = "cpu")
         if name in SHIPPED:
             raise FileNotFoundError(f"net: {path}, which ships with fastcrit, is missing; reinstall fastcrit")
         raise FileNotFoundError(f"net: {name} is neither one of {', '.join(SHIPPED)} nor a file")
+    device = usable_device(device)
     net, card = load_net(path)
     dropout = (card.get("training") or {}).get("label_dropout", 0.0)
     D = from_edm(net.to(device), unlabelled=net.config.classes == 0 or dropout > 0)

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from fastcrit import _statefile, store
 from fastcrit._arrays import check_choice, check_integer, check_positive
+from fastcrit._placement import usable_device
 from fastcrit.diffusion.net import Net, NetConfig
 from fastcrit.errors import FileFormatError
 
@@ -135,7 +136,7 @@ class Training:
             The checkpoint is damaged.
         """
         self._check(images, labels)
-        where = _device(device)
+        where = torch.device(usable_device(device))
         labels = labels.astype(np.int64)
         config = {"training": "denoiser", **self.to_dict(), "data": _digest(images, labels)}
         folder = None if out is None else store.begin_run(out, config, finished="net.safetensors", resume=resume)
@@ -209,13 +210,6 @@ def load_net(path: Any) -> tuple[Net, dict[str, Any]]:
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise FileFormatError(f"{path}: not the weights of a net of this version ({error})") from error
     return net.eval().requires_grad_(False), card
-
-
-def _device(name: str) -> torch.device:
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise ValueError(f"device: {name!r} is not to be had here: {str(error).splitlines()[0]}") from error
 
 
 def _machine(device: torch.device) -> str:

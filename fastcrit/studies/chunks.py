@@ -49,16 +49,22 @@ class Chunks:
         self._log = log
 
     def open(self) -> None:
-        """Make the folder, and clear away what processes that were killed long ago left."""
+        """Make the folder, and clear away what processes that were killed long ago left.
+
+        ValueError for a place that is no folder or cannot be reached.
+        """
         if _statefile.is_url(self.place):
-            files, name = _statefile.remote(self.place)
+            try:
+                files, name = _statefile.remote(self.place)
+            except ValueError as error:
+                raise ValueError(f"chunks: {error}") from error
             files.makedirs(name, exist_ok=True)
             return
         folder = Path(self.place)
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"chunks: expected a folder, {folder} is a file")
         folder.mkdir(parents=True, exist_ok=True)
-        for left_over in folder.glob(".*.*"):
-            if left_over.is_dir() and time.time() - left_over.stat().st_mtime > _ABANDONED:
-                shutil.rmtree(left_over, ignore_errors=True)
+        clear_abandoned(folder)
 
     def path(self, number: int) -> str:
         """Path or URL of a chunk."""
@@ -104,13 +110,14 @@ class Chunks:
             return None
         return about, arrays
 
-    def order(self, rank: int, size: int) -> list[int]:
+    def order(self, rank: int, size: int, start: int = 0) -> list[int]:
         """Missing chunks in the order in which a rank takes them: its own, then those of others from the last on.
 
-        The others take theirs from the first on, so that two meet at one chunk only.
+        The others take theirs from the first on, so that two meet at one chunk only. Independent processes of the same
+        number begin at a ``start`` of their own.
         """
         missing = self.missing()
-        own = [c for c in missing if c % size == rank]
+        own = sorted((c for c in missing if c % size == rank), key=lambda c: (c - start) % self.count)
         return own + [c for c in reversed(missing) if c % size != rank]
 
     def _set_aside(self, number: int) -> None:
@@ -123,6 +130,13 @@ class Chunks:
                 Path(path).replace(f"{path}.damaged")
         except FileNotFoundError:
             self._log(f"chunk {number}: another process has set it aside")
+
+
+def clear_abandoned(folder: Path) -> None:
+    """Remove temporary folders of processes that were killed long ago; younger ones may be in use."""
+    for left_over in folder.glob(".*.*"):
+        if left_over.is_dir() and time.time() - left_over.stat().st_mtime > _ABANDONED:
+            shutil.rmtree(left_over, ignore_errors=True)
 
 
 def config_hash(config: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 import fastcrit
 from fastcrit import schedules
-from fastcrit._arrays import check_choice, check_integer, check_positive
+from fastcrit._arrays import check_choice, check_integer, check_positive, check_seed, check_threads
 from fastcrit.alignment import coverage, pairwise_distance
 from fastcrit.correlation import jackknife_error
 from fastcrit.studies.chunks import Chunks
@@ -28,7 +28,6 @@ from fastcrit.studies.shared_run import shared_run
 from fastcrit.studies.work import Sampler
 
 if TYPE_CHECKING:
-    from fastcrit.diffusion.denoiser import Denoiser
     from fastcrit.diffusion.guidance import Weight
 
 Floats = NDArray[np.float64]
@@ -141,6 +140,10 @@ class GuidanceStudy:
             object.__setattr__(self, name, check_integer(getattr(self, name), name, lowest))
         for name in ("high", "low", "weight"):
             object.__setattr__(self, name, check_positive(getattr(self, name), name))
+        check_seed(self.seed)
+        check_threads(self.threads)
+        if self.weight == 1.0:
+            raise ValueError("weight: expected another one than 1, which is no guidance")
         if not self.high > self.low:
             raise ValueError(f"high, low: expected high > low, got {self.high} and {self.low}")
         object.__setattr__(self, "interval", tuple(float(s) for s in self.interval))
@@ -185,13 +188,16 @@ class GuidanceStudy:
         grid = self.grid()
         return float(np.sqrt(grid[first] * grid[first + self.guided_steps - 1]))
 
-    def nearest(self, level: float) -> int:
-        """First guided step of the pulse whose centre is nearest to a level."""
-        centres = np.array([self.centre(i) for i in range(self.positions)])
-        return int(np.argmin(np.abs(np.log(centres / level))))
+    def nearest(self, level: float) -> int | None:
+        """First guided step of the pulse whose centre is nearest to a level; None where that is a step away or more."""
+        away = np.abs(np.log([self.centre(i) / level for i in range(self.positions)]))
+        return int(away.argmin()) if away.min() < np.log(self.high / self.low) / (self.steps - 1) else None
 
     def arms(self, critical: dict[str, float]) -> tuple[list[Arm], dict[str, list[int]]]:
-        """Every arm, and which pulses (by first guided step) are the signatures', the sweep's and the random ones."""
+        """Every arm, and which pulses (by first guided step) are the signatures', the sweep's and the random ones.
+
+        Signatures whose level no pulse comes near have none.
+        """
         from fastcrit.diffusion import Constant, Interval, Pulse
 
         cost = self.steps + self.guided_steps  # in evaluations of a first-order solver
@@ -201,7 +207,8 @@ class GuidanceStudy:
             "sweep": np.unique(np.linspace(0, self.positions - 1, self.centres).round().astype(int)).tolist(),
             "random": sorted(rng.choice(self.positions, self.random_centres, replace=False).tolist()),
         }
-        pulses |= {name: [self.nearest(level)] for name, level in critical.items()}
+        near = {name: self.nearest(level) for name, level in critical.items()}
+        pulses |= {name: [first] for name, first in near.items() if first is not None}
         dose = 1.0 + (self.weight - 1.0) * 2.0 * self.guided_steps / cost
 
         def evaluations(levels: Floats, weight: Weight) -> int:
@@ -228,6 +235,26 @@ class GuidanceStudy:
     def span(self, chunk: int) -> range:
         """Numbers of the samples of a chunk."""
         return range(chunk * self.chunk, min((chunk + 1) * self.chunk, self.samples))
+
+    @property
+    def chunks(self) -> int:
+        """Number of chunks of samples; those of the decision come after them."""
+        return -(-self.samples // self.chunk)
+
+    @property
+    def decision_chunks(self) -> int:
+        """Number of chunks of images whose class is followed."""
+        return max(1, self.decision_samples // max(self.chunk, 2))
+
+    def decision_span(self, part: int) -> range:
+        """Numbers of the images of such a chunk, two at least."""
+        n, parts = self.decision_samples, self.decision_chunks
+        return range(part * n // parts, (part + 1) * n // parts)
+
+    @property
+    def back_levels(self) -> Floats:
+        """Levels to which images are noised and from which they are denoised."""
+        return self.grid()[:-1][: -self.guided_steps : 2]
 
     def featured(self, classes: int) -> int:
         """How many samples have their features kept, for diversity and coverage: the first, of each class alike."""
@@ -269,15 +296,15 @@ class GuidanceStudy:
 
         rank = Rank.of_environment() if rank is None else rank
         subject = subject_of(self, rank.device(device))
-        job = _Job(self, subject, self.threads or torch.get_num_threads(), progress)
+        job = _Job(self, subject, self.threads or torch.get_num_threads())
         return shared_run(job, out, chunks=chunks, resume=resume, rank=rank, progress=progress)
 
 
 class _Job:
     """An experiment, and the network that it is about."""
 
-    def __init__(self, study: GuidanceStudy, subject: Subject, threads: int, progress: bool) -> None:
-        self.study, self.subject, self.threads, self._progress = study, subject, threads, progress
+    def __init__(self, study: GuidanceStudy, subject: Subject, threads: int) -> None:
+        self.study, self.subject, self.threads = study, subject, threads
         self.arms, self.pulses = study.arms({k: v["level"] for k, v in subject.critical.items()})
 
     def __str__(self) -> str:
@@ -290,6 +317,7 @@ class _Job:
         fields = {name: value for name, value in asdict(self.study).items() if name not in _PLACES}
         return {
             "study": "guidance", **fields, "threads": self.threads, "classes": subject.classes,
+            "null_label": subject.null_label, "decision_chunks": self.count - self.study.chunks,
             "device": "cpu" if subject.D.device is None else subject.D.device.type,
             "weights": subject.D.card["sha256"],
             "guide": None if subject.guide is None else subject.guide.card["sha256"],
@@ -299,7 +327,7 @@ class _Job:
     @property
     def count(self) -> int:
         """Number of chunks."""
-        return -(-self.study.samples // self.study.chunk)
+        return self.study.chunks + (0 if self.subject.unlabelled is None else self.study.decision_chunks)
 
     def prepare(self, folder: Path) -> None:
         """Nothing has to be there."""
@@ -322,9 +350,9 @@ class _Job:
             if found is None:
                 return None
             parts.append(found[1])
-        ds = self._alignment(parts)
+        ds = self._alignment(parts[: self.study.chunks])
         if self.subject.unlabelled is not None:
-            ds = ds.merge(self._decision(self.subject.unlabelled))
+            ds = ds.merge(self._decision(parts[self.study.chunks :]))
         ds.attrs |= {"title": f"guidance of network {self.subject.name}", "fastcrit": fastcrit.__version__}
         ds.attrs |= {"config": json.dumps(self.config), "pulses": json.dumps(self.pulses)}
         ds.attrs["critical"] = json.dumps(self.subject.critical)
@@ -369,23 +397,14 @@ class _Job:
             ds["coverage"] = ("arm", covered, {"long_name": "share of real images with a sample near them"})
         return ds
 
-    def _decision(self, unlabelled: Denoiser) -> xr.Dataset:
-        """Where the class is decided, without guidance: on real images, or else on samples of the network."""
-        import torch
+    def _decision(self, parts: list[dict[str, Any]]) -> xr.Dataset:
+        """Where the class is decided, without guidance."""
+        from fastcrit.diffusion import EntropyRate, Retention
 
-        from fastcrit.diffusion import class_entropy_rate, forward_backward
-
-        study, subject = self.study, self.subject
-        x0, labels = self._undecided()
-        grid = study.grid()[:-1]
-        rate = class_entropy_rate(
-            subject.D, x0, labels, grid, unlabelled=unlabelled, seed=study.seed, progress=self._progress
-        )
+        grid = self.study.grid()[:-1]
+        rate = EntropyRate(grid, np.concatenate([part["entropy_rate"] for part in parts], axis=1))
+        back = Retention(self.study.back_levels, np.concatenate([part["retained"] for part in parts], axis=1))
         low, high = rate.interval()
-        back = forward_backward(
-            unlabelled, x0, lambda y: torch.from_numpy(subject.look(y)[0]), grid[: -study.guided_steps : 2],
-            steps=study.steps, lowest=study.low, solver=study.solver, seed=study.seed, progress=self._progress,
-        )  # fmt: skip
         kept_low, kept_high = back.interval()
         about = "s dH(Y|y_s)/ds = E|D_y - D_0|^2/s^2"
         return xr.Dataset(
@@ -405,24 +424,6 @@ class _Job:
                 "back_level": ("back_level", back.levels, {"long_name": "noise level s"}),
             },
         )
-
-    def _undecided(self) -> tuple[Any, NDArray[np.int64]]:
-        """Images without noise, and their classes."""
-        from fastcrit.diffusion import sample
-
-        study, subject = self.study, self.subject
-        if subject.real is not None:
-            pixels, labels = subject.real
-            chosen = np.random.default_rng([study.seed, 4]).permutation(len(pixels))[: study.decision_samples]
-            return pixels[chosen], labels[chosen]
-        # Numbers beyond the arms': their noise is not that of the experiments these images are for.
-        numbers = range(study.samples, study.samples + study.decision_samples)
-        labels = subject.labels(numbers)
-        x0 = sample(
-            subject.D, labels, len(numbers), study.grid(), study.solver, study.seed, first_sample=numbers.start,
-            batch_size=study.chunk,
-        )  # fmt: skip
-        return x0, labels
 
 
 def _diversity(features: Any, labels: Any, classes: int) -> tuple[float, float]:

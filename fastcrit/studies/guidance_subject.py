@@ -11,11 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastcrit import data, store
+from fastcrit.studies.labels import labels_of
 
 if TYPE_CHECKING:
     from fastcrit.diffusion.denoiser import Denoiser
     from fastcrit.diffusion.judge import Judge
     from fastcrit.studies.guidance import GuidanceStudy
+
+# Latents that are decoded at a time.
+_DECODED = 4
 
 Images = tuple[NDArray[np.float32], NDArray[np.int64]]  # pixels (n, C, H, W) and classes
 
@@ -34,7 +38,9 @@ class Subject:
     critical : dict
         The critical levels found, each with its interval, by signature.
     classes : int
-        Sample j has label j mod this.
+        Sample j has label j mod this, passing over ``null_label``.
+    null_label : int or None
+        The class that stands for "no label".
     judge : Judge
     real : Images or None
         Of the data, where the judge knows them.
@@ -45,6 +51,7 @@ class Subject:
     guide: Denoiser | None
     critical: dict[str, dict[str, float]]
     classes: int
+    null_label: int | None
     judge: Judge
     real: Images | None
 
@@ -56,11 +63,37 @@ class Subject:
 
     def labels(self, samples: range) -> NDArray[np.int64]:
         """Target classes of these samples."""
-        return np.arange(samples.start, samples.stop) % self.classes
+        return labels_of(samples, self.classes, self.null_label)
 
     def look(self, states: Any) -> tuple[NDArray[Any], NDArray[Any]]:
         """Scores and features of states without noise."""
-        return self.judge(states if self.D.decode is None else self.D.decode(states))
+        if self.D.decode is None:
+            return self.judge(states)
+        import torch
+
+        with torch.no_grad():  # decoders take much memory
+            parts = [self.judge(self.D.decode(part)) for part in torch.split(states, _DECODED)]
+        scores, features = zip(*parts, strict=True)
+        return np.concatenate(scores), np.concatenate(features)
+
+    def try_out(self, level: float) -> None:
+        """One evaluation of everything, so that what does not fit together is said before the run begins."""
+        import torch
+
+        if self.D.shape is None:
+            raise ValueError(f"run: {self.D.name} does not say what shape its states have")
+        y = torch.zeros(1, *self.D.shape, device=self.D.device)
+        labels = self.labels(range(1))
+        x = self.D(y, level, labels)
+        if self.guide is not None:
+            try:
+                self.guide(y, level, None if self.guide.unlabelled else labels)
+            except (ValueError, TypeError, RuntimeError) as error:
+                raise ValueError(f"guide: does not take what {self.D.name} takes ({error})") from error
+        try:
+            self.look(x)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise ValueError(f"judge: cannot look at what {self.D.name} makes ({error})") from error
 
 
 def subject_of(study: GuidanceStudy, device: str) -> Subject:
@@ -87,7 +120,7 @@ def subject_of(study: GuidanceStudy, device: str) -> Subject:
         raise FileNotFoundError(f"run: no finished study in {folder}{hint}")
     ds = store.load_dataset(folder / "dataset.zarr")
     config = json.loads(ds.attrs.get("config", "{}"))
-    guide = real = None
+    guide = real = null_label = None
     if config.get("study") == "fashion-mnist":
         if study.edm2 or study.diffusers or study.guide or study.judge:
             raise ValueError(
@@ -102,10 +135,10 @@ def subject_of(study: GuidanceStudy, device: str) -> Subject:
             raise ValueError("judge: needed to say whether samples look like their class, got None")
         D, guide = load_pair(
             study.edm2, study.diffusers, study.guide, trust_pickle=study.trust_pickle,
-            null_label=config["null_label"], device=device,
+            null_label=(null_label := config["null_label"]), device=device,
         )  # fmt: skip
         judge = load_judge(study.judge, device=device)
-        known = D.classes if config["classes"] is None else config["classes"]
+        known = D.classes - (null_label is not None) if config["classes"] is None else config["classes"]
     else:
         raise ValueError(f"run: expected a study of a network (fastcrit study fashion-mnist or imagenet), got {folder}")
     if D.card["sha256"] != config["weights"]:
@@ -113,9 +146,11 @@ def subject_of(study: GuidanceStudy, device: str) -> Subject:
     if known < 2 or (guide is None and not D.unlabelled):
         raise ValueError(f"run: expected a network that works with labels and without, or a guide beside it, got {D}")
     classes = known if study.classes is None else study.classes
-    for name, most in ((D.name, known), (f"judge {judge.name}", judge.classes)):
-        if classes > most:
-            raise ValueError(f"classes: expected at most {most}, which {name} knows, got {classes}")
+    if classes > known:
+        raise ValueError(f"classes: expected at most {known}, which {D.name} knows, got {classes}")
+    largest = int(labels_of(range(classes), classes, null_label).max())
+    if largest >= judge.classes:
+        raise ValueError(f"classes: judge {judge.name} knows {judge.classes} classes, and none of the number {largest}")
     if study.samples < 3 * classes:
         raise ValueError(f"samples: expected 3 or more of each of {classes} classes, got {study.samples}")
     if real is not None:
@@ -129,7 +164,9 @@ def subject_of(study: GuidanceStudy, device: str) -> Subject:
         for name, s in json.loads(ds.attrs["critical_point"]).items()
         if not s["reason"]
     }
-    return Subject(folder.name, D, guide, found, classes, judge, real)
+    subject = Subject(folder.name, D, guide, found, classes, null_label, judge, real)
+    subject.try_out(study.high)
+    return subject
 
 
 def _images(D: Denoiser, seed: int) -> Images:

@@ -28,13 +28,14 @@ class Placement:
         Of each sample with its mean over the random pulses; these alone, as if they were all there are.
     low, high : float
         95 % bootstrap interval over samples and random pulses.
-    better : int
-        Random pulses that align as many samples or more.
+    others, better : int
+        Random pulses but itself, and how many of these align as many samples or more.
     """
 
     comparison: Paired
     low: float
     high: float
+    others: int
     better: int
 
 
@@ -44,15 +45,17 @@ def placement(
     """How much better a pulse (by its first guided step) is than the random ones of a finished experiment."""
     check_choice(measure, MEASURES, "measure")
     values = ds[measure].values
-    own, others = values[_arm(ds, first)], values[[_arm(ds, i) for i in json.loads(ds.attrs["pulses"])["random"]]]
+    random = json.loads(ds.attrs["pulses"])["random"]
+    own, others = values[_arm(ds, first)], values[[_arm(ds, i) for i in random]]
     d = own - others
     rng = np.random.default_rng(seed)
     R, n = d.shape
     centres = rng.multinomial(R, np.full(R, 1 / R), size=n_bootstrap) / R
     samples = np.stack([np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(n_bootstrap)]) / n
     low, high = np.percentile(((centres @ d) * samples).sum(axis=1), [2.5, 97.5])
-    better = int((others.mean(axis=1) >= own.mean()).sum())
-    return Placement(paired(own, others.mean(axis=0), seed=seed), float(low), float(high), better)
+    as_good = [i for i, other in zip(random, others, strict=True) if i != first and other.mean() >= own.mean()]
+    compared = paired(own, others.mean(axis=0), seed=seed)
+    return Placement(compared, float(low), float(high), len(set(random) - {first}), len(as_good))
 
 
 def best_centre(ds: xr.Dataset, measure: str = "top1", *, n_bootstrap: int = 2000, seed: int = 0) -> dict[str, float]:
@@ -88,7 +91,10 @@ def verdict(ds: xr.Dataset) -> str:
         said.append("The study found no critical level, so there is no pulse to compare with the random ones.")
     places: dict[int, list[str]] = {}
     for name in critical:
-        places.setdefault(pulses[name][0], []).append(name)
+        if name in pulses:
+            places.setdefault(pulses[name][0], []).append(name)
+        else:
+            said.append(f"No pulse comes near the level of {name} ({critical[name]['level']:.2f}).")
     for first, names in places.items():
         at, found = _arm(ds, first), placement(ds, first)
         levels = " and ".join(f"{name} ({critical[name]['level']:.2f})" for name in names)
@@ -101,9 +107,10 @@ def verdict(ds: xr.Dataset) -> str:
         spread = ds["diversity"].values
         error = np.hypot(ds["diversity_stderr"][at] / spread[at], ds["diversity_stderr"][none] / spread[none])
         said.append(
-            f"At the level of {levels} a pulse gives {_percent(top1[at])}, {_points(found.comparison.difference)} "
+            f"At the level of {levels} a pulse, centred on {float(ds['center'][at]):.2f}, gives {_percent(top1[at])}, "
+            f"{_points(found.comparison.difference)} "
             f"[{_points(found.low)}, {_points(found.high)}] against the random ones: {outcome}; {found.better} of "
-            f"{len(random)} of these are as good. Its samples of a class lie {spread[at] / spread[none]:.3f} +- "
+            f"{found.others} of these are as good. Its samples of a class lie {spread[at] / spread[none]:.3f} +- "
             f"{float(error) * spread[at] / spread[none]:.3f} times as far apart as without guidance"
             + (
                 f"; coverage {float(ds['coverage'][at]):.3f} against {float(ds['coverage'][none]):.3f}."
@@ -181,6 +188,9 @@ def as_json(ds: xr.Dataset) -> str:
         row |= {n: ds[n].values[i].item() for n in columns} | {m: float(ds[m].values[i].mean()) for m in MEASURES}
         arms.append(row)
     about = {"samples": ds.sizes["sample"], "arms": arms, "verdict": ds.attrs["verdict"]}
+    for name in ("class_entropy", "class_entropy_stderr", "class_decided"):
+        if name in ds:
+            about[name] = None if np.isnan(ds[name]) else float(ds[name])
     return json.dumps(about | {n: json.loads(ds.attrs[n]) for n in ("pulses", "critical")})
 
 

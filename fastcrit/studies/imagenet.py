@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 import fastcrit
 from fastcrit import schedules
-from fastcrit._arrays import check_choice, check_integer, check_positive
+from fastcrit._arrays import check_choice, check_integer, check_positive, check_seed, check_threads
 from fastcrit._statefile import is_url
 from fastcrit.critical import critical_point
 from fastcrit.observe import Recorder
 from fastcrit.studies.chunks import Chunks
+from fastcrit.studies.labels import labels_of
 from fastcrit.studies.ranks import Rank
 from fastcrit.studies.shared_run import shared_run
 from fastcrit.studies.strip import strip
@@ -63,7 +64,8 @@ class ImageNetStudy:
         ``high`` is lowered to the highest level that the network knows.
     solver : "heun", "euler", "sde" or "dpmpp-2m"
     classes : int, optional
-        Sample j has label j mod ``classes``; default: all that the network knows. 0: no labels.
+        Sample j has label j mod ``classes``, passing over ``null_label``; default: all that the network knows. 0: no
+        labels.
     gain_share, gain_every, waves : float, int, int
         Gains are measured on about this share of the samples, drawn by seed and number of the sample, at every
         ``gain_every``-th level, for ``waves`` wavevectors of each shell.
@@ -125,6 +127,8 @@ class ImageNetStudy:
             ("blocks", 2), ("threads", 1),
         ):  # fmt: skip
             object.__setattr__(self, name, check_integer(getattr(self, name), name, lowest))
+        check_seed(self.seed)
+        check_threads(self.threads)
         if self.chunk % self.batch:
             raise ValueError(f"batch: expected a divisor of chunk = {self.chunk}, got {self.batch}")
         if self.classes is not None:
@@ -157,9 +161,13 @@ class ImageNetStudy:
         return range(chunk * self.chunk, min((chunk + 1) * self.chunk, self.samples))
 
     def labels(self, D: Denoiser, samples: range) -> NDArray[np.int64] | None:
-        """Classes of these samples: j mod classes; None without labels."""
-        classes = D.classes if self.classes is None else self.classes
-        return np.arange(samples.start, samples.stop) % classes if classes else None
+        """Classes of these samples, as `labels_of` has them; None without labels."""
+        classes = self.known_classes(D) if self.classes is None else self.classes
+        return labels_of(samples, classes, self.null_label) if classes else None
+
+    def known_classes(self, D: Denoiser) -> int:
+        """Number of classes but the one that stands for "no label"."""
+        return D.classes - (self.null_label is not None)
 
     def config(self, D: Denoiser) -> dict[str, Any]:
         """What the result follows from: the fields, the kind of device, the networks by their files' checksums."""
@@ -189,8 +197,10 @@ class ImageNetStudy:
         )  # fmt: skip
         if D.shape is None:
             raise ValueError(f"edm2, diffusers: {D.name} does not say what shape its states have")
-        if (self.classes or 0) > D.classes:
-            raise ValueError(f"classes: expected at most {D.classes}, which {D.name} knows, got {self.classes}")
+        if (self.classes or 0) > self.known_classes(D):
+            raise ValueError(
+                f"classes: expected at most {self.known_classes(D)}, which {D.name} knows, got {self.classes}"
+            )
         if self.guidance_weight is None:
             return D
         if unguided is not None:

@@ -56,8 +56,10 @@ class Rank:
                 rank = cls(int(given[0]), int(given[1]), int(given[2] or 0))
             except ValueError:
                 raise ValueError(f"{', '.join(names)}: expected integers, got {', '.join(map(str, given))}") from None
-            if not 0 <= rank.number < rank.size or rank.local < 0:
+            if not 0 <= rank.number < rank.size:
                 raise ValueError(f"{names[0]}: expected a number below {names[1]}, got {given[0]} of {given[1]}")
+            if rank.local < 0:
+                raise ValueError(f"{names[2]}: expected 0 or more, got {given[2]}")
             return rank
         return cls()
 
@@ -104,3 +106,12 @@ class Journal:
     def close(self) -> None:
         """Close the log."""
         self._log.close()
+
+
+def read_progress(file: Path) -> dict[str, Any] | None:
+    """What a rank said last; None where that cannot be read, as a crash may leave it: nothing depends on it."""
+    try:
+        said = json.loads(file.read_text())
+        return said if {"rank", "state"} <= said.keys() else None
+    except (OSError, ValueError, AttributeError):
+        return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import time
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,9 +14,14 @@ from fastcrit import store
 from fastcrit._extras import need
 from fastcrit._statefile import is_url
 from fastcrit.errors import FileFormatError, IncompleteRunError
-from fastcrit.studies.chunks import Chunks, Log
+from fastcrit.studies.chunks import Chunks, Log, clear_abandoned
 from fastcrit.studies.ranks import PATIENCE, Journal, Rank
 from fastcrit.studies.work import Sampler, Work
+
+# A file that says where the chunks are, where they are not in the folder.
+_ELSEWHERE = "chunks-are-at.txt"
+# Seconds after which a folder that rank 0 has not made is not one that it shares.
+_SHARED_FOLDER = 30.0
 
 
 class Job(Protocol):
@@ -87,17 +93,26 @@ def shared_run(
     import torch
 
     rank = Rank.of_environment() if rank is None else rank
-    folder, place = Path(out), chunks or str(Path(out) / "chunks")
+    folder = Path(out)
+    if chunks is not None and not is_url(chunks):
+        chunks = str(Path(chunks).resolve())
+    place = chunks or place_of_chunks(folder)
+    begun = False
     try:
-        if (rank.local if is_url(place) else rank.number) == 0:
-            _begin(job, folder, resume)
+        if chunks is not None:
+            chunks_of(job.config, place, job.count, print).open()  # where that fails, nothing is begun
+        if rank.number == 0:
+            _begin(job, folder, resume, chunks)
+        elif is_url(place) and rank.local == 0:
+            _begin_elsewhere(job, folder, chunks)
         else:
             _join(folder, job.config)
+        begun = True
         journal = Journal(folder, rank, progress)
         threads = torch.get_num_threads()
         torch.set_num_threads(job.threads)
         try:
-            return _Shared(job, folder, place, rank, journal).run(verify=resume)
+            return _Shared(job, folder, place, rank, journal).run(resume)
         finally:
             torch.set_num_threads(threads)
             journal.close()
@@ -106,8 +121,8 @@ def shared_run(
     except OSError as error:
         if error.errno is None:
             raise
-        message = f"out: {error.strerror} ({error.filename or place}); what is written stays, --resume goes on"
-        raise OSError(error.errno, message) from error
+        rest = "; what is written stays, --resume goes on" if begun else ""
+        raise OSError(error.errno, f"out: {error.strerror} ({error.filename or place}){rest}") from error
 
 
 def chunks_of(config: dict[str, Any], place: Any, count: int, log: Log) -> Chunks:
@@ -121,15 +136,18 @@ class _Shared:
     def __init__(self, job: Job, folder: Path, place: str, rank: Rank, journal: Journal) -> None:
         self.job, self.folder, self.place, self.rank, self.journal = job, folder, place, rank, journal
 
-    def run(self, verify: bool) -> xr.Dataset | None:
+    def run(self, resume: bool) -> xr.Dataset | None:
         job, rank, journal = self.job, self.rank, self.journal
         chunks = chunks_of(job.config, self.place, job.count, journal.log)
         chunks.open()
         journal.log(f"rank {rank.number} of {rank.size}, {job}, {job.count} chunks in {self.place}", shown=False)
-        if verify:
+        start = 0
+        if resume:
+            # Another process of this number may be at work: this one begins somewhere else.
+            start = secrets.randbelow(job.count)
             for c in range(rank.number, job.count, rank.size):
                 chunks.load(c)
-        work = Work(chunks, job.sampler(self.folder), rank, journal, self.folder)
+        work = Work(chunks, job.sampler(self.folder), rank, journal, self.folder, start)
         while True:
             work.go()
             if rank.number != 0 or work.finished:
@@ -166,18 +184,36 @@ class _Shared:
                 raise FileFormatError(f"{target}: not what the chunks of this run add up to") from None
 
 
-def _begin(job: Job, folder: Path, resume: bool) -> None:
+def place_of_chunks(folder: Path) -> str:
+    """Where a run keeps its chunks."""
+    elsewhere = folder / _ELSEWHERE
+    return elsewhere.read_text().strip() if elsewhere.is_file() else str(folder / "chunks")
+
+
+def _begin(job: Job, folder: Path, resume: bool, chunks: str | None) -> None:
     if resume:
         store.check_run(folder, job.config, finished="dataset.zarr")
-        return
-    store.create_run(folder)
-    job.prepare(folder)
-    store.write_config(folder, job.config)
+        clear_abandoned(folder)
+    else:
+        store.create_run(folder)
+        job.prepare(folder)
+    if chunks is not None:
+        (folder / _ELSEWHERE).write_text(f"{chunks}\n")
+    if not resume:
+        store.write_config(folder, job.config)
 
 
-def _join(folder: Path, config: dict[str, Any]) -> None:
+def _begin_elsewhere(job: Job, folder: Path, chunks: str | None) -> None:
+    """On another machine than rank 0's, with chunks that all see: join rank 0, or have a folder here."""
+    try:
+        _join(folder, job.config, _SHARED_FOLDER)
+    except FileNotFoundError:
+        _begin(job, folder, False, chunks)
+
+
+def _join(folder: Path, config: dict[str, Any], patience: float = PATIENCE) -> None:
     """Wait until rank 0 has made the folder."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while True:
         try:
             return store.check_run(folder, config, finished=None)

@@ -10,11 +10,12 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from fastcrit._arrays import check_integer
 from fastcrit._statefile import is_url
 from fastcrit.errors import FileFormatError
 from fastcrit.studies.chunks import Chunks
-from fastcrit.studies.ranks import PATIENCE
-from fastcrit.studies.shared_run import chunks_of
+from fastcrit.studies.ranks import PATIENCE, read_progress
+from fastcrit.studies.shared_run import chunks_of, place_of_chunks
 
 
 def status(run: str | os.PathLike[str]) -> str:
@@ -39,18 +40,22 @@ def status(run: str | os.PathLike[str]) -> str:
         raise FileNotFoundError(f"run: no run in {folder}")
     try:
         config = json.loads((folder / "config.json").read_text())
-        samples, chunk = config["samples"], config["chunk"]
+        samples, chunk = (check_integer(config[name], name, 1) for name in ("samples", "chunk"))
+        # A guidance experiment has chunks of other things after those of samples.
+        of_samples, others = -(-samples // chunk), config.get("decision_chunks", 0)
+        place = place_of_chunks(folder)
+        chunks = chunks_of(config, place, of_samples + others, print)
     except (ValueError, KeyError, TypeError) as error:
         raise FileFormatError(f"{folder / 'config.json'}: damaged, or of a study without chunks ({error})") from error
-    ranks = [json.loads(p.read_text()) for p in sorted((folder / "progress").glob("rank-*.json"))]
-    place = ranks[0].get("chunks", folder / "chunks") if ranks else folder / "chunks"
-    chunks = chunks_of(config, place, -(-samples // chunk), print)
+    files = sorted((folder / "progress").glob("rank-*.json"))
+    told = {file: read_progress(file) for file in files}
+    ranks = [said for said in told.values() if said]
     missing = set(chunks.missing())
     there = [c for c in range(chunks.count) if c not in missing]
-    done = sum(min(chunk, samples - c * chunk) for c in there)
+    done = sum(min(chunk, samples - c * chunk) for c in there if c < of_samples)
     finished = ", finished" if (folder / "dataset.zarr").exists() else ""
     lines = [f"{folder}: {len(there)} of {chunks.count} chunks, {done} of {samples} samples{finished}"]
-    if each := {} if is_url(place) else _seconds(chunks, there):
+    if each := {} if is_url(place) else _seconds(chunks, [c for c in there if c < of_samples]):
         lines.append(
             f"{sum(each.values()):.4g} s a sample: "
             + ", ".join(f"{name} {value:.3g} s" for name, value in each.items())
@@ -60,7 +65,7 @@ def status(run: str | os.PathLike[str]) -> str:
             lines.append(
                 f"about {(samples - done) * sum(each.values()) / working / 3600:.2g} h left on {working} ranks"
             )
-    lines += [_line(r) for r in ranks]
+    lines += [_line(said) if said else f"{file}: cannot be read" for file, said in told.items()]
     return "\n".join(lines)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from fastcrit.studies.chunks import Chunks
-from fastcrit.studies.ranks import PATIENCE, Journal, Rank
+from fastcrit.studies.ranks import PATIENCE, Journal, Rank, read_progress
 
 
 class Sampler(Protocol):
@@ -41,9 +40,12 @@ class NotNeededError(Exception):
 class Work:
     """What one rank does: chunks that are missing, until none is left that it has not tried."""
 
-    def __init__(self, chunks: Chunks, sampler: Sampler, rank: Rank, journal: Journal, folder: Path) -> None:
+    def __init__(
+        self, chunks: Chunks, sampler: Sampler, rank: Rank, journal: Journal, folder: Path, start: int = 0
+    ) -> None:
         self.chunks, self.sampler, self.rank, self.journal, self.folder = chunks, sampler, rank, journal, folder
         self.done = 0
+        self._start = start
         self._failed: set[int] = set()
         self._news: dict[Path, tuple[int, float]] = {}
 
@@ -70,15 +72,15 @@ class Work:
 
     def _todo(self) -> list[int]:
         """Missing chunks not tried yet, in the order of `Chunks.order`; at the end those that others have begun."""
-        order = [c for c in self.chunks.order(self.rank.number, self.rank.size) if c not in self._failed]
+        order = [c for c in self.chunks.order(self.rank.number, self.rank.size, self._start) if c not in self._failed]
         begun = {said["chunk"] for _, said in self._others()}
         return sorted(order, key=lambda c: c in begun)
 
     def _others(self) -> Iterator[tuple[Path, dict[str, Any]]]:
         """Other ranks that work, or died at it, by their progress files."""
         for file in (self.folder / "progress").glob("rank-*.json"):
-            said = json.loads(file.read_text())
-            if said["state"] == "working" and said["rank"] != self.rank.number and said["rank"] < self.rank.size:
+            said = read_progress(file)
+            if said and said["state"] == "working" and self.rank.number != said["rank"] < self.rank.size:
                 yield file, said
 
     def others_work(self) -> bool:
