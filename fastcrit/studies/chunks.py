@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import shutil
 import time
 from collections.abc import Callable
@@ -110,14 +111,16 @@ class Chunks:
             return None
         return about, arrays
 
-    def order(self, rank: int, size: int, start: int = 0) -> list[int]:
+    def order(self, rank: int, size: int, shuffled: bool = False) -> list[int]:
         """Missing chunks in the order in which a rank takes them: its own, then those of others from the last on.
 
-        The others take theirs from the first on, so that two meet at one chunk only. Independent processes of the same
-        number begin at a ``start`` of their own.
+        The others take theirs from the first on, so that two meet at one chunk only. ``shuffled``: its own by chance,
+        so that independent processes of the same number seldom meet.
         """
         missing = self.missing()
-        own = sorted((c for c in missing if c % size == rank), key=lambda c: (c - start) % self.count)
+        own = [c for c in missing if c % size == rank]
+        if shuffled:
+            random.SystemRandom().shuffle(own)
         return own + [c for c in reversed(missing) if c % size != rank]
 
     def _set_aside(self, number: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import time
 from pathlib import Path
 from typing import Any, Protocol
@@ -141,13 +140,11 @@ class _Shared:
         chunks = chunks_of(job.config, self.place, job.count, journal.log)
         chunks.open()
         journal.log(f"rank {rank.number} of {rank.size}, {job}, {job.count} chunks in {self.place}", shown=False)
-        start = 0
         if resume:
-            # Another process of this number may be at work: this one begins somewhere else.
-            start = secrets.randbelow(job.count)
             for c in range(rank.number, job.count, rank.size):
                 chunks.load(c)
-        work = Work(chunks, job.sampler(self.folder), rank, journal, self.folder, start)
+        # Of a resumed run, another process of this number may be at work.
+        work = Work(chunks, job.sampler(self.folder), rank, journal, self.folder, shuffled=resume)
         while True:
             work.go()
             if rank.number != 0 or work.finished:

@@ -41,11 +41,11 @@ class Work:
     """What one rank does: chunks that are missing, until none is left that it has not tried."""
 
     def __init__(
-        self, chunks: Chunks, sampler: Sampler, rank: Rank, journal: Journal, folder: Path, start: int = 0
+        self, chunks: Chunks, sampler: Sampler, rank: Rank, journal: Journal, folder: Path, shuffled: bool = False
     ) -> None:
         self.chunks, self.sampler, self.rank, self.journal, self.folder = chunks, sampler, rank, journal, folder
         self.done = 0
-        self._start = start
+        self._shuffled = shuffled
         self._failed: set[int] = set()
         self._news: dict[Path, tuple[int, float]] = {}
 
@@ -72,7 +72,9 @@ class Work:
 
     def _todo(self) -> list[int]:
         """Missing chunks not tried yet, in the order of `Chunks.order`; at the end those that others have begun."""
-        order = [c for c in self.chunks.order(self.rank.number, self.rank.size, self._start) if c not in self._failed]
+        order = [
+            c for c in self.chunks.order(self.rank.number, self.rank.size, self._shuffled) if c not in self._failed
+        ]
         begun = {said["chunk"] for _, said in self._others()}
         return sorted(order, key=lambda c: c in begun)
 
