@@ -168,7 +168,7 @@ class TestSameBits:
                 study.run(out)
         xr.testing.assert_identical(study.run(out, resume=True), finished[1])
 
-    @pytest.mark.parametrize("content", ["", "{}", "[1]", "nothing"])
+    @pytest.mark.parametrize("content", ["", "{}", "[1]", "nothing", '{"rank": 1, "state": "working"}'])
     def test_for_a_progress_file_that_cannot_be_read(self, model, finished, tmp_path, content):
         out = tmp_path / "run"
         (tmp_path / "run").mkdir()
@@ -294,7 +294,17 @@ class TestDamage:
         make = TrajectorySampler.make
 
         def fail(self, number, keep_on):
-            said = {"rank": 1, "state": "working", "chunk": 2}
+            said = {
+                "rank": 1,
+                "of": 2,
+                "machine": "m",
+                "pid": 1,
+                "time": 0.0,
+                "state": "working",
+                "done": 0,
+                "chunk": 2,
+            }
+            said["where"] = "level 1"
             (out / "progress" / "rank-0001.json").write_text(json.dumps(said))
             if number == 2:
                 raise FloatingPointError("planted")

@@ -20,6 +20,8 @@ from typing import Any
 PATIENCE = 120.0
 # Seconds between two writes of the progress file.
 _EVERY = 1.0
+# What a progress file says, whatever a rank does.
+_SAID = ("rank", "of", "machine", "pid", "time", "state", "done")
 # Where launchers say it: number of the process, how many there are, number on this machine.
 _VARIABLES = (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"))
 
@@ -112,6 +114,7 @@ def read_progress(file: Path) -> dict[str, Any] | None:
     """What a rank said last; None where that cannot be read, as a crash may leave it: nothing depends on it."""
     try:
         said = json.loads(file.read_text())
-        return said if {"rank", "state"} <= said.keys() else None
-    except (OSError, ValueError, AttributeError):
+        needed = {*_SAID, *(("chunk", "where") if said["state"] == "working" else ())}
+        return said if needed <= said.keys() else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -72,11 +72,9 @@ class Work:
 
     def _todo(self) -> list[int]:
         """Missing chunks not tried yet, in the order of `Chunks.order`; at the end those that others have begun."""
-        order = [
-            c for c in self.chunks.order(self.rank.number, self.rank.size, self._shuffled) if c not in self._failed
-        ]
+        order = self.chunks.order(self.rank.number, self.rank.size, self._shuffled)
         begun = {said["chunk"] for _, said in self._others()}
-        return sorted(order, key=lambda c: c in begun)
+        return sorted((c for c in order if c not in self._failed), key=lambda c: c in begun)
 
     def _others(self) -> Iterator[tuple[Path, dict[str, Any]]]:
         """Other ranks that work, or died at it, by their progress files."""
