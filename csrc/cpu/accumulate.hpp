@@ -1,22 +1,31 @@
 // Sums over samples in double, in the order of the samples.
 #pragma once
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #include "simd.hpp"
 
 namespace fastcrit::FASTCRIT_ISA {
 
-/// Doubles in a register, and as many values of T beside them.
+/// Doubles in a register.
 inline constexpr int kWide = FASTCRIT_VECTOR_BYTES / 8;
-template <class T>
-struct NarrowOf;
-template <>
-struct NarrowOf<float> {
-    typedef float type __attribute__((vector_size(FASTCRIT_VECTOR_BYTES / 2)));
-};
-template <>
-struct NarrowOf<double> {
-    typedef double type __attribute__((vector_size(FASTCRIT_VECTOR_BYTES)));
-};
+
+/// As many values as there are doubles in a register, as doubles.
+inline Vec<double> widen(const double* from) { return load(from); }
+inline Vec<double> widen(const float* from) {
+    // One instruction; GCC makes five of __builtin_convertvector.
+#if defined(__AVX512F__)
+    return _mm512_maskz_cvtps_pd(0xff, _mm256_loadu_ps(from));  // unmasked, GCC 12 warns of its own header
+#elif defined(__AVX2__)
+    return _mm256_cvtps_pd(_mm_loadu_ps(from));
+#else
+    Vec<double> values;
+    for (int i = 0; i < kWide; ++i) values[i] = static_cast<double>(from[i]);
+    return values;
+#endif
+}
 
 // Rows added to a register of sums before it is written back: as many streams as the L1 cache has ways.
 inline constexpr int kRowsAtOnce = 8;
@@ -26,11 +35,7 @@ FASTCRIT_FLATTEN inline void add_rows_at_once(const T* from, std::int64_t pitch,
     std::int64_t i = 0;
     for (; i + kWide <= n; i += kWide) {
         Vec<double> sum = load(to + i);
-        unroll<Rows>([&](auto r) {
-            typename NarrowOf<T>::type value;
-            std::memcpy(&value, from + r * pitch + i, sizeof value);
-            sum += __builtin_convertvector(value, Vec<double>);
-        });
+        unroll<Rows>([&](auto r) { sum += widen(from + r * pitch + i); });
         store(to + i, sum);
     }
     for (; i < n; ++i) {
