@@ -1,31 +1,9 @@
 // Sums over samples in double, in the order of the samples.
 #pragma once
 
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
 #include "simd.hpp"
 
 namespace fastcrit::FASTCRIT_ISA {
-
-/// Doubles in a register.
-inline constexpr int kWide = FASTCRIT_VECTOR_BYTES / 8;
-
-/// As many values as there are doubles in a register, as doubles.
-inline Vec<double> widen(const double* from) { return load(from); }
-inline Vec<double> widen(const float* from) {
-    // One instruction; GCC makes five of __builtin_convertvector.
-#if defined(__AVX512F__)
-    return _mm512_maskz_cvtps_pd(0xff, _mm256_loadu_ps(from));  // unmasked, GCC 12 warns of its own header
-#elif defined(__AVX2__)
-    return _mm256_cvtps_pd(_mm_loadu_ps(from));
-#else
-    Vec<double> values;
-    for (int i = 0; i < kWide; ++i) values[i] = static_cast<double>(from[i]);
-    return values;
-#endif
-}
 
 // Rows added to a register of sums before it is written back: as many streams as the L1 cache has ways.
 inline constexpr int kRowsAtOnce = 8;
