@@ -108,7 +108,7 @@ inline Vec<double> widen(const float* from) {
 #elif defined(__AVX2__)
     return _mm256_cvtps_pd(_mm_loadu_ps(from));
 #else
-    Vec<double> values;
+    Vec<double> values{};
     for (int i = 0; i < kWide; ++i) values[i] = static_cast<double>(from[i]);
     return values;
 #endif
