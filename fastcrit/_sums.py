@@ -126,9 +126,8 @@ class HostSums:
         return total, squares
 
     def first_modes(self, samples: Fields, name: str) -> Floats:
-        return np.concatenate(
-            [self._first_modes(piece, begin, len(samples), name) for begin, piece in parts(samples)], axis=1
-        )
+        found = [self._first_modes(piece, begin, len(samples), name) for begin, piece in parts(samples)]
+        return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
 
     def _first_modes(self, piece: Fields, begin: int, samples: int, name: str) -> Floats:
         modes = np.empty((1 + 2 * self.grid.ndim, len(piece)))

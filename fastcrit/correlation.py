@@ -300,7 +300,8 @@ def _first_mode_averages(array: Any, grid: Lattice, spacing: float, center: str,
         squares = block_sums(np.square(amplitudes, out=amplitudes), used) / grid.sites
         power[:, m, 0] = squares[0]
         first[:, m] = (squares[1::2] + squares[2::2]).T
-    counts = np.bincount(np.arange(n) % used, minlength=used)
+    counts = np.full(used, n // used)
+    counts[: n % used] += 1
     return ModeAverages(grid, spacing, center, counts, power, first)
 
 

@@ -5,19 +5,6 @@
 
 namespace fastcrit::FASTCRIT_ISA {
 
-/// Doubles in a register, and as many values of T beside them.
-inline constexpr int kWide = FASTCRIT_VECTOR_BYTES / 8;
-template <class T>
-struct NarrowOf;
-template <>
-struct NarrowOf<float> {
-    typedef float type __attribute__((vector_size(FASTCRIT_VECTOR_BYTES / 2)));
-};
-template <>
-struct NarrowOf<double> {
-    typedef double type __attribute__((vector_size(FASTCRIT_VECTOR_BYTES)));
-};
-
 // Rows added to a register of sums before it is written back: as many streams as the L1 cache has ways.
 inline constexpr int kRowsAtOnce = 8;
 
@@ -26,11 +13,7 @@ FASTCRIT_FLATTEN inline void add_rows_at_once(const T* from, std::int64_t pitch,
     std::int64_t i = 0;
     for (; i + kWide <= n; i += kWide) {
         Vec<double> sum = load(to + i);
-        unroll<Rows>([&](auto r) {
-            typename NarrowOf<T>::type value;
-            std::memcpy(&value, from + r * pitch + i, sizeof value);
-            sum += __builtin_convertvector(value, Vec<double>);
-        });
+        unroll<Rows>([&](auto r) { sum += widen(from + r * pitch + i); });
         store(to + i, sum);
     }
     for (; i < n; ++i) {

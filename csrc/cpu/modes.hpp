@@ -21,9 +21,14 @@ template <class T>
 inline double sum_lanes(Vec<T> v) {
     T lanes[kLanes<T>];
     store(lanes, v);
-    double part[4] = {};  // four chains of additions where there are as many lanes
-    for (int l = 0; l < kLanes<T>; ++l) part[l % 4] += static_cast<double>(lanes[l]);
-    return (part[0] + part[1]) + (part[2] + part[3]);
+    Vec<double> sums = widen(lanes);
+    for (int l = kWide; l < kLanes<T>; l += kWide) sums += widen(lanes + l);
+    double part[kWide];
+    store(part, sums);
+    for (int width = kWide / 2; width > 0; width /= 2) {
+        for (int i = 0; i < width; ++i) part[i] += part[i + width];
+    }
+    return part[0];
 }
 
 template <class T>

@@ -4,6 +4,10 @@
 // (No standard containers in these headers: an AVX-512 copy of std::vector must not reach an older processor.)
 #pragma once
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -90,6 +94,24 @@ inline Vec<T> load(const T* p) {
 template <class T>
 inline void store(T* p, Vec<T> v) {
     std::memcpy(p, &v, sizeof v);
+}
+
+/// Doubles in a register.
+inline constexpr int kWide = FASTCRIT_VECTOR_BYTES / 8;
+
+/// As many values as there are doubles in a register, as doubles.
+inline Vec<double> widen(const double* from) { return load(from); }
+inline Vec<double> widen(const float* from) {
+    // One instruction; GCC makes five of __builtin_convertvector.
+#if defined(__AVX512F__)
+    return _mm512_maskz_cvtps_pd(0xff, _mm256_loadu_ps(from));  // unmasked, GCC 12 warns of its own header
+#elif defined(__AVX2__)
+    return _mm256_cvtps_pd(_mm_loadu_ps(from));
+#else
+    Vec<double> values{};
+    for (int i = 0; i < kWide; ++i) values[i] = static_cast<double>(from[i]);
+    return values;
+#endif
 }
 
 // Memory is read and written in pieces of 16 bytes, Q values each: arrays are aligned to 16 bytes, so that no piece

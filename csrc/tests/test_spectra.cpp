@@ -190,23 +190,23 @@ void nan_stays_in_its_field_and_is_reported() {
 /// Many spans: sums against those of the fields measured one by one, the same bits with any number of threads, and
 /// nothing added when a late field is not finite.
 template <class T>
-void recording() {
-    const Spectrometer spectrometer({12, 10});
-    constexpr std::int64_t samples = 3000;
+void recording(const Shape& shape, std::int64_t samples, std::int64_t blocks) {
+    const Spectrometer spectrometer(shape);
     constexpr std::int64_t channels = 2;
-    constexpr std::int64_t blocks = 7;
     constexpr std::int64_t first = 4;
+    const std::int64_t fields = samples * channels;
     const auto sites = static_cast<std::size_t>(spectrometer.lattice().sites());
     const auto orbits = static_cast<std::size_t>(spectrometer.bins(Bins::orbits));
-    const fastcrit::Selection selected(spectrometer.lattice(), {0, 1, 12});
-    std::vector<T> values = oracle::normal<T>(sites * samples * channels, 9);
+    const fastcrit::Selection selected(spectrometer.lattice(), {0, 1, static_cast<std::int32_t>(shape[0])});
+    std::vector<T> values = oracle::normal<T>(sites * fields, 9);
 
     struct Arrays {
-        std::vector<std::int64_t> count = std::vector<std::int64_t>(blocks);
+        std::vector<std::int64_t> count;
         std::vector<double> power, low, first_modes, moments, field, sign_power, sign_field;
     };
     const auto record = [&](int threads, Arrays& to) {
         fastcrit::set_num_threads(threads);
+        to.count.resize(blocks);
         to.power.resize(blocks * channels * orbits);
         to.low.resize(blocks * channels * 6);
         to.first_modes.resize(blocks * channels * 2);
@@ -220,27 +220,51 @@ void recording() {
              to.moments.data(), to.field.data(), to.sign_power.data(), to.sign_field.data()});
     };
     Arrays one;
-    CHECK(record(1, one) == samples * channels);
+    CHECK(record(1, one) == fields);
     for (int threads : {2, 5}) {
         Arrays other;
         record(threads, other);
         CHECK(other.count == one.count && other.power == one.power && other.low == one.low);
         CHECK(other.field == one.field && other.sign_power == one.sign_power && other.moments == one.moments);
+        CHECK(other.first_modes == one.first_modes && other.sign_field == one.sign_field);
     }
-    std::vector<T> sums(orbits * samples * channels);
-    spectrometer.power<T>(values.data(), samples * channels, nullptr, Bins::orbits, sums.data());
+    std::vector<T> sums(orbits * fields);
+    spectrometer.power<T>(values.data(), fields, nullptr, Bins::orbits, sums.data());
     std::vector<double> power(one.power.size());
-    for (std::size_t f = 0; f < samples * channels; ++f) {
-        const std::size_t place = (first + f / channels) % blocks * channels + f % channels;
+    std::vector<double> field(one.field.size());
+    std::vector<double> sign_field(one.field.size());
+    for (std::size_t f = 0; f < static_cast<std::size_t>(fields); ++f) {
+        const std::size_t c = f % channels;
+        const std::size_t place = (first + f / channels) % blocks * channels + c;
         for (std::size_t o = 0; o < orbits; ++o) power[place * orbits + o] += static_cast<double>(sums[f * orbits + o]);
+        for (std::size_t x = 0; x < sites; ++x) {
+            const auto value = static_cast<double>(values[f * sites + x]);
+            field[c * sites + x] += value;
+            sign_field[c * sites + x] += value >= 0 ? 1.0 : -1.0;
+        }
     }
-    // 429 samples a block, of a few modes an orbit with power 1.
+    // Up to 429 samples a block, of a few modes an orbit with power 1.
     for (std::size_t i = 0; i < power.size(); ++i) CHECK(std::abs(power[i] - one.power[i]) <= tolerance<T>() * 5000);
+    // 3000 additions of doubles, each to a sum below 1000.
+    for (std::size_t i = 0; i < field.size(); ++i) CHECK(std::abs(field[i] - one.field[i]) <= 3000 * 1000 * 0x1p-53);
+    CHECK(one.sign_field == sign_field);
 
-    values[sites * 5990] = std::numeric_limits<T>::quiet_NaN();
+    values[sites * static_cast<std::size_t>(fields - 10)] = std::numeric_limits<T>::quiet_NaN();
     const Arrays before = one;
-    CHECK(record(2, one) == 5990);
+    CHECK(record(2, one) == fields - 10);
     CHECK(before.count == one.count && before.power == one.power && before.field == one.field);
+    CHECK(before.low == one.low && before.moments == one.moments && before.sign_field == one.sign_field);
+}
+
+template <class T>
+void recordings() {
+    recording<T>({12, 10}, 3000, 7);     // spans add to the record in turn
+    recording<T>({12, 10}, 3000, 3000);  // few samples for the blocks: results are kept until all are measured
+    // Large fields, summed after all are measured; blocks in turn, and kept.
+    fastcrit::set_largest_block(0);
+    recording<T>({264, 260}, 9, 1);
+    recording<T>({264, 260}, 9, 9);
+    fastcrit::set_largest_block(-1);
 }
 
 void misuse_is_refused() {
@@ -281,8 +305,8 @@ int main() {
             all_shapes<float>();
             all_shapes<double>();
             nan_stays_in_its_field_and_is_reported();
-            recording<float>();
-            recording<double>();
+            recordings<float>();
+            recordings<double>();
         }
         std::printf("spectra: all checks hold with %s\n", name);
     }
