@@ -25,7 +25,7 @@ import fastcrit as fc
 from fastcrit import store
 from fastcrit._lattice import selection
 from fastcrit.studies import ImageNetStudy
-from tests.networks import edm2_pickle
+from tests.networks import diffusers_pipeline, edm2_pickle
 
 SHAPES = ((3, 64, 64), (4, 64, 64), (3, 256, 256))
 SMALL = {"samples": 96, "chunk": 8, "batch": 4, "levels": 8, "gain-share": 0.1}
@@ -91,7 +91,7 @@ def cost() -> None:
 def ranks() -> None:
     """Samples a second of 1 and 2 ranks, one thread each, by turns."""
     with tempfile.TemporaryDirectory() as folder:
-        model = _diffusers(Path(folder))
+        model = diffusers_pipeline(f"{folder}/model", num_class_embeds=10, block_out_channels=(16, 32))
         options = {**SMALL, "samples": 960, "gain-share": 0.0}
         speed: dict[int, list[float]] = {1: [], 2: []}
         for turn in range(5):
@@ -235,16 +235,6 @@ def _fails(study: ImageNetStudy, out: Path, resume: bool) -> None:
         print(f"error: {error}".replace(str(out.parent), ""))
     else:
         raise AssertionError("the run should have failed")
-
-
-def _diffusers(folder: Path) -> Path:
-    from diffusers import DDPMPipeline, DDPMScheduler
-
-    from tests.networks import random_unet
-
-    unet = random_unet(num_class_embeds=10, block_out_channels=(16, 32))
-    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(folder / "model")
-    return folder / "model"
 
 
 def _options(options: dict[str, float]) -> list[str]:

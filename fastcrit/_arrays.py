@@ -112,9 +112,6 @@ def check_positive(value: float, name: str) -> float:
     return float(value)
 
 
-_MOST_THREADS = 1024
-
-
 def check_integer(value: Any, name: str, lowest: int) -> int:
     """``value`` as a plain int (numpy's are not JSON); ValueError unless it is an integer of at least ``lowest``."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < lowest:
@@ -128,8 +125,12 @@ def check_seed(value: int) -> None:
         raise ValueError(f"seed: expected 0 <= seed < 2^64, got {value}")
 
 
+# No machine has more; torch would try to start them.
+_MOST_THREADS = 1024
+
+
 def check_threads(value: int) -> None:
-    """ValueError for more threads than a machine has, which torch would try to start."""
+    """ValueError for more threads than a machine has."""
     if value > _MOST_THREADS:
         raise ValueError(f"threads: expected at most {_MOST_THREADS}, got {value}")
 

@@ -117,6 +117,17 @@ def _read(path: Path, target: str, kind: str, version: int) -> tuple[dict[str, A
     return config, arrays
 
 
+def digest_of_files(files: list[Path]) -> str:
+    """sha256 of a file; of several, of their names too."""
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.name}\0".encode() if len(files) > 1 else b"")
+        with path.open("rb") as file:
+            while block := file.read(1 << 24):
+                digest.update(block)
+    return digest.hexdigest()
+
+
 def _digest(config: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> str:
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name in sorted(arrays):

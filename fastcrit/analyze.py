@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from fastcrit._arrays import check_integer
 from fastcrit._extras import need
+from fastcrit._json import strict_json
 from fastcrit.critical import critical_point
 from fastcrit.observe import Recorder
 from fastcrit.spectra import DEFAULT_BLOCKS
@@ -191,24 +192,22 @@ def table_json(ds: xr.Dataset) -> str:
     found = {"k": ds["k"].values.tolist(), "levels": _rows(ds)}
     if _has_levels(ds):
         found["critical"] = json.loads(critical_point(ds).to_json())
-    return json.dumps(_without_nan(found))
+    return strict_json(found)
 
 
 def _rows(ds: xr.Dataset) -> list[dict[str, Any]]:
     """Of each level: how many samples, S and the lengths, channels averaged."""
     ds = ds if "level" in ds.dims else ds.expand_dims("level").assign_coords(level=[0.0])
+    ds = ds.mean("channel") if "channel" in ds.dims else ds
     names = [str(n) for n in ds.data_vars if str(n).startswith("xi_") and f"{n}_stderr" in ds]
-
-    def mean(name: str, i: int) -> Any:
-        variable = ds[name].mean("channel") if "channel" in ds[name].dims else ds[name]
-        return variable.isel(level=i).values.tolist()
-
+    samples, S = ds["n_samples"].values.reshape(-1), ds["S"].values
+    lengths = {n: (ds[n].values, ds[f"{n}_stderr"].values) for n in names}
     return [
         {
             "level": float(s),
-            "samples": int(ds["n_samples"].values.reshape(-1)[i]),
-            "S": mean("S", i),
-            "lengths": {n: {"value": mean(n, i), "stderr": mean(f"{n}_stderr", i)} for n in names},
+            "samples": int(samples[i]),
+            "S": S[i].tolist(),
+            "lengths": {n: {"value": float(xi[i]), "stderr": float(error[i])} for n, (xi, error) in lengths.items()},
         }
         for i, s in enumerate(ds["level"].values)
     ]
@@ -217,15 +216,6 @@ def _rows(ds: xr.Dataset) -> list[dict[str, Any]]:
 def _has_levels(ds: xr.Dataset) -> bool:
     """Enough of them to look for critical ones."""
     return bool((np.atleast_1d(ds["level"].values) > 0).sum() >= 5) if "level" in ds.coords else False
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON knows no NaN."""
-    if isinstance(value, dict):
-        return {k: _without_nan(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(v) for v in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _named(data: Any, dims: Sequence[str] | None, name: str | None, ndim: int) -> xr.DataArray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import xarray as xr
 import fastcrit
 from fastcrit import observe, store
 from fastcrit._config_file import with_config_file
+from fastcrit._json import strict_json
 from fastcrit.analyze import cluster, table, table_json
 from fastcrit.errors import FileFormatError, IncompleteRunError
 
@@ -410,9 +410,8 @@ def _print_result(ds: xr.Dataset, as_json: bool) -> None:
 def _ensemble_json(S: Any, sides: tuple[int, ...], table: dict[str, Any], lengths: dict[str, Any]) -> str:
     """What ``analyze`` prints of fields, as JSON."""
 
-    def number(value: Any) -> float | None:
-        mean = float(np.mean(value))
-        return mean if np.isfinite(mean) else None
+    def number(value: Any) -> float:
+        return float(np.mean(value))
 
     found = {
         name: {"value": number(xi.value), "stderr": number(xi.stderr), "flags": list(xi.flags)}
@@ -420,7 +419,7 @@ def _ensemble_json(S: Any, sides: tuple[int, ...], table: dict[str, Any], length
     }
     columns = {name: list(map(number, values)) for name, values in {"k": S.k, **table}.items()}
     about = {"samples": S.n_samples, "lattice": list(sides), **columns, "modes": S.counts.tolist(), "lengths": found}
-    return json.dumps(about)
+    return strict_json(about)
 
 
 @contextmanager

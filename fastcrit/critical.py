@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -11,6 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from fastcrit._arrays import check_choice, check_levels
+from fastcrit._json import strict_json
 from fastcrit.errors import NoTransitionError
 
 Floats = NDArray[np.float64]
@@ -96,10 +96,7 @@ class CriticalPoint:
 
     def to_json(self) -> str:
         """The signatures as JSON, in which what has no value is null."""
-        found = {name: asdict(s) for name, s in self.signatures.items()}
-        for values in found.values():
-            values |= {k: None for k, v in values.items() if isinstance(v, float) and not np.isfinite(v)}
-        return json.dumps(found)
+        return strict_json({name: asdict(s) for name, s in self.signatures.items()})
 
     def __str__(self) -> str:
         return "\n".join(f"{s.name:<15}{s.verdict}" for s in self.signatures.values())

@@ -108,6 +108,20 @@ def random_unet(**config):
         return UNet2DModel(**(settings | config)).eval()
 
 
+def diffusers_pipeline(folder, **config):
+    """The folder of a class-conditional pipeline of diffusers, as its save_pretrained writes it; random weights."""
+    from diffusers import DDPMPipeline, DDPMScheduler
+
+    DDPMPipeline(random_unet(**{"num_class_embeds": 4, **config}), DDPMScheduler()).save_pretrained(folder)
+    return str(folder)
+
+
+# Without attention, on 8 x 8 sites.
+PLAIN = {
+    "sample_size": 8, "down_block_types": ("DownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "UpBlock2D"),
+}  # fmt: skip
+
+
 def image_classifier(folder, classes=6, side=32, **settings):
     """A folder as transformers' save_pretrained and an image processor's write it, with random weights."""
     from transformers import ConvNextImageProcessor, ResNetConfig, ResNetForImageClassification

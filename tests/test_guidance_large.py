@@ -22,7 +22,14 @@ from fastcrit.diffusion.judge import load_judge, shipped_judge
 from fastcrit.studies import GuidanceStudy, ImageNetStudy
 from fastcrit.studies.guidance_chunk import ArmSampler
 from fastcrit.studies.guidance_subject import subject_of
-from tests.networks import StabilityVAEEncoder, edm2_pickle, image_classifier, random_unet
+from tests.networks import (
+    PLAIN,
+    StabilityVAEEncoder,
+    diffusers_pipeline,
+    edm2_pickle,
+    image_classifier,
+    random_unet,
+)
 
 QUICK = {
     "samples": 21, "steps": 10, "high": 20.0, "low": 0.1, "guided_steps": 2, "centres": 3, "random_centres": 3,
@@ -142,12 +149,7 @@ class TestRun:
         assert (kept == back.samples).mean() > 0.99  # batches round
 
     def test_of_a_diffusers_model(self, judge, tmp_path):
-        from diffusers import DDPMPipeline, DDPMScheduler
-
-        unet = random_unet(num_class_embeds=4, sample_size=8, down_block_types=("DownBlock2D", "DownBlock2D"),
-                           up_block_types=("UpBlock2D", "UpBlock2D"))  # fmt: skip
-        folder = str(tmp_path / "pipeline")
-        DDPMPipeline(unet, DDPMScheduler()).save_pretrained(folder)
+        folder = diffusers_pipeline(tmp_path / "pipeline", **PLAIN)
         run = finished_study(tmp_path / "model", diffusers=folder, null_label=3, classes=3, trust_pickle=False)
         config = {**QUICK, "trust_pickle": False, "run_path": run, "diffusers": folder, "judge": judge, "samples": 9}
         ds = GuidanceStudy(**config).run(tmp_path / "run")
@@ -156,12 +158,7 @@ class TestRun:
 
     @pytest.mark.parametrize(("null_label", "expected"), [(3, [0, 1, 2]), (1, [0, 2, 3])])
     def test_no_sample_has_the_class_that_stands_for_none(self, judge, tmp_path, null_label, expected):
-        from diffusers import DDPMPipeline, DDPMScheduler
-
-        unet = random_unet(num_class_embeds=4, sample_size=8, down_block_types=("DownBlock2D", "DownBlock2D"),
-                           up_block_types=("UpBlock2D", "UpBlock2D"))  # fmt: skip
-        folder = str(tmp_path / "pipeline")
-        DDPMPipeline(unet, DDPMScheduler()).save_pretrained(folder)
+        folder = diffusers_pipeline(tmp_path / "pipeline", **PLAIN)
         model = {"diffusers": folder, "null_label": null_label}
         run = finished_study(tmp_path / "model", **model, trust_pickle=False)
         config = {**QUICK, "trust_pickle": False, "run_path": run, "diffusers": folder, "judge": judge}
@@ -306,10 +303,7 @@ class TestRefused:
             fc.diffusion.pretrained("zeros-0", device)
 
     def test_levels_above_the_networks(self, judge, tmp_path):
-        from diffusers import DDPMPipeline, DDPMScheduler
-
-        folder = str(tmp_path / "pipeline")
-        DDPMPipeline(random_unet(num_class_embeds=4), DDPMScheduler(num_train_timesteps=400)).save_pretrained(folder)
+        folder = diffusers_pipeline(tmp_path / "pipeline")
         run = finished_study(tmp_path / "model", diffusers=folder, null_label=3, trust_pickle=False)
         config = {**QUICK, "trust_pickle": False, "run_path": run, "diffusers": folder, "judge": judge}
         with pytest.raises(ValueError, match=r"high: expected at most [0-9.]+, the network's highest noise level"):

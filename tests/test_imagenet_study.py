@@ -29,7 +29,7 @@ from fastcrit.studies.imagenet_chunk import TrajectorySampler, drawn
 from fastcrit.studies.ranks import Rank
 from fastcrit.studies.status import status
 from fastcrit.studies.work import Work
-from tests.networks import Edm2Contract, StabilityVAEEncoder, edm2_pickle, random_unet
+from tests.networks import PLAIN, Edm2Contract, StabilityVAEEncoder, diffusers_pipeline, edm2_pickle
 
 QUICK = {
     "samples": 26, "chunk": 4, "batch": 2, "levels": 6, "high": 20.0, "low": 0.1, "gain_share": 0.3,
@@ -384,12 +384,7 @@ class TestResult:
             np.testing.assert_allclose(states.y[-1], last, rtol=1e-4, atol=1e-5)
 
     def test_of_a_diffusers_pipeline_from_the_command_line(self, tmp_path):
-        from diffusers import DDPMPipeline, DDPMScheduler
-
-        folder = tmp_path / "pipeline"
-        unet = random_unet(num_class_embeds=4, sample_size=8, down_block_types=("DownBlock2D", "DownBlock2D"),
-                           up_block_types=("UpBlock2D", "UpBlock2D"))  # fmt: skip
-        DDPMPipeline(unet, DDPMScheduler()).save_pretrained(folder)
+        folder = diffusers_pipeline(tmp_path / "pipeline", **PLAIN)
         out = tmp_path / "run"
         more = [*options({**QUICK, "trust_pickle": False, "classes": 3, "gain_share": 0.1}), f"--out={out}"]
         call = [sys.executable, "-m", "fastcrit", "study", "imagenet", f"--diffusers={folder}", *more]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pickle
@@ -15,6 +14,7 @@ from safetensors import SafetensorError
 
 from fastcrit._extras import need
 from fastcrit._placement import usable_device
+from fastcrit._statefile import digest_of_files
 from fastcrit.diffusion.denoiser import Denoiser, from_diffusers, from_edm
 from fastcrit.errors import FileFormatError
 
@@ -119,7 +119,7 @@ def load_diffusers(folder: str | os.PathLike[str], *, null_label: int | None = N
     net = unet.to(device).eval().requires_grad_(False)
     D = from_diffusers(net, kind.from_pretrained(root / "scheduler"), null_label=null_label)
     files = sorted(p for part in ("unet", "scheduler") for p in (root / part).rglob("*") if p.is_file())
-    D.card = {"sha256": _sha256(files), "pixels_per_site": 8 if (root / "vae").is_dir() else 1}
+    D.card = {"sha256": digest_of_files(files), "pixels_per_site": 8 if (root / "vae").is_dir() else 1}
     if (root / "vae").is_dir():
         D.decode = _decoder(library, root / "vae", device)
     return D
@@ -176,7 +176,7 @@ def _pickled(path: str | os.PathLike[str], argument: str, trust_pickle: bool, de
     D.name, D.data_std = target.name, getattr(net, "sigma_data", None)
     encoder = content.get("encoder")
     known = 1 if encoder is None else _ENCODERS.get(type(encoder).__name__)
-    D.card = {"sha256": _sha256([target]), "pixels_per_site": known}
+    D.card = {"sha256": digest_of_files([target]), "pixels_per_site": known}
     if known != 1 and callable(getattr(encoder, "decode", None)):
         D.decode = lambda y: encoder.decode(y).float() / 127.5 - 1.0  # from bytes
     return D
@@ -195,13 +195,3 @@ def load_pair(
         assert diffusers is not None
         D = load_diffusers(diffusers, null_label=null_label, device=device)
     return D, None if guide is None else _pickled(guide, "guide", trust_pickle, device)
-
-
-def _sha256(files: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(f"{path.name}\0".encode() if len(files) > 1 else b"")
-        with path.open("rb") as file:
-            while block := file.read(1 << 24):
-                digest.update(block)
-    return digest.hexdigest()

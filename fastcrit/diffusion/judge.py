@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from fastcrit._extras import need
 from fastcrit._placement import usable_device
+from fastcrit._statefile import digest_of_files
 from fastcrit.errors import FileFormatError
 
 # Images in the classifier at a time.
@@ -59,13 +59,13 @@ def shipped_judge(device: str = "cpu") -> Judge:
     """
     from fastcrit.diffusion import fashion_mnist
 
-    net = fashion_mnist.classifier().to(device)
+    net, path = fashion_mnist.classifier().to(device), fashion_mnist.CLASSIFIER
 
     def look(images: Tensor) -> tuple[Tensor, Tensor]:
         features = net.features(images)
         return net.scores(features), features
 
-    return Judge(look, name="Fashion-MNIST", classes=10, sha256=_sha256([fashion_mnist.CLASSIFIER]), device=device)
+    return Judge(look, name="Fashion-MNIST", classes=10, sha256=digest_of_files([path]), device=device)
 
 
 def load_judge(folder: str | os.PathLike[str], *, device: str = "cpu") -> Judge:
@@ -129,7 +129,7 @@ def load_judge(folder: str | os.PathLike[str], *, device: str = "cpu") -> Judge:
         return scores.float(), seen[0].float().flatten(1)
 
     files = sorted([*root.glob("*.safetensors"), root / "config.json", root / "preprocessor_config.json"])
-    return Judge(look, name=root.name, classes=int(net.config.num_labels), sha256=_sha256(files), device=device)
+    return Judge(look, name=root.name, classes=int(net.config.num_labels), sha256=digest_of_files(files), device=device)
 
 
 def _transformers(root: Path) -> tuple[Any, Any]:
@@ -152,10 +152,3 @@ def _transformers(root: Path) -> tuple[Any, Any]:
     if absent := sorted(map(str, [*loaded["missing_keys"], *loaded["mismatched_keys"]])):
         raise FileFormatError(f"judge: {root}: no weights, or of another shape, for {', '.join(absent[:3])}")
     return net, prepare
-
-
-def _sha256(files: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()

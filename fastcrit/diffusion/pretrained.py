@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 
 from fastcrit._placement import usable_device
+from fastcrit._statefile import digest_of_files
 from fastcrit.diffusion.denoiser import Denoiser, from_edm
 from fastcrit.diffusion.train import load_net
 
@@ -57,5 +57,5 @@ def pretrained(name: str | os.PathLike[str] = "circular-0", device: str = "cpu")
     D.name = str(name) if name in SHIPPED else path.name
     D.data_std = net.config.data_std
     D.shift = net.config.shift
-    D.card = {**card, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    D.card = {**card, "sha256": digest_of_files([path])}
     return D

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastcrit import data, store
-from fastcrit.studies.labels import labels_of
+from fastcrit.studies.labels import classes_but, labels_of
 
 if TYPE_CHECKING:
     from fastcrit.diffusion.denoiser import Denoiser
@@ -133,12 +133,13 @@ def subject_of(study: GuidanceStudy, device: str) -> Subject:
             raise ValueError(f"run: expected a study without guidance, {folder} has guidance_weight")
         if study.judge is None:
             raise ValueError("judge: needed to say whether samples look like their class, got None")
+        null_label = config["null_label"]
         D, guide = load_pair(
-            study.edm2, study.diffusers, study.guide, trust_pickle=study.trust_pickle,
-            null_label=(null_label := config["null_label"]), device=device,
+            study.edm2, study.diffusers, study.guide, trust_pickle=study.trust_pickle, null_label=null_label,
+            device=device,
         )  # fmt: skip
         judge = load_judge(study.judge, device=device)
-        known = D.classes - (null_label is not None) if config["classes"] is None else config["classes"]
+        known = classes_but(D.classes, null_label) if config["classes"] is None else config["classes"]
     else:
         raise ValueError(f"run: expected a study of a network (fastcrit study fashion-mnist or imagenet), got {folder}")
     if D.card["sha256"] != config["weights"]:

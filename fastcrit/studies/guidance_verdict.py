@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from fastcrit._arrays import check_choice
+from fastcrit._json import strict_json
 from fastcrit.alignment import Paired, paired
 
 MEASURES = ("top1", "log_probability", "margin")
@@ -184,14 +185,12 @@ def as_json(ds: xr.Dataset) -> str:
     columns = [n for n in ("evaluations", "diversity", "diversity_stderr", "coverage") if n in ds]
     arms = []
     for i, name in enumerate(ds["arm"].values):
-        row = {"arm": str(name), "center": None if np.isnan(ds["center"][i]) else float(ds["center"][i])}
+        row = {"arm": str(name), "center": float(ds["center"][i])}
         row |= {n: ds[n].values[i].item() for n in columns} | {m: float(ds[m].values[i].mean()) for m in MEASURES}
         arms.append(row)
     about = {"samples": ds.sizes["sample"], "arms": arms, "verdict": ds.attrs["verdict"]}
-    for name in ("class_entropy", "class_entropy_stderr", "class_decided"):
-        if name in ds:
-            about[name] = None if np.isnan(ds[name]) else float(ds[name])
-    return json.dumps(about | {n: json.loads(ds.attrs[n]) for n in ("pulses", "critical")})
+    about |= {n: float(ds[n]) for n in ("class_entropy", "class_entropy_stderr", "class_decided") if n in ds}
+    return strict_json(about | {n: json.loads(ds.attrs[n]) for n in ("pulses", "critical")})
 
 
 def _arm(ds: xr.Dataset, which: int | str) -> int:

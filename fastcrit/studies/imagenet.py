@@ -23,7 +23,7 @@ from fastcrit._statefile import is_url
 from fastcrit.critical import critical_point
 from fastcrit.observe import Recorder
 from fastcrit.studies.chunks import Chunks
-from fastcrit.studies.labels import labels_of
+from fastcrit.studies.labels import classes_but, labels_of
 from fastcrit.studies.ranks import Rank
 from fastcrit.studies.shared_run import shared_run
 from fastcrit.studies.strip import strip
@@ -167,7 +167,7 @@ class ImageNetStudy:
 
     def known_classes(self, D: Denoiser) -> int:
         """Number of classes but the one that stands for "no label"."""
-        return D.classes - (self.null_label is not None)
+        return classes_but(D.classes, self.null_label)
 
     def config(self, D: Denoiser) -> dict[str, Any]:
         """What the result follows from: the fields, the kind of device, the networks by their files' checksums."""
@@ -322,7 +322,7 @@ class _Job:
             part = Recorder(**study.recorder_options(D, study.blocks_a_chunk))
             part.state = found[1]
             whole.merge(part, first_block=c * study.blocks_a_chunk)
-        labels = study.labels(D, range(min(study.samples, 8)))
+        labels = study.labels(D, range(study.samples))
         ds = whole.dataset().merge(strip(D, labels, study.grid(D), study.solver, study.seed, study.samples))
         pixels = D.card["pixels_per_site"]
         if pixels is not None and pixels > 1:

@@ -17,3 +17,8 @@ def labels_of(samples: range, classes: int, null_label: int | None = None) -> ND
     """
     number = np.arange(samples.start, samples.stop) % classes
     return number if null_label is None else number + (number >= null_label)
+
+
+def classes_but(classes: int, null_label: int | None) -> int:
+    """Number of a network's classes without the one that stands for "no label"."""
+    return classes - (null_label is not None)

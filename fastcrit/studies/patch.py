@@ -22,13 +22,12 @@ from fastcrit.critical import critical_point
 from fastcrit.errors import FileFormatError, NoTransitionError
 from fastcrit.observe import Recorder
 from fastcrit.patch.dictionary import Dictionary
+from fastcrit.studies.strip import STRIP_SAMPLES, Strip
 from fastcrit.theory import PatchTheory
 
 Floats = NDArray[np.float64]
 
 DICTIONARIES = ("binary", "fashion-mnist")
-# States shown in the strip: this many samples, at this many levels.
-_STRIP_SAMPLES, _STRIP_LEVELS = 3, 8
 _SHELLS = range(6)
 
 
@@ -223,25 +222,10 @@ class PatchStudy:
         """Sample the first few trajectories again and keep them at a few levels: they depend on the seed alone."""
         from fastcrit.patch import sample
 
-        kept = np.unique(np.linspace(0, self.levels - 1, min(_STRIP_LEVELS, self.levels)).round().astype(int))
-        steps = kept * self.substeps
-        frames: dict[int, Floats] = {}
-
-        def keep(i: int, s: float, y: Any, D: Any) -> None:
-            if i in steps:
-                frames[i] = np.stack([y, D])
-
-        n = min(_STRIP_SAMPLES, self.samples)
-        sample(self.model, self.lattice, n, self.grid, self.solver, self.seed, observers=[keep])
-        states = np.stack([frames[i] for i in steps])
-        dims = ("strip_level", "sample", "y", "x")
-        return xr.Dataset(
-            {
-                "states": (dims, states[:, 0], {"long_name": "state y"}),
-                "denoised": (dims, states[:, 1], {"long_name": "denoised state D(y; s)"}),
-            },
-            {"strip_level": ("strip_level", self.grid[steps], {"long_name": "noise level s of the strip"})},
-        )
+        kept = Strip(self.grid, self.substeps)
+        n = min(STRIP_SAMPLES, self.samples)
+        sample(self.model, self.lattice, n, self.grid, self.solver, self.seed, observers=[kept])
+        return kept.dataset()
 
 
 def _predictions(theory: PatchTheory) -> dict[str, Any]:

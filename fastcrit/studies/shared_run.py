@@ -57,35 +57,7 @@ def shared_run(
 ) -> xr.Dataset | None:  # fmt: skip
     """Make the chunks that are missing; rank 0 then writes RUN/dataset.zarr, figures, summary.txt.
 
-    Parameters
-    ----------
-    job : Job
-    out : path
-        Folder of the run.
-    chunks : path or URL, optional
-        Where the chunks are: a folder that all ranks see, or the URL of one on any file system that fsspec knows.
-        Default: RUN/chunks.
-    resume : bool
-        Go on with a run that was stopped. Only rank 0 makes the folder; others wait for it.
-    rank : Rank, optional
-        Default: as torchrun or srun say.
-    progress : bool
-        Say on standard error what is done.
-
-    Returns
-    -------
-    xarray.Dataset, or None for other ranks than 0
-
-    Raises
-    ------
-    FileExistsError
-        ``out`` exists and ``resume`` is False, or holds a finished run.
-    FileNotFoundError, ValueError
-        ``resume`` without a run to resume, or one with another configuration (the message says what differs).
-    IncompleteRunError
-        Chunks failed; their tracebacks are in the log. All others are saved.
-    OSError
-        The folder cannot be written. What is there stays, and ``resume`` goes on from it.
+    Arguments, result and errors are those of `ImageNetStudy.run`, which says what they are.
     """
     need("zarr", "a study that writes its result")
     need("matplotlib", "a study that writes its figures")
@@ -148,12 +120,12 @@ class _Shared:
         while True:
             work.go()
             if rank.number != 0 or work.finished:
-                journal.progress("done", force=True, done=work.done, chunks=self.place)
+                journal.progress("done", force=True, done=work.done)
                 return None if rank.number != 0 else store.load_dataset(self.folder / "dataset.zarr")
             if missing := chunks.missing():
                 if work.others_work():
                     continue
-                journal.progress("failed", force=True, done=work.done, chunks=self.place)
+                journal.progress("failed", force=True, done=work.done)
                 raise IncompleteRunError(
                     f"chunks {', '.join(map(str, missing))} failed; why is in {self.folder / 'logs'}; all others are "
                     "saved, and --resume tries these again"
@@ -162,7 +134,7 @@ class _Shared:
             if ds is not None:
                 break
         self._write(ds)
-        journal.progress("done", force=True, done=work.done, chunks=self.place)
+        journal.progress("done", force=True, done=work.done)
         return ds
 
     def _write(self, ds: xr.Dataset) -> None:

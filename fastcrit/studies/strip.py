@@ -8,40 +8,62 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from fastcrit._placement import to_host
+
 if TYPE_CHECKING:
     from fastcrit.diffusion.denoiser import Denoiser
 
-_LEVELS = 8
-# Samples, as long as they have no more values a level than these: a strip is for looking at, not for storing.
-_SAMPLES, _VALUES = 3, 3 * 64 * 64 * 4
+# Samples shown, and levels.
+STRIP_SAMPLES, _LEVELS = 3, 8
+# Fewer samples where they would have more values a level than these: a strip is for looking at, not for storing.
+_VALUES = 3 * 64 * 64 * 4
+
+
+class Strip:
+    """An observer of a sampler that keeps states and denoised states at a few of its steps.
+
+    Parameters
+    ----------
+    grid : (steps,)
+        Noise levels of the sampler's steps.
+    every : int
+        Only every so many steps is a level to choose from.
+    """
+
+    def __init__(self, grid: NDArray[np.float64], every: int = 1) -> None:
+        n = (len(grid) - 1) // every + 1
+        self.steps = every * np.unique(np.linspace(0, n - 1, min(_LEVELS, n)).round().astype(int))
+        self._levels = grid[self.steps]
+        self._frames: dict[int, Any] = {}
+
+    def __call__(self, i: int, s: float, y: Any, D: Any) -> None:
+        """Called by the sampler at every step, with arrays or tensors (sample, ..)."""
+        if i in self.steps:
+            self._frames[i] = np.stack([to_host(y), to_host(D)])
+
+    def dataset(self) -> xr.Dataset:
+        """``states`` and ``denoised`` (strip_level, sample, channel, y, x); a single channel has no dimension."""
+        both = np.stack([self._frames[i] for i in self.steps], axis=1)
+        dims: tuple[str, ...] = ("strip_level", "sample", "channel", "y", "x")
+        if both.ndim == 6 and both.shape[3] == 1:
+            both = both[:, :, :, 0]
+        if both.ndim == 5:
+            dims = ("strip_level", "sample", "y", "x")
+        return xr.Dataset(
+            {
+                "states": (dims, both[0], {"long_name": "state y"}),
+                "denoised": (dims, both[1], {"long_name": "denoised state D(y; s)"}),
+            },
+            {"strip_level": ("strip_level", self._levels, {"long_name": "noise level s of the strip"})},
+        )
 
 
 def strip(D: Denoiser, labels: Any, levels: NDArray[np.float64], solver: str, seed: int, samples: int) -> xr.Dataset:
-    """States and denoised states (strip_level, sample, channel, y, x) of a run's first samples, made again.
-
-    A single channel has no dimension.
-    """
+    """The strip of a run's first samples, made again; ``labels`` of all samples, or None."""
     from fastcrit.diffusion import sample
 
     assert D.shape is not None
-    n = max(1, min(_SAMPLES, samples, _VALUES // int(np.prod(D.shape))))
-    kept = np.unique(np.linspace(0, len(levels) - 1, min(_LEVELS, len(levels))).round().astype(int))
-    frames: dict[int, NDArray[np.float64]] = {}
-
-    def keep(i: int, s: float, y: Any, D_y: Any) -> None:
-        if i in kept:
-            frames[i] = np.stack([y.cpu().numpy(), D_y.cpu().numpy()])
-
-    given = None if labels is None else labels[:n]
-    sample(D, given, n, levels, solver, seed, observers=[keep])
-    both = np.stack([frames[i] for i in kept], axis=1)
-    dims: tuple[str, ...] = ("strip_level", "sample", "channel", "y", "x")
-    if D.shape[0] == 1:
-        both, dims = both[:, :, :, 0], ("strip_level", "sample", "y", "x")
-    return xr.Dataset(
-        {
-            "states": (dims, both[0], {"long_name": "state y"}),
-            "denoised": (dims, both[1], {"long_name": "denoised state D(y; s)"}),
-        },
-        {"strip_level": ("strip_level", levels[kept], {"long_name": "noise level s of the strip"})},
-    )
+    n = max(1, min(STRIP_SAMPLES, samples, _VALUES // int(np.prod(D.shape))))
+    kept = Strip(levels)
+    sample(D, None if labels is None else labels[:n], n, levels, solver, seed, observers=[kept])
+    return kept.dataset()

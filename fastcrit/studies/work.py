@@ -97,7 +97,7 @@ class Work:
 
     def _keep_on(self, number: int, where: str) -> None:
         """Say where this rank is in a chunk; NotNeededError when another has made it meanwhile."""
-        self.journal.progress("working", done=self.done, chunk=number, where=where, chunks=self.chunks.place)
+        self.journal.progress("working", done=self.done, chunk=number, where=where)
         if self.chunks.exists(number):
             raise NotNeededError
 
