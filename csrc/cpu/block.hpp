@@ -62,6 +62,14 @@ struct RowReader {
         finish(begin + n, n, to + 1, 2);
     }
 
+    /// Registers of Q values each of all lanes, from value `at` on, transposed.
+    void turn(std::int64_t at, Vec<T>* square) const {
+        unroll<kPiece<T>>([&](auto r) {
+            square[r] = load_pieces<T>([&](int p) { return lane[p * kPiece<T> + decltype(r)::value] + at; });
+        });
+        transpose_pieces<T>(square);
+    }
+
 private:
     void prefetch(std::int64_t begin, std::int64_t n) const {
         if (ahead == 0) return;
@@ -82,14 +90,6 @@ private:
             }
         }
         if (totals != nullptr) add_to_totals(n, to, stride);
-    }
-
-    /// Registers of Q values each of all lanes, from value `at` on, transposed.
-    void turn(std::int64_t at, Vec<T>* square) const {
-        unroll<kPiece<T>>([&](auto r) {
-            square[r] = load_pieces<T>([&](int p) { return lane[p * kPiece<T> + decltype(r)::value] + at; });
-        });
-        transpose_pieces<T>(square);
     }
 
     /// Transposes Q values at a time. When the last Q would reach past what is readable, they are taken from further

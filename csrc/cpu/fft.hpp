@@ -10,12 +10,19 @@ namespace fastcrit::FASTCRIT_ISA {
 
 using cpu::FftTables;
 
-/// y_u of the sequence x[0], x[step], .. x[(R - 1) step].
+// Radices above go by the definition.
+inline constexpr std::int32_t kLargestCodelet = 8;
+
+/// y_u of the sequence x(0), x(step), .. x((R - 1) step).
+template <class T, int R, class Source>
+inline void gather_from(const Source& x, std::int64_t step, Complex<T>* y) {
+    Complex<T> values[R];
+    unroll<R>([&](auto j) { values[j] = x(j * step); });
+    Butterfly<T, R>::run(values, y);
+}
 template <class T, int R>
 inline void gather(const Complex<T>* x, std::int64_t step, Complex<T>* y) {
-    Complex<T> values[R];
-    unroll<R>([&](auto j) { values[j] = x[j * step]; });
-    Butterfly<T, R>::run(values, y);
+    gather_from<T, R>([x](std::int64_t i) { return x[i]; }, step, y);
 }
 
 /// y[q + s (R p + u)] = w^(p u) sum_j x[q + s (p + m j)] exp(-2 pi i j u / R), w = exp(-2 pi i / (R m)).
@@ -35,6 +42,18 @@ FASTCRIT_FLATTEN inline void pass(const Complex<T>* x, Complex<T>* y, std::int64
             to[q] = out[0];
             unroll<R - 1>([&](auto u) { to[q + (u + 1) * s] = times(out[u + 1], w[2 * u], w[2 * u + 1]); });
         }
+    }
+}
+
+/// The first pass (s = 1) of a sequence that is read from x(0) .. x(R m - 1).
+template <class T, int R, class Source>
+FASTCRIT_FLATTEN inline void first_pass(const Source& x, Complex<T>* y, std::int64_t m, const T* tw) {
+    Complex<T> out[R];
+    for (std::int64_t p = 0; p < m; ++p) {
+        const T* w = tw + 2 * (R - 1) * p;
+        gather_from<T, R>([&x, p](std::int64_t i) { return x(p + i); }, m, out);
+        y[R * p] = out[0];
+        unroll<R - 1>([&](auto u) { y[R * p + u + 1] = times(out[u + 1], w[2 * u], w[2 * u + 1]); });
     }
 }
 
@@ -72,33 +91,36 @@ inline void pass_any(const Complex<T>* x, Complex<T>* y, std::int64_t r, std::in
     }
 }
 
-/// The first `passes` passes of `stride` interleaved sequences in a, which is destroyed. Returns the buffer, a or b, in
+/// Passes `begin` to `end` of `stride` interleaved sequences in a, which is destroyed. Returns the buffer, a or b, in
 /// which the sequences then lie.
 template <class T>
-inline Complex<T>* run_passes(const FftTables<T>& plan, std::int32_t passes, Complex<T>* a, Complex<T>* b,
-                              std::int64_t stride) {
+inline Complex<T>* run_passes(const FftTables<T>& plan, std::int32_t begin, std::int32_t end, Complex<T>* a,
+                              Complex<T>* b, std::int64_t stride) {
     std::int64_t length = plan.n;
     std::int64_t s = stride;
     const T* tw = plan.twiddles;
     const T* roots = plan.roots;
-    for (std::int32_t i = 0; i < passes; ++i) {
+    for (std::int32_t i = 0; i < end; ++i) {
         const std::int64_t r = plan.radices[i];
         const std::int64_t m = length / r;
-        switch (r) {
-            case 2: pass<T, 2>(a, b, m, s, tw); break;
-            case 3: pass<T, 3>(a, b, m, s, tw); break;
-            case 4: pass<T, 4>(a, b, m, s, tw); break;
-            case 5: pass<T, 5>(a, b, m, s, tw); break;
-            case 7: pass<T, 7>(a, b, m, s, tw); break;
-            case 8: pass<T, 8>(a, b, m, s, tw); break;
-            default: pass_any<T>(a, b, r, m, s, tw, roots); roots += 2 * r;
+        if (i >= begin) {
+            switch (r) {
+                case 2: pass<T, 2>(a, b, m, s, tw); break;
+                case 3: pass<T, 3>(a, b, m, s, tw); break;
+                case 4: pass<T, 4>(a, b, m, s, tw); break;
+                case 5: pass<T, 5>(a, b, m, s, tw); break;
+                case 7: pass<T, 7>(a, b, m, s, tw); break;
+                case 8: pass<T, 8>(a, b, m, s, tw); break;
+                default: pass_any<T>(a, b, r, m, s, tw, roots);
+            }
+            Complex<T>* const swap = a;
+            a = b;
+            b = swap;
         }
+        if (r > kLargestCodelet) roots += 2 * r;
         tw += 2 * (r - 1) * m;
         length = m;
         s *= r;
-        Complex<T>* const swap = a;
-        a = b;
-        b = swap;
     }
     return a;
 }
@@ -114,12 +136,12 @@ inline void convolve_chirp(const FftTables<T>& plan, const Complex<T>* a, Comple
             spare[j] = times(a[q + stride * j], plan.chirp[2 * j], plan.chirp[2 * j + 1]);
         }
         for (std::int64_t j = plan.n; j < inner.n; ++j) spare[j] = Complex<T>{};
-        Complex<T>* const spectrum = run_passes(inner, inner.passes, spare, spare + inner.n, 1);
+        Complex<T>* const spectrum = run_passes(inner, 0, inner.passes, spare, spare + inner.n, 1);
         Complex<T>* const other = spectrum == spare ? spare + inner.n : spare;
         for (std::int64_t j = 0; j < inner.n; ++j) {
             spectrum[j] = conj(times(spectrum[j], plan.chirp_spectrum[2 * j], plan.chirp_spectrum[2 * j + 1]));
         }
-        const Complex<T>* const back = run_passes(inner, inner.passes, spectrum, other, 1);
+        const Complex<T>* const back = run_passes(inner, 0, inner.passes, spectrum, other, 1);
         for (std::int64_t k = 0; k < plan.n; ++k) {
             b[q + stride * k] = times(conj(back[k]), plan.chirp[2 * k], plan.chirp[2 * k + 1]);
         }
@@ -129,7 +151,7 @@ inline void convolve_chirp(const FftTables<T>& plan, const Complex<T>* a, Comple
 /// Transforms `stride` interleaved sequences. The input is in a and is destroyed; the result is in the buffer returned.
 template <class T>
 inline Complex<T>* fft(const FftTables<T>& plan, Complex<T>* a, Complex<T>* b, std::int64_t stride, Complex<T>* spare) {
-    if (plan.convolution == nullptr) return run_passes(plan, plan.passes, a, b, stride);
+    if (plan.convolution == nullptr) return run_passes(plan, 0, plan.passes, a, b, stride);
     convolve_chirp(plan, a, b, stride, spare);
     return b;
 }
@@ -168,27 +190,51 @@ FASTCRIT_FLATTEN inline void last_pass(const Complex<T>* x, std::int64_t s, cons
     }
 }
 
+/// The last pass of one sequence, from x to the sink, if its radix has a codelet.
+template <class T, class Sink>
+inline void run_last_pass(const FftTables<T>& plan, const Complex<T>* x, const Sink& sink) {
+    const std::int64_t r = plan.radices[plan.passes - 1];
+    const std::int64_t s = plan.n / r;
+    switch (r) {
+        case 2: return last_pass<T, 2>(x, s, sink);
+        case 3: return last_pass<T, 3>(x, s, sink);
+        case 4: return last_pass<T, 4>(x, s, sink);
+        case 5: return last_pass<T, 5>(x, s, sink);
+        case 7: return last_pass<T, 7>(x, s, sink);
+        default: return last_pass<T, 8>(x, s, sink);
+    }
+}
+
 /// Transform of one sequence in a, handed to the sink as `last_pass` says. Both buffers are destroyed.
 template <class T, class Sink>
 inline void fft_pairs(const FftTables<T>& plan, Complex<T>* a, Complex<T>* b, Complex<T>* spare, const Sink& sink) {
-    if (plan.convolution == nullptr && plan.passes > 0) {
-        const std::int64_t r = plan.radices[plan.passes - 1];
-        const std::int64_t s = plan.n / r;
-        const Complex<T>* const x = run_passes(plan, r <= 8 ? plan.passes - 1 : 0, a, b, 1);
-        switch (r) {
-            case 2: return last_pass<T, 2>(x, s, sink);
-            case 3: return last_pass<T, 3>(x, s, sink);
-            case 4: return last_pass<T, 4>(x, s, sink);
-            case 5: return last_pass<T, 5>(x, s, sink);
-            case 7: return last_pass<T, 7>(x, s, sink);
-            case 8: return last_pass<T, 8>(x, s, sink);
-            default: break;
-        }
+    if (plan.convolution == nullptr && plan.passes > 0 && plan.radices[plan.passes - 1] <= kLargestCodelet) {
+        return run_last_pass(plan, run_passes(plan, 0, plan.passes - 1, a, b, 1), sink);
     }
     const Complex<T>* const z = fft(plan, a, b, 1, spare);
     sink.alone(0, z[0]);
     for (std::int64_t k = 1; 2 * k < plan.n; ++k) sink.pair(k, plan.n - k, z[k], z[plan.n - k]);
     if (plan.n > 1 && plan.n % 2 == 0) sink.alone(plan.n / 2, z[plan.n / 2]);
+}
+
+/// The same of the sequence source(0) .. source(n - 1), which is not written to a where the first pass can read it.
+template <class T, class Source, class Sink>
+inline void fft_pairs_of(const FftTables<T>& plan, const Source& source, Complex<T>* a, Complex<T>* b,
+                         Complex<T>* spare, const Sink& sink) {
+    if (plan.convolution == nullptr && plan.passes > 1 && plan.radices[0] <= kLargestCodelet) {
+        const std::int64_t m = plan.n / plan.radices[0];
+        switch (plan.radices[0]) {
+            case 2: first_pass<T, 2>(source, b, m, plan.twiddles); break;
+            case 3: first_pass<T, 3>(source, b, m, plan.twiddles); break;
+            case 4: first_pass<T, 4>(source, b, m, plan.twiddles); break;
+            case 5: first_pass<T, 5>(source, b, m, plan.twiddles); break;
+            case 7: first_pass<T, 7>(source, b, m, plan.twiddles); break;
+            default: first_pass<T, 8>(source, b, m, plan.twiddles);
+        }
+        return run_last_pass(plan, run_passes(plan, 1, plan.passes - 1, b, a, 1), sink);
+    }
+    for (std::int64_t i = 0; i < plan.n; ++i) a[i] = source(i);
+    fft_pairs(plan, a, b, spare, sink);
 }
 
 }  // namespace fastcrit::FASTCRIT_ISA

@@ -1,241 +1,328 @@
-// One field at a time, for lattices whose block of W fields would leave the cache: lanes are first W pairs of rows,
-// then W neighbouring columns kx of the same field. Transposed in registers between the two, the columns form panels
-// that are transformed like the planes of a block.
+// One field at a time, for lattices whose block of W fields would leave the cache. No row is turned where it is read:
 //
-// When nx is even, kx = 0 and kx = nx/2 hold real rows and share the first column of the first panel.
+//   columns   lanes are W neighbouring x. Two groups of W columns are one complex group, read along a row, transformed
+//             along y (and z), separated, and stored one row for each mode of the plane, of which every other is the
+//             mirror image of one stored;
+//   rows      W such rows at a time, turned as they are read, are transformed along x; the power of k and of its image
+//             at -kx, which are always in one bin, are left together;
+//   bins      sum what is left of the field in the order of the bins.
+//
+// The modes that are their own mirror image in the plane have real rows: two of them share the first row (or, in three
+// dimensions, the first two).
 #pragma once
 
 #include "power.hpp"
 
 namespace fastcrit::FASTCRIT_ISA {
 
-// Bins up to this many get a sum for every lane, since neighbouring columns often share a shell and would wait for each
-// other's addition; finer bins have few modes each and are added to directly.
-inline constexpr std::int64_t kMostBinsByLane = 2048;
+static_assert(kLanes<float> <= cpu::kMostLanes);
+
+/// Where the parts of the scratch lie.
+template <class T>
+struct LinesScratch {
+    std::int64_t groups;  ///< of W columns
+    std::int64_t pitch;   ///< from row to row: a register of real and one of imaginary parts for each group, and a line
+                          ///< more, so that rows lie in different sets of the cache
+    Complex<T>* work;
+    T* rows;
+    T* power;         ///< power[kx * power_pitch + row]
+    T* second_power;  ///< second_power[kx * kMostLanes + row], of the second mode of a row
+    T* kept;
+
+    LinesScratch(const PlanTables<T>& plan, const PowerRequest<T>& request, void* scratch)
+        : groups((plan.n2 + kLanes<T> - 1) / kLanes<T>),
+          pitch(2 * groups * kLanes<T> + kLineBytes / static_cast<std::int64_t>(sizeof(T))),
+          work(static_cast<Complex<T>*>(scratch)),
+          rows(reinterpret_cast<T*>(work + kLanes<T> + plan.plane + plan.work)),
+          power(rows + plan.rows * pitch),
+          second_power(power + std::int64_t{plan.half} * plan.power_pitch),
+          kept(second_power + std::int64_t{plan.half} * cpu::kMostLanes),
+          end(kept + 2 * std::int64_t{request.n_selected}) {}
+    T* end;
+};
 
 template <class T>
-struct LinesLayout {
-    std::int64_t columns;  ///< nx/2 for even nx, otherwise (nx + 1)/2
-    std::int64_t panels;
-    std::int64_t bin_sums;  ///< values of T
-    std::int64_t spread;    ///< from one bin to the next
+std::int64_t lines_scratch(const PlanTables<T>& plan, const PowerRequest<T>& request) {
+    return reinterpret_cast<std::intptr_t>(LinesScratch<T>(plan, request, nullptr).end);
+}
 
-    LinesLayout(const PlanTables<T>& plan, const PowerRequest<T>& request)
-        : columns((std::int64_t{plan.n2} + 1) / 2),
-          panels((columns + kLanes<T> - 1) / kLanes<T>),
-          spread(request.bins <= kMostBinsByLane ? kLanes<T> : 1) {
-        bin_sums = (request.bins * spread + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
+/// Brings two registers' worth into the L2 cache.
+template <class T>
+inline void prefetch_pair(const T* from) {
+    constexpr int line = kLineBytes / static_cast<int>(sizeof(T));
+    for (int x = 0; x < 2 * kLanes<T>; x += line) __builtin_prefetch(from + x, 0, 2);
+}
+
+/// Two groups of W columns of a field as one complex sequence.
+template <class T>
+struct ColumnPair {
+    const T* field;
+    std::int64_t n2;
+    std::int64_t first;   ///< x of lane 0 in the real part
+    std::int64_t second;  ///< and in the imaginary part
+    std::int64_t rows_ahead;
+
+    Complex<T> operator()(std::int64_t row) const {
+        __builtin_prefetch(field + (row + rows_ahead) * n2 + first, 0, 3);
+        __builtin_prefetch(field + (row + rows_ahead) * n2 + second, 0, 3);
+        return {load(field + row * n2 + first), load(field + row * n2 + second)};
     }
 };
 
-/// Sink that leaves the power of a panel's modes, mirror images added, in power[j] for the smaller j of the two, and
-/// keeps selected modes. What the first column of the first panel holds is taken apart here.
+/// The same of a field that is changed as it is read, or narrower than a register.
 template <class T>
-struct PanelPower {
-    const PlanTables<T>& plan;
-    const PowerRequest<T>& request;
-    std::int64_t first;  ///< kx of lane 0
-    std::int64_t lanes;  ///< columns in this panel
-    bool packed;         ///< lane 0 holds kx = 0 and kx = nx/2
-    Vec<T>* power;
-    T* nyquist;  ///< as power, of kx = nx/2
-    T* kept;
+struct ChangedColumnPair {
+    ColumnPair<T> columns;
+    const T* offset;
+    bool sign;
 
-    void pair(std::int64_t j, std::int64_t mirror, const Complex<T>& z, const Complex<T>& opposite) const {
-        power[j] = square(z) + square(opposite);
-        if (packed) pair_packed(j, mirror, z.re[0], z.im[0], opposite.re[0], opposite.im[0]);
-        if (keeps()) {
-            keep_lanes(j, z);
-            keep_lanes(mirror, opposite);
-        }
+    Complex<T> operator()(std::int64_t row) const { return {read(row, columns.first), read(row, columns.second)}; }
+
+private:
+    Vec<T> read(std::int64_t row, std::int64_t x) const {
+        const std::int64_t at = row * columns.n2 + x;
+        Vec<T> value = some(columns.field + at);
+        if (offset != nullptr) value -= some(offset + at);
+        if (sign) value = value >= Vec<T>{} ? Vec<T>{} + T{1} : Vec<T>{} - T{1};
+        return value;
+    }
+    Vec<T> some(const T* from) const {
+        if (columns.n2 >= kLanes<T>) return load(from);
+        Vec<T> value{};
+        for (std::int64_t l = 0; l < columns.n2; ++l) value[l] = from[l];
+        return value;
+    }
+};
+
+/// Sink that separates two groups of columns and stores what is found of each mode in its row, doubled.
+template <class T>
+struct SplitColumns {
+    const std::int32_t* row_of;
+    T* first;  ///< where the first group lies in row 0
+    T* second;
+    std::int64_t pitch;
+    const T* ahead;
+    std::int64_t step;
+
+    void pair(std::int64_t j, std::int64_t, const Complex<T>& z, const Complex<T>& mirror) const {
+        Complex<T> a;
+        Complex<T> b;
+        separate(z, mirror, a, b);
+        prefetch_pair(ahead + j * step);
+        const std::int64_t at = row_of[j] * pitch;
+        store(first + at, a.re);
+        store(first + at + kLanes<T>, a.im);
+        store(second + at, b.re);
+        store(second + at + kLanes<T>, b.im);
     }
     void alone(std::int64_t j, const Complex<T>& z) const {
-        power[j] = square(z);
-        if (packed) alone_packed(j, z.re[0], z.im[0]);
-        if (keeps()) keep_lanes(j, z);
+        const std::int64_t row = row_of[j];
+        const std::int64_t at = row >= 0 ? row * pitch : ~row * pitch + kLanes<T>;
+        store(first + at, z.re * T{2});
+        store(second + at, z.im * T{2});
+    }
+};
+
+/// W columns of W rows: real and imaginary parts from value `begin` of every lane on.
+template <class T>
+FASTCRIT_FLATTEN inline void turn_group(const RowReader<T>& rows, std::int64_t begin, Complex<T>* to) {
+    constexpr int q = kPiece<T>;
+    unroll<kPieces<T>>([&](auto p) {
+        constexpr int x = decltype(p)::value * q;
+        Vec<T> re[q];
+        Vec<T> im[q];
+        rows.turn(begin + x, re);
+        rows.turn(begin + kLanes<T> + x, im);
+        unroll<q>([&](auto i) { to[x + i] = {re[i], im[i]}; });
+    });
+}
+
+/// Sink that leaves the power of W rows, k and its image at -kx together, and keeps selected modes. Shared: rows of
+/// two modes are among them.
+template <class T, bool Shared>
+struct RowPower {
+    const PlanTables<T>& plan;
+    const PowerRequest<T>& request;
+    std::int64_t first;  ///< row of lane 0
+    T* power;            ///< of lane 0 at kx = 0
+    T* second_power;
+    T* kept;
+    std::int64_t kept_columns;  ///< kx of all selected modes are below
+    const T* ahead;
+    std::int64_t step;
+
+    void pair(std::int64_t kx, std::int64_t, const Complex<T>& z, const Complex<T>& opposite) const {
+        prefetch_pair(ahead + kx * step);
+        const Vec<T> sum = square(z) + square(opposite);
+        if constexpr (Shared) {
+            constexpr T half = static_cast<T>(0.5);
+            Complex<T> a;
+            Complex<T> b;
+            separate(z, opposite, a, b);
+            a = {a.re * half, a.im * half};
+            b = {b.re * half, b.im * half};
+            leave(kx, sum, square(a), square(b));
+            if (kx < kept_columns) keep({z, opposite, a, b}, kx);
+        } else {
+            leave(kx, sum, sum, sum);
+            if (kx < kept_columns) keep({z, opposite, z, z}, kx);
+        }
+    }
+    void alone(std::int64_t kx, const Complex<T>& z) const {
+        constexpr T half = static_cast<T>(0.5);  // the image at -kx is the mode itself
+        leave(kx, square(z), z.re * z.re * half, z.im * z.im * half);
+        if (kx < kept_columns) keep({z, z, {z.re, Vec<T>{}}, {z.im, Vec<T>{}}}, kx);
     }
 
 private:
-    [[gnu::noinline]] void pair_packed(std::int64_t j, std::int64_t mirror, T re, T im, T other_re, T other_im) const {
-        constexpr T half = static_cast<T>(0.5);
-        const T a_re = (re + other_re) * half;
-        const T a_im = (im - other_im) * half;
-        const T b_re = (im + other_im) * half;
-        const T b_im = (other_re - re) * half;
-        power[j][0] = T{2} * (a_re * a_re + a_im * a_im);
-        nyquist[j] = T{2} * (b_re * b_re + b_im * b_im);
-        if (request.n_selected == 0) return;
-        keep(j, 0, a_re, a_im);
-        keep(mirror, 0, a_re, -a_im);
-        keep(j, plan.n2 / 2, b_re, b_im);
-        keep(mirror, plan.n2 / 2, b_re, -b_im);
+    struct Modes {
+        Complex<T> z;
+        Complex<T> opposite;
+        Complex<T> a;  ///< in rows of two modes, the first and
+        Complex<T> b;  ///< the second
+    };
+    static constexpr std::int64_t w = kLanes<T>;
+
+    std::int64_t shared() const { return Shared ? (plan.own_mirrors + 1) / 2 - first : 0; }
+    void leave(std::int64_t kx, Vec<T> sum, Vec<T> a, Vec<T> b) const {
+        if constexpr (Shared) {
+            store(second_power + kx * cpu::kMostLanes, b);
+            for (std::int64_t l = 0; l < w && l < shared(); ++l) sum[l] = a[l];
+        }
+        store(power + kx * plan.power_pitch, sum);
     }
-    [[gnu::noinline]] void alone_packed(std::int64_t j, T re, T im) const {
-        power[j][0] = re * re;
-        nyquist[j] = im * im;
-        if (request.n_selected == 0) return;
-        keep(j, 0, re, T{0});
-        keep(j, plan.n2 / 2, im, T{0});
+    /// The mode at kx, j is z, and that at kx, -j the conjugate of what is at -kx, j.
+    [[gnu::noinline, gnu::cold]] void keep(const Modes& m, std::int64_t kx) const {
+        for (std::int64_t l = 0; l < w && first + l < plan.rows; ++l) {
+            if (l < shared()) {
+                const std::int64_t mode = 2 * (first + l);
+                keep_one(kx, plan.mode_of_half[mode], m.a.re[l], m.a.im[l]);
+                if (mode + 1 < plan.own_mirrors) keep_one(kx, plan.mode_of_half[mode + 1], m.b.re[l], m.b.im[l]);
+            } else {
+                const std::int32_t j = plan.mode_of_half[first + l + plan.own_mirrors / 2];
+                keep_one(kx, j, m.z.re[l], m.z.im[l]);
+                keep_one(kx, plan.mirror[j], m.opposite.re[l], -m.opposite.im[l]);
+            }
+        }
     }
-    bool keeps() const { return request.n_selected > 0 && first < request.selected_columns; }
-    void keep(std::int64_t j, std::int64_t kx, T re, T im) const {
+    void keep_one(std::int64_t kx, std::int64_t j, T re, T im) const {
         const std::int32_t slot = request.slot[kx * plan.plane + j];
         if (slot < 0) return;
         kept[2 * slot] = re;
         kept[2 * slot + 1] = im;
     }
-    [[gnu::noinline]] void keep_lanes(std::int64_t j, Complex<T> z) const {
-        for (std::int64_t l = packed ? 1 : 0; l < lanes; ++l) keep(j, first + l, z.re[l], z.im[l]);
-    }
 };
 
-/// Adds the power of a panel to the bins.
+/// Sum over the sites. Up to 64 values a lane are added in the precision of the field before they go to double.
 template <class T>
-inline void add_panel(const PanelPower<T>& panel, std::int64_t spread, T* bins) {
-    const PlanTables<T>& plan = panel.plan;
-    const T* const power = reinterpret_cast<const T*>(panel.power);
-    // kx and -kx count, but kx = 0 and kx = nx/2 once; they are in lane 0 of the first panel.
-    const T first_weight = panel.first == 0 ? T{1} : T{2};
-    for (std::int64_t j = 0; j < plan.plane; ++j) {
-        if (plan.mirror[j] < j) continue;
-        const std::int32_t* const row = panel.request.bin_by_row + j * plan.half;
-        const std::int32_t* const bin = row + panel.first;
-        const T* const value = power + j * kLanes<T>;
-        if (panel.packed) bins[row[plan.n2 / 2] * spread] += panel.nyquist[j];
-        if (spread > 1) {
-            bins[bin[0] * kLanes<T>] += value[0] * first_weight;
-            for (std::int64_t l = 1; l < panel.lanes; ++l) bins[bin[l] * kLanes<T> + l] += value[l] * T{2};
-        } else {
-            bins[bin[0]] += value[0] * first_weight;
-            for (std::int64_t l = 1; l < panel.lanes; ++l) bins[bin[l]] += value[l] * T{2};
+FASTCRIT_FLATTEN inline double sum_of_field(const T* field, std::int64_t sites) {
+    constexpr std::int64_t w = kLanes<T>;
+    constexpr int chains = 4;
+    constexpr std::int64_t run = 16 * chains * w;
+    double total = 0.0;
+    std::int64_t x = 0;
+    while (x + chains * w <= sites) {
+        Vec<T> part[chains] = {};
+        const std::int64_t end = x + run < sites ? x + run : sites;
+        for (; x + chains * w <= end; x += chains * w) {
+            unroll<chains>([&](auto c) { part[c] += load(field + x + c * w); });
         }
+        const Vec<T> sum = (part[0] + part[1]) + (part[2] + part[3]);
+        for (std::int64_t l = 0; l < w; ++l) total += static_cast<double>(sum[l]);
+    }
+    for (; x < sites; ++x) total += static_cast<double>(field[x]);
+    return total;
+}
+
+/// Brings values [begin, end) into the L2 cache.
+template <class T>
+inline void prefetch(const T* values, std::int64_t begin, std::int64_t end) {
+    for (std::int64_t x = begin; x < end; x += kLineBytes / static_cast<std::int64_t>(sizeof(T))) {
+        __builtin_prefetch(values + x, 0, 2);
     }
 }
 
-/// Where the parts of the scratch lie.
+/// Sum of value[place[i]], i < n, in eight chains.
 template <class T>
-struct LinesScratch {
-    Complex<T>* block;  ///< [panel][row]
-    Complex<T>* work;
-    Complex<T>* staging;  ///< [kx][row of a pair]: spectra of W row pairs
-    Vec<T>* power;        ///< of one panel
-    T* nyquist;
-    T* bins;
-    T* kept;
-
-    LinesScratch(const PlanTables<T>& plan, const LinesLayout<T>& layout, void* scratch)
-        : block(static_cast<Complex<T>*>(scratch)),
-          work(block + layout.panels * plan.plane_stride),
-          staging(work + plan.work),
-          power(&staging[2 * (layout.panels * kLanes<T> + 1)].re),
-          nyquist(reinterpret_cast<T*>(power + plan.plane)),
-          bins(nyquist + plan.plane),
-          kept(bins + layout.bin_sums) {}
-};
-
-template <class T>
-std::int64_t lines_scratch(const PlanTables<T>& plan, const PowerRequest<T>& request) {
-    const LinesScratch<T> parts(plan, LinesLayout<T>(plan, request), nullptr);
-    return reinterpret_cast<std::intptr_t>(parts.kept + 2 * std::int64_t{request.n_selected});
-}
-
-/// Spectra of rows 2 (first + l) and the next, l < W, turned so that lanes are columns.
-template <class T>
-FASTCRIT_FLATTEN inline void turn_rows(const PlanTables<T>& plan, const LinesLayout<T>& layout,
-                                       const Complex<T>* staging, std::int64_t first, Complex<T>* block) {
-    constexpr std::int64_t q = kPiece<T>;
-    T spare[q];
-    for (std::int64_t kx = 0; kx < layout.panels * kLanes<T>; kx += q) {
-        Complex<T>* const panel = block + kx / kLanes<T> * plan.plane_stride;
-        for (int member = 0; member < 2; ++member) {
-            Vec<T> re[q];
-            Vec<T> im[q];
-            unroll<q>([&](auto r) {
-                re[r] = staging[2 * (kx + r) + member].re;
-                im[r] = staging[2 * (kx + r) + member].im;
-            });
-            transpose_pieces<T>(re);
-            transpose_pieces<T>(im);
-            unroll<q>([&](auto r) {
-                const auto target = [&](int p, bool real) {
-                    const std::int64_t row = 2 * (first + p * q + decltype(r)::value) + member;
-                    if (row >= plan.plane) return spare;
-                    return reinterpret_cast<T*>(real ? &panel[row].re : &panel[row].im) + kx % kLanes<T>;
-                };
-                store_pieces<T>(re[r], [&](int p) { return target(p, true); });
-                store_pieces<T>(im[r], [&](int p) { return target(p, false); });
-            });
-        }
+inline T sum_of_places(const T* value, const std::int32_t* place, std::int64_t n) {
+    constexpr int chains = 8;
+    T part[chains] = {};
+    std::int64_t i = 0;
+    for (; i + chains <= n; i += chains) {
+        unroll<chains>([&](auto c) { part[c] += value[place[i + c]]; });
     }
-}
-
-/// Reads row 2 (first + l) + member of a field into lane l < W, l past the last row repeating it.
-template <class T>
-inline RowReader<T> read_lines(const PlanTables<T>& plan, const T* field, std::int64_t first, std::int64_t member) {
-    RowReader<T> rows;
-    rows.readable = plan.n2;
-    for (std::int64_t l = 0; l < kLanes<T>; ++l) {
-        const std::int64_t row = 2 * (first + l) + member;
-        rows.lane[l] = field + (row < plan.plane ? row : plan.plane - 1) * std::int64_t{plan.n2};
-    }
-    return rows;
+    for (; i < n; ++i) part[i % chains] += value[place[i]];
+    return ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7]));
 }
 
 /// As `power`, of one field.
 template <class T>
 std::int64_t lines(const PlanTables<T>& plan, const PowerRequest<T>& request, std::int64_t index, void* scratch) {
     constexpr std::int64_t w = kLanes<T>;
-    const LinesLayout<T> layout(plan, request);
-    const LinesScratch<T> at(plan, layout, scratch);
+    const LinesScratch<T> at(plan, request, scratch);
     const std::int64_t n = plan.n2;
     const std::int64_t sites = n * plan.plane;
     const T* const field = request.fields + index * sites;
-    const bool packed = n % 2 == 0;
-    for (std::int64_t b = 0; b < layout.bin_sums; ++b) at.bins[b] = T{0};
-
-    double total = 0.0;
-    for (std::int64_t first = 0; 2 * first < plan.plane; first += w) {
-        for (std::int64_t member = 0; member < 2; ++member) {
-            Vec<T>* const to = member == 0 ? &at.work[0].re : &at.work[0].im;
-            RowReader<T> rows = read_lines(plan, field, first, member);
-            double totals[w] = {};
-            if (request.totals != nullptr) rows.totals = totals;
-            rows.sign = request.sign;
-            rows.read(0, n, to, 2);
-            for (std::int64_t l = 0; l < w && 2 * (first + l) + member < plan.plane; ++l) total += totals[l];
-            if (request.offset != nullptr) {
-                Vec<T>* const mean = &at.staging[0].re;
-                read_lines(plan, request.offset, first, member).read(0, n, mean, 1);
-                for (std::int64_t x = 0; x < n; ++x) to[2 * x] -= mean[x];
-            }
-        }
-        fft_pairs(plan.along_x, at.work, at.work + n, at.work + plan.spare, SplitRows<T>{at.staging, 2});
-        if (packed) {
-            for (int member = 0; member < 2; ++member) at.staging[member].im = at.staging[n + member].re;
-        }
-        // Lanes of the last panel that are no column.
-        for (std::int64_t i = 2 * layout.columns; i < 2 * layout.panels * w; ++i) at.staging[i] = Complex<T>{};
-        turn_rows(plan, layout, at.staging, first, at.block);
+    Complex<T>* const spare = at.work + plan.plane + plan.spare;
+    if (request.totals != nullptr) request.totals[index] = sum_of_field(field, sites);
+    const bool large = sites * (std::int64_t)sizeof(T) > 524288;
+    const std::int64_t step = large ? 0 : 2 * w;
+    const T* const next = index + 1 < request.count ? field + sites : field;
+    if (plan.own_mirrors == 1) {  // the imaginary parts of the one row that holds one real sequence
+        for (std::int64_t g = 0; g < at.groups; ++g) store(at.rows + (2 * g + 1) * w, Vec<T>{});
     }
-    for (std::int64_t panel = 0; panel < layout.panels; ++panel) {
-        const std::int64_t first = panel * w;
-        const std::int64_t left = layout.columns - first;
-        const PanelPower<T> sink{plan,     request,    first,  left < w ? left : w, packed && panel == 0,
-                                 at.power, at.nyquist, at.kept};
-        transform_plane(plan, at.block + panel * plan.plane_stride, at.work, sink);
-        add_panel(sink, layout.spread, at.bins);
+    // The last group of columns overlaps the one before.
+    const auto begin_of = [&](std::int64_t group) { return n >= (group + 1) * w ? group * w : n > w ? n - w : 0; };
+    const bool plain = request.offset == nullptr && !request.sign && n >= w;
+    for (std::int64_t g = 0; g < at.groups; g += 2) {
+        const std::int64_t partner = g + 1 < at.groups ? g + 1 : g;
+        const ColumnPair<T> columns{field, n, begin_of(g), begin_of(partner), large ? 8 : 0};
+        const SplitColumns<T> sink{plan.row_of, at.rows + 2 * g * w, at.rows + 2 * partner * w, at.pitch, next + g/2*(plan.plane/2)*step, step};
+        const auto transform = [&](const auto& source) {
+            if (plan.n0 == 1) return fft_pairs_of(plan.along_y, source, at.work, at.work + plan.plane, spare, sink);
+            for (std::int64_t j = 0; j < plan.plane; ++j) at.work[j] = source(j);
+            transform_plane(plan, at.work, at.work + plan.plane, sink);
+        };
+        if (plain) {
+            transform(columns);
+        } else {
+            transform(ChangedColumnPair<T>{columns, request.offset, request.sign});
+        }
     }
 
-    if (request.totals != nullptr) request.totals[index] = total;
+    const std::int64_t kept_columns = request.n_selected > 0 ? request.selected_columns : 0;
+    RowReader<T> rows;
+    rows.readable = at.pitch;
+    for (std::int64_t first = 0; first < plan.rows; first += w) {
+        for (std::int64_t l = 0; l < w; ++l) {
+            rows.lane[l] = at.rows + (first + l < plan.rows ? first + l : plan.rows - 1) * at.pitch;
+        }
+        for (std::int64_t g = 0; g < at.groups; ++g) turn_group(rows, 2 * g * w, at.work + begin_of(g));
+        const T* const ahead = next + sites / 2 + first / w * (n / 2) * step;
+        const auto transform = [&](auto shared) {
+            fft_pairs(plan.along_x, at.work, at.work + n, spare,
+                      RowPower<T, decltype(shared)::value>{plan, request, first, at.power + first, at.second_power,
+                                                           at.kept, kept_columns, ahead, step});
+        };
+        if (2 * first < plan.own_mirrors) {
+            transform(std::true_type{});
+        } else {
+            transform(std::false_type{});
+        }
+    }
+
     T* const modes = request.modes + 2 * index * request.n_selected;
     for (std::int64_t i = 0; i < 2 * request.n_selected; ++i) modes[i] = at.kept[i] * static_cast<T>(0.5);
     T* const out = request.out + index * request.kept_bins;
     T check{0};
+    std::int64_t begin = 0;
     for (std::int64_t b = 0; b < request.kept_bins; ++b) {
-        T sum = at.bins[b * layout.spread];
-        for (std::int64_t l = 1; l < layout.spread; ++l) sum += at.bins[b * layout.spread + l];
+        const std::int64_t end = request.order_end[b];
+        // Twice: every mode stands for its mirror image, and those that are their own are halved.
+        const T sum = T{2} * sum_of_places(at.power, request.order + begin, end - begin);
         out[b] = sum * (request.scale != nullptr ? request.scale[b] : request.factor);
         check += out[b] * T{0};
+        begin = end;
     }
     return check == T{0} ? 1 : 0;
 }

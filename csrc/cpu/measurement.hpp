@@ -75,17 +75,14 @@ struct Spectrometer::Tables {
         return bins == Bins::shells ? lattice.shell_of_mode() : lattice.orbit_of_mode();
     }
 
-    /// The same in the order [z][y][kx], made when it is first asked for.
-    const std::int32_t* bin_by_row(Bins bins) const {
+    /// Where `lines` leaves the powers of a field, bin after bin; and the end of every bin. Made when first asked for.
+    struct Order {
+        std::vector<std::int32_t> places, ends;
+    };
+    const Order& order(Bins bins) const {
         const auto which = static_cast<std::size_t>(bins);
-        std::call_once(made[which], [&] {
-            const std::vector<std::int32_t>& bin = bin_of_mode(bins);
-            const auto half = static_cast<std::size_t>(lattice.half());
-            const auto plane = static_cast<std::size_t>(lattice.plane());
-            rows[which].resize(bin.size());
-            for (std::size_t m = 0; m < bin.size(); ++m) rows[which][m % plane * half + m / plane] = bin[m];
-        });
-        return rows[which].data();
+        std::call_once(made[which], [&] { orders[which] = make_order(bins); });
+        return orders[which];
     }
 
     /// A request for sums over the modes of each bin, and for the modes selected, if any. Amplitudes in the kernels are
@@ -119,7 +116,10 @@ struct Spectrometer::Tables {
         const std::int64_t block = std::int64_t{plan.half} * plan.plane_stride * kernels.power.fields *
                                    static_cast<std::int64_t>(2 * sizeof(T));
         const bool whole = plan.plane == 1 || block <= cpu::largest_block();
-        if (!whole) request.bin_by_row = bin_by_row(bins);
+        if (!whole) {
+            request.order = order(bins).places.data();
+            request.order_end = order(bins).ends.data();
+        }
         const cpu::PowerKernel<T>& kernel = whole ? kernels.power : kernels.lines;
         return {plan, kernel, kernel.scratch(plan, request)};
     }
@@ -127,8 +127,10 @@ struct Spectrometer::Tables {
     Lattice lattice;
     cpu::PlanWithScale<float> single;
     cpu::PlanWithScale<double> twice;
+private:
+    Order make_order(Bins bins) const;
     mutable std::once_flag made[2];
-    mutable std::vector<std::int32_t> rows[2];
+    mutable Order orders[2];
 };
 
 }  // namespace fastcrit

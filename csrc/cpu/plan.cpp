@@ -159,6 +159,22 @@ Plan<T>::Plan(const Lattice& lattice)
     for (std::int32_t z = 0; z < n0; ++z) {
         for (std::int32_t y = 0; y < n1; ++y) mirror_.push_back(((n0 - z) % n0) * n1 + (n1 - y) % n1);
     }
+    for (const bool own : {true, false}) {
+        for (std::int32_t j = 0; j < plane; ++j) {
+            const std::int32_t mirror = mirror_[static_cast<std::size_t>(j)];
+            if (own ? mirror == j : mirror > j) mode_of_half_.push_back(j);
+        }
+    }
+    const auto modes = static_cast<std::int32_t>(mode_of_half_.size());
+    const std::int32_t own_mirrors = 2 * modes - plane;
+    const std::int32_t shared = (own_mirrors + 1) / 2;  // rows of two modes
+    row_of_.resize(static_cast<std::size_t>(plane));
+    for (std::int32_t i = 0; i < modes; ++i) {
+        const std::int32_t row = i < own_mirrors ? i / 2 : i - own_mirrors + shared;
+        row_of_[static_cast<std::size_t>(mode_of_half_[static_cast<std::size_t>(i)])] =
+            i < own_mirrors && i % 2 == 1 ? ~row : row;
+    }
+    const std::int32_t rows = modes - own_mirrors + shared;
     for (int axis = 0; axis < 3; ++axis) {
         const std::int32_t side = lattice.sides()[axis];
         for (std::int32_t j = 0; j < side; ++j) {
@@ -188,6 +204,12 @@ Plan<T>::Plan(const Lattice& lattice)
                along_x_.tables,
                split_twiddles_.data(),
                mirror_.data(),
+               rows,
+               own_mirrors,
+               mode_of_half_.data(),
+               row_of_.data(),
+               // Whole registers, and not a power of two of them: the powers of a panel would meet in few sets.
+               (rows + kMostLanes - 1) / kMostLanes * kMostLanes + kMostLanes,
                {wave_re_[0].data(), wave_re_[1].data(), wave_re_[2].data()},
                {wave_im_[0].data(), wave_im_[1].data(), wave_im_[2].data()}};
 }

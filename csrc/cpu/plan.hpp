@@ -37,7 +37,7 @@ private:
     bool split_row_;
     Fft along_z_, along_y_, along_x_;
     std::vector<T> split_twiddles_;
-    std::vector<std::int32_t> mirror_;
+    std::vector<std::int32_t> mirror_, mode_of_half_, row_of_;
     std::array<std::vector<T>, 3> wave_re_;
     std::array<std::vector<T>, 3> wave_im_;
     PlanTables<T> tables_;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 
@@ -43,6 +44,33 @@ std::int64_t run(const cpu::Measurement<T>& measurement, const cpu::PowerRequest
 }
 
 }  // namespace
+
+Spectrometer::Tables::Order Spectrometer::Tables::make_order(Bins bins) const {
+    const cpu::PlanTables<float>& plan = single.plan.tables();
+    const std::vector<std::int32_t>& bin_of = bin_of_mode(bins);
+    Order order;
+    order.ends.resize(static_cast<std::size_t>(number_of(bins)));
+    const auto each_mode = [&](const auto& visit) {  // visit(bin, place)
+        for (std::int32_t kx = 0; kx < plan.half; ++kx) {
+            for (std::int32_t i = 0; i < plan.rows + plan.own_mirrors / 2; ++i) {
+                const std::int32_t j = plan.mode_of_half[i];
+                const std::int32_t row = plan.row_of[j];
+                visit(static_cast<std::size_t>(bin_of[static_cast<std::size_t>(std::int64_t{kx} * plan.plane + j)]),
+                      row >= 0 ? kx * plan.power_pitch + row
+                               : plan.half * plan.power_pitch + kx * cpu::kMostLanes + ~row);
+            }
+        }
+    };
+    each_mode([&](std::size_t bin, std::int32_t) { ++order.ends[bin]; });
+    std::partial_sum(order.ends.begin(), order.ends.end(), order.ends.begin());
+    order.places.resize(static_cast<std::size_t>(order.ends.back()));
+    std::vector<std::int32_t> next = order.ends;
+    for (std::size_t b = next.size(); b-- > 0;) next[b] = b > 0 ? order.ends[b - 1] : 0;
+    each_mode([&](std::size_t bin, std::int32_t place) {
+        order.places[static_cast<std::size_t>(next[bin]++)] = place;
+    });
+    return order;
+}
 
 std::int64_t cpu::largest_block() { return current_largest_block(); }
 

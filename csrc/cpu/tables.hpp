@@ -20,6 +20,9 @@ struct FftTables {
     const T* chirp_spectrum;       ///< transform of the conjugate chirp over that length
 };
 
+/// Values in the widest register.
+inline constexpr std::int32_t kMostLanes = 16;
+
 /// What one lattice needs in one precision.
 template <class T>
 struct PlanTables {
@@ -34,6 +37,12 @@ struct PlanTables {
     FftTables<T> along_z, along_y, along_x;
     const T* split_twiddles;     ///< re, im of exp(-2 pi i k / n2), k = 0 .. n2/2, when split_row
     const std::int32_t* mirror;  ///< index in a plane of the mode with (z, y) negated
+    // One mode of every two that are each other's mirror image in a plane is a row of `lines`; see lines.hpp.
+    std::int32_t rows;
+    std::int32_t own_mirrors;          ///< modes that are their own mirror image, two to a row: 1, 2 or 4
+    const std::int32_t* mode_of_half;  ///< these first, then one of each pair, in the order of the rows
+    const std::int32_t* row_of;        ///< row of a mode of the plane, or ~row for the second of two in a row
+    std::int32_t power_pitch;          ///< from the powers of one kx to those of the next
     const T* wave_re[3];         ///< of exp(-2 pi i j / side), j = 0 .. side-1, for each axis
     const T* wave_im[3];
 };
@@ -49,7 +58,8 @@ struct PowerRequest {
 
     std::int32_t bins;
     const std::int32_t* bin_of_mode;           ///< [kx][z][y]
-    const std::int32_t* bin_by_row = nullptr;  ///< [z][y][kx], for `lines`
+    const std::int32_t* order = nullptr;      ///< for `lines`: where it leaves powers, bin after bin
+    const std::int32_t* order_end = nullptr;  ///< per bin, the end of its part of the order
     std::int32_t kept_bins;                    ///< bins written, from the first on
     const T* scale = nullptr;  ///< per bin, what the sum of (2 |phi^|)^2 is multiplied with; or null for
     T factor = T{1};           ///< the same in all bins
