@@ -18,6 +18,21 @@ using cpu::PlanTables;
 inline constexpr int kLineBytes = 64;
 inline constexpr int kWays = 8;
 
+/// What is read next, brought into the L2 cache two registers' worth at a time while the block is transformed: few
+/// lines can be on their way at once, and many at a time would be waited for.
+template <class T>
+struct Ahead {
+    const T* from;
+    std::int64_t step = 2 * kLanes<T>;
+
+    Ahead after(std::int64_t steps) const { return {from + steps * step, step}; }
+    void fetch(std::int64_t i) const {
+        constexpr int line = kLineBytes / static_cast<int>(sizeof(T));
+        const T* const begin = from + i * step;
+        for (int x = 0; x < 2 * kLanes<T>; x += line) __builtin_prefetch(begin + x, 0, 2);
+    }
+};
+
 /// Whether lanes that lie `pitch` values apart crowd one set of the L1 cache: 64 sets of kWays lines repeat every 4096
 /// bytes. A line of each lane is then read whole before the next lane's.
 template <class T>
@@ -34,11 +49,9 @@ struct RowReader {
     const T* offset = nullptr;  ///< as many values, subtracted; or null
     bool sign = false;          ///< read +1 or -1 instead of the value
     double* totals = nullptr;   ///< per lane, where what is read is summed; or null
-    std::int64_t ahead = 0;     ///< values from here to what is read next, brought into the L2 cache meanwhile
 
     /// to[x * stride] = value `begin + x` of every lane, x < n.
     void read(std::int64_t begin, std::int64_t n, Vec<T>* to, std::int64_t stride) const {
-        prefetch(begin, n);
         if (readable < kLanes<T>) {
             for (std::int64_t x = 0; x < n; ++x) {
                 for (int l = 0; l < kLanes<T>; ++l) to[x * stride][l] = lane[l][begin + x];
@@ -56,7 +69,6 @@ struct RowReader {
             read(begin + n, n, to + 1, 2);
             return;
         }
-        prefetch(begin, 2 * n);
         gather_lines(begin, n, to);
         finish(begin, n, to, 2);
         finish(begin + n, n, to + 1, 2);
@@ -71,14 +83,6 @@ struct RowReader {
     }
 
 private:
-    void prefetch(std::int64_t begin, std::int64_t n) const {
-        if (ahead == 0) return;
-        constexpr std::int64_t line = kLineBytes / static_cast<std::int64_t>(sizeof(T));
-        for (const T* values : lane) {
-            for (std::int64_t x = 0; x < n; x += line) __builtin_prefetch(values + begin + x + ahead, 0, 2);
-        }
-    }
-
     void finish(std::int64_t begin, std::int64_t n, Vec<T>* to, std::int64_t stride) const {
         if (offset != nullptr) {
             for (std::int64_t x = 0; x < n; ++x) to[x * stride] -= offset[begin + x];
@@ -188,8 +192,10 @@ template <class T>
 struct SplitRows {
     Complex<T>* column;
     std::int64_t stride;
+    Ahead<T> ahead;
 
     void pair(std::int64_t k, std::int64_t, const Complex<T>& z, const Complex<T>& mirror) const {
+        ahead.fetch(k);
         separate(z, mirror, column[k * stride], column[k * stride + 1]);
     }
     void alone(std::int64_t k, const Complex<T>& z) const { pair(k, k, z, z); }
@@ -197,7 +203,8 @@ struct SplitRows {
 
 /// Half spectra of all rows, by column: block[kx * plane_stride + row].
 template <class T, class Rows>
-inline void transform_rows(const PlanTables<T>& plan, const Rows& rows, Complex<T>* block, Complex<T>* work) {
+inline void transform_rows(const PlanTables<T>& plan, const Rows& rows, Complex<T>* block, Complex<T>* work,
+                           Ahead<T> ahead) {
     const std::int64_t n = plan.n2;
     for (std::int64_t row = 0; row < plan.plane; row += 2) {
         if (row + 1 < plan.plane) {
@@ -206,7 +213,8 @@ inline void transform_rows(const PlanTables<T>& plan, const Rows& rows, Complex<
             rows.read(row * n, n, &work[0].re, 2);
             for (std::int64_t x = 0; x < n; ++x) work[x].im = Vec<T>{};
         }
-        fft_pairs(plan.along_x, work, work + n, work + plan.spare, SplitRows<T>{block + row, plan.plane_stride});
+        fft_pairs(plan.along_x, work, work + n, work + plan.spare,
+                  SplitRows<T>{block + row, plan.plane_stride, ahead.after(row / 2 * (n / 2))});
     }
 }
 

@@ -17,6 +17,10 @@ namespace fastcrit::FASTCRIT_ISA {
 
 static_assert(kLanes<float> <= cpu::kMostLanes);
 
+// A field of at most so many bytes is brought into the L2 cache while the one before is transformed; a larger one would
+// displace it.
+inline constexpr std::int64_t kLargestAhead = std::int64_t{512} << 10;
+
 /// Where the parts of the scratch lie.
 template <class T>
 struct LinesScratch {
@@ -46,13 +50,6 @@ std::int64_t lines_scratch(const PlanTables<T>& plan, const PowerRequest<T>& req
     return reinterpret_cast<std::intptr_t>(LinesScratch<T>(plan, request, nullptr).end);
 }
 
-/// Brings two registers' worth into the L2 cache.
-template <class T>
-inline void prefetch_pair(const T* from) {
-    constexpr int line = kLineBytes / static_cast<int>(sizeof(T));
-    for (int x = 0; x < 2 * kLanes<T>; x += line) __builtin_prefetch(from + x, 0, 2);
-}
-
 /// Two groups of W columns of a field as one complex sequence.
 template <class T>
 struct ColumnPair {
@@ -60,11 +57,8 @@ struct ColumnPair {
     std::int64_t n2;
     std::int64_t first;   ///< x of lane 0 in the real part
     std::int64_t second;  ///< and in the imaginary part
-    std::int64_t rows_ahead;
 
     Complex<T> operator()(std::int64_t row) const {
-        __builtin_prefetch(field + (row + rows_ahead) * n2 + first, 0, 3);
-        __builtin_prefetch(field + (row + rows_ahead) * n2 + second, 0, 3);
         return {load(field + row * n2 + first), load(field + row * n2 + second)};
     }
 };
@@ -101,14 +95,13 @@ struct SplitColumns {
     T* first;  ///< where the first group lies in row 0
     T* second;
     std::int64_t pitch;
-    const T* ahead;
-    std::int64_t step;
+    Ahead<T> ahead;
 
     void pair(std::int64_t j, std::int64_t, const Complex<T>& z, const Complex<T>& mirror) const {
         Complex<T> a;
         Complex<T> b;
         separate(z, mirror, a, b);
-        prefetch_pair(ahead + j * step);
+        ahead.fetch(j);
         const std::int64_t at = row_of[j] * pitch;
         store(first + at, a.re);
         store(first + at + kLanes<T>, a.im);
@@ -148,11 +141,10 @@ struct RowPower {
     T* second_power;
     T* kept;
     std::int64_t kept_columns;  ///< kx of all selected modes are below
-    const T* ahead;
-    std::int64_t step;
+    Ahead<T> ahead;
 
     void pair(std::int64_t kx, std::int64_t, const Complex<T>& z, const Complex<T>& opposite) const {
-        prefetch_pair(ahead + kx * step);
+        ahead.fetch(kx);
         const Vec<T> sum = square(z) + square(opposite);
         if constexpr (Shared) {
             constexpr T half = static_cast<T>(0.5);
@@ -234,14 +226,6 @@ FASTCRIT_FLATTEN inline double sum_of_field(const T* field, std::int64_t sites) 
     return total;
 }
 
-/// Brings values [begin, end) into the L2 cache.
-template <class T>
-inline void prefetch(const T* values, std::int64_t begin, std::int64_t end) {
-    for (std::int64_t x = begin; x < end; x += kLineBytes / static_cast<std::int64_t>(sizeof(T))) {
-        __builtin_prefetch(values + x, 0, 2);
-    }
-}
-
 /// Sum of value[place[i]], i < n, in eight chains.
 template <class T>
 inline T sum_of_places(const T* value, const std::int32_t* place, std::int64_t n) {
@@ -265,9 +249,8 @@ std::int64_t lines(const PlanTables<T>& plan, const PowerRequest<T>& request, st
     const T* const field = request.fields + index * sites;
     Complex<T>* const spare = at.work + plan.plane + plan.spare;
     if (request.totals != nullptr) request.totals[index] = sum_of_field(field, sites);
-    const bool large = sites * (std::int64_t)sizeof(T) > 524288;
-    const std::int64_t step = large ? 0 : 2 * w;
-    const T* const next = index + 1 < request.count ? field + sites : field;
+    const bool large = sites * static_cast<std::int64_t>(sizeof(T)) > kLargestAhead;
+    const Ahead<T> ahead{field + sites, large ? 0 : Ahead<T>{}.step};
     if (plan.own_mirrors == 1) {  // the imaginary parts of the one row that holds one real sequence
         for (std::int64_t g = 0; g < at.groups; ++g) store(at.rows + (2 * g + 1) * w, Vec<T>{});
     }
@@ -276,8 +259,9 @@ std::int64_t lines(const PlanTables<T>& plan, const PowerRequest<T>& request, st
     const bool plain = request.offset == nullptr && !request.sign && n >= w;
     for (std::int64_t g = 0; g < at.groups; g += 2) {
         const std::int64_t partner = g + 1 < at.groups ? g + 1 : g;
-        const ColumnPair<T> columns{field, n, begin_of(g), begin_of(partner), large ? 8 : 0};
-        const SplitColumns<T> sink{plan.row_of, at.rows + 2 * g * w, at.rows + 2 * partner * w, at.pitch, next + g/2*(plan.plane/2)*step, step};
+        const ColumnPair<T> columns{field, n, begin_of(g), begin_of(partner)};
+        const SplitColumns<T> sink{plan.row_of, at.rows + 2 * g * w, at.rows + 2 * partner * w, at.pitch,
+                                   ahead.after(g / 2 * (plan.plane / 2))};
         const auto transform = [&](const auto& source) {
             if (plan.n0 == 1) return fft_pairs_of(plan.along_y, source, at.work, at.work + plan.plane, spare, sink);
             for (std::int64_t j = 0; j < plan.plane; ++j) at.work[j] = source(j);
@@ -291,6 +275,7 @@ std::int64_t lines(const PlanTables<T>& plan, const PowerRequest<T>& request, st
     }
 
     const std::int64_t kept_columns = request.n_selected > 0 ? request.selected_columns : 0;
+    const Ahead<T> ahead_half = ahead.after(sites / (4 * w));
     RowReader<T> rows;
     rows.readable = at.pitch;
     for (std::int64_t first = 0; first < plan.rows; first += w) {
@@ -298,11 +283,11 @@ std::int64_t lines(const PlanTables<T>& plan, const PowerRequest<T>& request, st
             rows.lane[l] = at.rows + (first + l < plan.rows ? first + l : plan.rows - 1) * at.pitch;
         }
         for (std::int64_t g = 0; g < at.groups; ++g) turn_group(rows, 2 * g * w, at.work + begin_of(g));
-        const T* const ahead = next + sites / 2 + first / w * (n / 2) * step;
+        const Ahead<T> ahead_here = ahead_half.after(first / w * (n / 2));
         const auto transform = [&](auto shared) {
             fft_pairs(plan.along_x, at.work, at.work + n, spare,
                       RowPower<T, decltype(shared)::value>{plan, request, first, at.power + first, at.second_power,
-                                                           at.kept, kept_columns, ahead, step});
+                                                           at.kept, kept_columns, ahead_here});
         };
         if (2 * first < plan.own_mirrors) {
             transform(std::true_type{});

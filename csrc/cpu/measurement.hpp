@@ -127,6 +127,7 @@ struct Spectrometer::Tables {
     Lattice lattice;
     cpu::PlanWithScale<float> single;
     cpu::PlanWithScale<double> twice;
+
 private:
     Order make_order(Bins bins) const;
     mutable std::once_flag made[2];

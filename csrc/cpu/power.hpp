@@ -21,8 +21,10 @@ struct AddPower {
     T weight;
     const std::int32_t* slot;  ///< where each of the plane's modes is kept, or -1; null when none is
     Complex<T>* kept;
+    Ahead<T> ahead;
 
     void pair(std::int64_t j, std::int64_t mirror, const Complex<T>& z, const Complex<T>& opposite) const {
+        ahead.fetch(j);
         bins[bin[j]] += (square(z) + square(opposite)) * weight;
         if (slot != nullptr) {
             keep(j, z);
@@ -109,7 +111,6 @@ inline RowReader<T> read_fields(const PlanTables<T>& plan, const PowerRequest<T>
     }
     rows.offset = request.offset;
     rows.sign = request.sign;
-    rows.ahead = kLanes<T> * sites;
     return rows;
 }
 
@@ -133,18 +134,26 @@ std::int64_t power(const PlanTables<T>& plan, const PowerRequest<T>& request, st
     if (request.totals != nullptr) rows.totals = totals;
 
     const std::int32_t* const slot = request.n_selected > 0 ? request.slot : nullptr;
+    const std::int64_t sites = std::int64_t{plan.plane} * plan.n2;
+    const Ahead<T> ahead{request.fields + (first + kLanes<T>)*sites};
+    const Ahead<T> ahead_half = ahead.after(sites / 4);
     const auto sink_of = [&](std::int64_t kx, T weight) {
         const std::int64_t begin = kx * plan.plane;
-        return AddPower<T>{request.bin_of_mode + begin, at.bins, weight, slot != nullptr ? slot + begin : nullptr,
-                           at.kept};
+        return AddPower<T>{request.bin_of_mode + begin,
+                           at.bins,
+                           weight,
+                           slot != nullptr ? slot + begin : nullptr,
+                           at.kept,
+                           ahead_half.after((kx - 1) * (plan.plane / 2))};
     };
     if (plan.plane == 1) {
         const std::int64_t own_mirror = plan.n2 % 2 == 0 ? plan.half - 1 : 0;
         transform_single_row(plan, rows, at.work, [&](std::int64_t kx, const Complex<T>& z) {
+            ahead.fetch(kx);
             sink_of(kx, kx == 0 || kx == own_mirror ? T{1} : T{2}).alone(0, z);
         });
     } else {
-        transform_rows(plan, rows, at.block, at.work);
+        transform_rows(plan, rows, at.block, at.work, ahead);
         transform_planes(plan, at.block, at.work, sink_of);
     }
     const std::int64_t fields = fields_in_group(request, first);
@@ -212,9 +221,9 @@ std::int64_t autocorrelation(const PlanTables<T>& plan, const PowerRequest<T>& r
             add_lags(x, x == 0 || x == own_mirror ? T{1} : T{2}).alone(0, c);
         });
     } else {
-        transform_rows(plan, rows, at.block, at.work);
+        transform_rows(plan, rows, at.block, at.work, Ahead<T>{request.fields, 0});
         transform_planes(plan, at.block, at.work, store_power);
-        transform_rows(plan, spectrum, at.block, at.work);
+        transform_rows(plan, spectrum, at.block, at.work, Ahead<T>{request.fields, 0});
         transform_planes(plan, at.block, at.work, add_lags);
     }
     return write_rows<T>(at.bins, request.kept_bins, request.scale, request.factor, fields_in_group(request, first),

@@ -43,7 +43,7 @@ struct PlanTables {
     const std::int32_t* mode_of_half;  ///< these first, then one of each pair, in the order of the rows
     const std::int32_t* row_of;        ///< row of a mode of the plane, or ~row for the second of two in a row
     std::int32_t power_pitch;          ///< from the powers of one kx to those of the next
-    const T* wave_re[3];         ///< of exp(-2 pi i j / side), j = 0 .. side-1, for each axis
+    const T* wave_re[3];               ///< of exp(-2 pi i j / side), j = 0 .. side-1, for each axis
     const T* wave_im[3];
 };
 
@@ -57,13 +57,13 @@ struct PowerRequest {
     bool sign = false;          ///< transform the signs, +1 or -1, of the values instead
 
     std::int32_t bins;
-    const std::int32_t* bin_of_mode;           ///< [kx][z][y]
+    const std::int32_t* bin_of_mode;          ///< [kx][z][y]
     const std::int32_t* order = nullptr;      ///< for `lines`: where it leaves powers, bin after bin
     const std::int32_t* order_end = nullptr;  ///< per bin, the end of its part of the order
-    std::int32_t kept_bins;                    ///< bins written, from the first on
-    const T* scale = nullptr;  ///< per bin, what the sum of (2 |phi^|)^2 is multiplied with; or null for
-    T factor = T{1};           ///< the same in all bins
-    T* out;                    ///< (count, kept_bins)
+    std::int32_t kept_bins;                   ///< bins written, from the first on
+    const T* scale = nullptr;                 ///< per bin, what the sum of (2 |phi^|)^2 is multiplied with; or null for
+    T factor = T{1};                          ///< the same in all bins
+    T* out;                                   ///< (count, kept_bins)
 
     std::int32_t n_selected = 0;
     const std::int32_t* slot = nullptr;  ///< [kx][z][y]: place among the selected modes, or -1
