@@ -283,13 +283,13 @@ def radial_correlation(grid: Lattice, S: Floats, background: float = 0.0) -> Flo
 
 
 def _first_mode_averages(array: Any, grid: Lattice, spacing: float, center: str, blocks: int) -> ModeAverages:
-    """S(0) and S(k1) alone, from the kernel that needs no transform; other orbits are left at zero."""
+    """S(0), the one orbit of ``power``, and S(k1), from the kernel that needs no transform."""
     n = len(array)
     check_choice(center, ("ensemble", "sample", "none"), "center")
     used = blocks_in_use(blocks, n)
     stack = array.reshape(n, -1, *grid.shape)
     fields = stack.shape[1]
-    power = np.zeros((used, fields, len(grid.orbit_k)))
+    power = np.zeros((used, fields, 1))
     first = np.zeros((used, fields, grid.ndim))
     sums = sums_for(array, grid)
     for m in range(fields):

@@ -16,19 +16,59 @@ inline constexpr std::int64_t kRowsPerFlush = 64;
 inline constexpr int kRowsPerPass = 4;
 inline constexpr std::int64_t kShortRow = 384;  // bytes
 
-/// Sum over the lanes, in double.
+// A tile is as many rows as are whole registers, this many at most: its sums stay in registers, three to each of the
+// tile's. There are 32 registers with AVX-512 and on ARM, otherwise 16.
+#if defined(__AVX512F__) || defined(__aarch64__)
+inline constexpr int kLargestTile = 8;
+#else
+inline constexpr int kLargestTile = 4;
+#endif
+static_assert(kLargestTile * kLanes<float> <= cpu::kTileValues);
+
+// What is brought into the L1 cache while values are read: those this many bytes ahead. The processor's own guess does
+// not bridge the end of a field, where there is more to do than to read.
+inline constexpr std::int64_t kBytesAhead = 6144;
+
 template <class T>
-inline double sum_lanes(Vec<T> v) {
-    T lanes[kLanes<T>];
-    store(lanes, v);
-    Vec<double> sums = widen(lanes);
-    for (int l = kWide; l < kLanes<T>; l += kWide) sums += widen(lanes + l);
-    double part[kWide];
-    store(part, sums);
-    for (int width = kWide / 2; width > 0; width /= 2) {
-        for (int i = 0; i < width; ++i) part[i] += part[i + width];
+inline void prefetch_ahead(const T* at) {
+    __builtin_prefetch(at + kBytesAhead / static_cast<std::int64_t>(sizeof(T)), 0, 3);
+}
+
+/// Runs of Step lanes, from a and from b in turn: the even (or odd) runs of each.
+template <int Step, bool Odd, int... I>
+inline Vec<double> runs(Vec<double> a, Vec<double> b, std::integer_sequence<int, I...>) {
+    return __builtin_shufflevector(
+        a, b, (I / (2 * Step) * (2 * Step) + I % Step + (Odd ? Step : 0) + (I / Step % 2 ? kWide : 0))...);
+}
+
+/// v[0] = the sum over the lanes of v[i] in lane i, i < kWide.
+template <int Step = 1>
+inline void sum_lanes(Vec<double>* v) {
+    if constexpr (Step < kWide) {
+        constexpr auto lanes = std::make_integer_sequence<int, kWide>{};
+        unroll<kWide / (2 * Step)>([&](auto i) {
+            v[i] = runs<Step, false>(v[2 * i], v[2 * i + 1], lanes) + runs<Step, true>(v[2 * i], v[2 * i + 1], lanes);
+        });
+        sum_lanes<2 * Step>(v);
     }
-    return part[0];
+}
+
+/// sums[i] = the sum over the lanes of v[i], i < N, in double.
+template <class T, int N>
+inline void sum_lanes(const Vec<T> (&v)[N], double* sums) {
+    constexpr int all = (N + kWide - 1) / kWide * kWide;
+    Vec<double> wide[all] = {};
+    T lanes[kLanes<T>];
+    unroll<N>([&](auto i) {
+        store(lanes, v[i]);
+        for (int l = 0; l < kLanes<T>; l += kWide) wide[i] += widen(lanes + l);
+    });
+    for (int i = 0; i < all; i += kWide) {
+        sum_lanes(wide + i);
+        double some[kWide];
+        store(some, wide[i]);
+        for (int l = 0; l < kWide && i + l < N; ++l) sums[i + l] = some[l];
+    }
 }
 
 template <class T>
@@ -66,6 +106,7 @@ struct ModeSums {
         const auto add = [&](std::int64_t v, std::int64_t begin, bool masked) {
             Vec<T> column = load(columns + v * kLanes<T>);
             unroll<Rows>([&](auto r) {
+                prefetch_ahead(row + r * n + begin);
                 Vec<T> value = load(row + r * n + begin);
                 if (masked) value *= last_mask;
                 sum[r] += value;
@@ -81,28 +122,69 @@ struct ModeSums {
         });
     }
 
-    /// After the rows of plane z, or some of them.
+    /// After the rows of a plane, or some of them.
     void flush(std::int64_t plane) {
-        Vec<T> sum{};
-        Vec<T> re{};
-        Vec<T> im{};
+        Vec<T> sums[5] = {Vec<T>{}, Vec<T>{}, Vec<T>{}, y_re, y_im};
         for (std::int64_t v = 0; v < vectors; ++v) {
             const std::int64_t begin = v + 1 < vectors ? v * kLanes<T> : plan.n2 - kLanes<T>;
             const Vec<T> column = load(columns + v * kLanes<T>);
-            sum += column;
-            re += column * load(plan.wave_re[2] + begin);
-            im += column * load(plan.wave_im[2] + begin);
+            sums[0] += column;
+            sums[1] += column * load(plan.wave_re[2] + begin);
+            sums[2] += column * load(plan.wave_im[2] + begin);
             store(columns + v * kLanes<T>, Vec<T>{});
         }
-        const double part = sum_lanes<T>(sum);
-        total += part;
-        x[0] += sum_lanes<T>(re);
-        x[1] += sum_lanes<T>(im);
-        y[0] += sum_lanes<T>(y_re);
-        y[1] += sum_lanes<T>(y_im);
-        z[0] += part * static_cast<double>(plan.wave_re[0][plane]);
-        z[1] += part * static_cast<double>(plan.wave_im[0][plane]);
+        add_sums(sums, plane);
         y_re = y_im = Vec<T>{};
+    }
+
+    /// The sum, re and im of the first mode along x, and along y, of rows of a plane, over the lanes.
+    void add_sums(const Vec<T> (&lanes)[5], std::int64_t plane) {
+        double sums[5];
+        sum_lanes<T>(lanes, sums);
+        total += sums[0];
+        for (int part = 0; part < 2; ++part) {
+            x[part] += sums[1 + part];
+            y[part] += sums[3 + part];
+        }
+        z[0] += sums[0] * static_cast<double>(plan.wave_re[0][plane]);
+        z[1] += sums[0] * static_cast<double>(plan.wave_im[0][plane]);
+    }
+
+    /// The rows of a plane by tiles of N registers.
+    template <int N>
+    FASTCRIT_FLATTEN void add_tiles(const T* rows, std::int64_t plane) {
+        const std::int64_t height = N * kLanes<T> / plan.n2;  // rows in a tile
+        for (std::int64_t begin = 0; begin < plan.n1; begin += kRowsPerFlush * height) {
+            const std::int64_t end =
+                begin + kRowsPerFlush * height < plan.n1 ? begin + kRowsPerFlush * height : plan.n1;
+            Vec<T> sum[N] = {};
+            Vec<T> re[N] = {};  // times the first mode along y at the first row of the tile
+            Vec<T> im[N] = {};
+            for (std::int64_t row = begin; row < end; row += height) {
+                const T c = plan.wave_re[1][row];
+                const T s = plan.wave_im[1][row];
+                unroll<N>([&](auto i) {
+                    const T* const at = rows + row * plan.n2 + i * kLanes<T>;
+                    prefetch_ahead(at);
+                    const Vec<T> value = load(at);
+                    sum[i] += value;
+                    re[i] += value * c;
+                    im[i] += value * s;
+                });
+            }
+            Vec<T> sums[5] = {};
+            unroll<N>([&](auto i) {
+                const auto at = [&](const T* tile) { return load(tile + i * kLanes<T>); };
+                sums[0] += sum[i];
+                sums[1] += sum[i] * at(plan.tile_x_re);
+                sums[2] += sum[i] * at(plan.tile_x_im);
+                const Vec<T> c = at(plan.tile_y_re);
+                const Vec<T> s = at(plan.tile_y_im);
+                sums[3] += re[i] * c - im[i] * s;
+                sums[4] += re[i] * s + im[i] * c;
+            });
+            add_sums(sums, plane);
+        }
     }
 
     /// Rows shorter than a register, by the definition.
@@ -123,9 +205,24 @@ struct ModeSums {
         }
     }
 
+    /// Registers in a tile, or 0 where the rows cannot be cut into tiles.
+    std::int64_t tile_of_rows() const {
+        std::int64_t height = 1;
+        while (height * plan.n2 % kLanes<T> != 0) height *= 2;
+        const std::int64_t tile = height * plan.n2 / kLanes<T>;
+        return tile <= kLargestTile && plan.n1 % height == 0 ? tile : 0;
+    }
+
     void add_field(const T* field) {
-        if (plan.n2 < kLanes<T>) return add_short_rows(field);
+        const std::int64_t tile = tile_of_rows();
+        if (tile == 0 && plan.n2 < kLanes<T>) return add_short_rows(field);
         for (std::int64_t plane = 0; plane < plan.n0; ++plane) {
+            if (tile > 0) {
+                unroll<kLargestTile>([&](auto i) {
+                    if (tile == i + 1) add_tiles<i + 1>(field + plane * plan.n1 * plan.n2, plane);
+                });
+                continue;
+            }
             for (std::int64_t begin = 0; begin < plan.n1; begin += kRowsPerFlush) {
                 const std::int64_t end = begin + kRowsPerFlush < plan.n1 ? begin + kRowsPerFlush : plan.n1;
                 const T* const rows = field + plane * plan.n1 * plan.n2;

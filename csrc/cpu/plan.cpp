@@ -183,6 +183,14 @@ Plan<T>::Plan(const Lattice& lattice)
             wave_im_[axis].push_back(static_cast<T>(root.imag()));
         }
     }
+    for (std::size_t i = 0; i < kTileValues; ++i) {
+        const std::size_t x = i % static_cast<std::size_t>(n2);
+        const std::size_t y = i / static_cast<std::size_t>(n2) % static_cast<std::size_t>(n1);
+        tile_[0][i] = wave_re_[2][x];
+        tile_[1][i] = wave_im_[2][x];
+        tile_[2][i] = wave_re_[1][y];
+        tile_[3][i] = wave_im_[1][y];
+    }
     std::int32_t convolution = 0;
     for (const Fft* fft : {&along_z_, &along_y_, &along_x_}) {
         if (fft->convolution) convolution = std::max(convolution, fft->convolution->tables.n);
@@ -211,7 +219,11 @@ Plan<T>::Plan(const Lattice& lattice)
                // Whole registers, and not a power of two of them: the powers of a panel would meet in few sets.
                (rows + kMostLanes - 1) / kMostLanes * kMostLanes + kMostLanes,
                {wave_re_[0].data(), wave_re_[1].data(), wave_re_[2].data()},
-               {wave_im_[0].data(), wave_im_[1].data(), wave_im_[2].data()}};
+               {wave_im_[0].data(), wave_im_[1].data(), wave_im_[2].data()},
+               tile_[0].data(),
+               tile_[1].data(),
+               tile_[2].data(),
+               tile_[3].data()};
 }
 
 template class Plan<float>;

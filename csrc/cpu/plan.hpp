@@ -40,6 +40,7 @@ private:
     std::vector<std::int32_t> mirror_, mode_of_half_, row_of_;
     std::array<std::vector<T>, 3> wave_re_;
     std::array<std::vector<T>, 3> wave_im_;
+    std::array<std::array<T, kTileValues>, 4> tile_;  ///< along x: re, im; along y: re, im
     PlanTables<T> tables_;
 };
 

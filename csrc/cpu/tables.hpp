@@ -23,6 +23,9 @@ struct FftTables {
 /// Values in the widest register.
 inline constexpr std::int32_t kMostLanes = 16;
 
+/// Values in the largest tile of `modes`.
+inline constexpr std::int32_t kTileValues = 8 * kMostLanes;
+
 /// What one lattice needs in one precision.
 template <class T>
 struct PlanTables {
@@ -45,6 +48,11 @@ struct PlanTables {
     std::int32_t power_pitch;          ///< from the powers of one kx to those of the next
     const T* wave_re[3];               ///< of exp(-2 pi i j / side), j = 0 .. side-1, for each axis
     const T* wave_im[3];
+    // Of the first values of a field, in the order of memory: the first mode along x and along y.
+    const T* tile_x_re;
+    const T* tile_x_im;
+    const T* tile_y_re;
+    const T* tile_y_im;
 };
 
 /// Power of every mode, summed within bins, field by field. Fields are contiguous and `count` of them follow each
