@@ -308,11 +308,10 @@ def _first_mode_averages(array: Any, grid: Lattice, spacing: float, center: str,
 def _second_moment(modes: ModeAverages, background: float) -> tuple[Floats, NDArray[np.bool_]]:
     sides = np.array(modes.lattice.shape)
     long = sides > 1  # an axis of one site has no k1
-    S0 = modes.mean_and_replicates(modes.power[..., 0])[..., None] - background
-    S1 = modes.mean_and_replicates(modes.first[..., long]) - background
-    with np.errstate(divide="ignore", invalid="ignore"):
-        square = np.where((S0 > 0) & (S1 > 0), S0 / S1 - 1.0, np.nan)
-        xi = np.where(square >= 0, np.sqrt(np.maximum(square, 0.0)), np.nan) / (2.0 * np.sin(np.pi / sides[long]))
+    S = modes.mean_and_replicates(np.concatenate([modes.power[..., :1], modes.first[..., long]], axis=-1)) - background
+    S0, S1 = S[..., :1], S[..., 1:]
+    with np.errstate(divide="ignore", invalid="ignore"):  # the root of what is negative is NaN
+        xi = np.sqrt(np.where((S0 > 0) & (S1 > 0), S0 / S1 - 1.0, np.nan)) / (2.0 * np.sin(np.pi / sides[long]))
     rows = xi.mean(axis=-1) if long.any() else np.full(xi.shape[:-1], np.nan)
     return rows, np.isnan(rows[0])
 
