@@ -31,6 +31,7 @@ struct LinesScratch {
     T* rows;
     T* power;         ///< power[kx * power_pitch + row]
     T* second_power;  ///< second_power[kx * kMostLanes + row], of the second mode of a row
+    T* bins;          ///< where they are added to place by place
     T* kept;
 
     LinesScratch(const PlanTables<T>& plan, const PowerRequest<T>& request, void* scratch)
@@ -40,7 +41,8 @@ struct LinesScratch {
           rows(reinterpret_cast<T*>(work + kLanes<T> + plan.plane + plan.work)),
           power(rows + plan.rows * pitch),
           second_power(power + std::int64_t{plan.half} * plan.power_pitch),
-          kept(second_power + std::int64_t{plan.half} * cpu::kMostLanes),
+          bins(second_power + std::int64_t{plan.half} * cpu::kMostLanes),
+          kept(bins + (request.bin_of_place != nullptr ? request.bins : 0)),
           end(kept + 2 * std::int64_t{request.n_selected}) {}
     T* end;
 };
@@ -205,25 +207,18 @@ private:
     }
 };
 
-/// Sum over the sites. Up to 64 values a lane are added in the precision of the field before they go to double.
+/// Sum over the sites from the first row, which holds twice the sum of every column.
 template <class T>
-FASTCRIT_FLATTEN inline double sum_of_field(const T* field, std::int64_t sites) {
-    constexpr std::int64_t w = kLanes<T>;
-    constexpr int chains = 4;
-    constexpr std::int64_t run = 16 * chains * w;
+inline double sum_of_columns(const LinesScratch<T>& at, std::int64_t n) {
     double total = 0.0;
-    std::int64_t x = 0;
-    while (x + chains * w <= sites) {
-        Vec<T> part[chains] = {};
-        const std::int64_t end = x + run < sites ? x + run : sites;
-        for (; x + chains * w <= end; x += chains * w) {
-            unroll<chains>([&](auto c) { part[c] += load(field + x + c * w); });
-        }
-        const Vec<T> sum = (part[0] + part[1]) + (part[2] + part[3]);
-        for (std::int64_t l = 0; l < w; ++l) total += static_cast<double>(sum[l]);
+    for (std::int64_t g = 0; g < at.groups; ++g) {
+        const std::int64_t left = n - g * kLanes<T>;  // the last group begins before its columns, if there are others
+        const std::int64_t lane = left < kLanes<T> && g > 0 ? kLanes<T> - left : 0;
+        const T* const columns = at.rows + 2 * g * kLanes<T> + lane;
+        const std::int64_t count = left < kLanes<T> ? left : kLanes<T>;
+        for (std::int64_t x = 0; x < count; ++x) total += static_cast<double>(columns[x]);
     }
-    for (; x < sites; ++x) total += static_cast<double>(field[x]);
-    return total;
+    return 0.5 * total;
 }
 
 /// Sum of value[place[i]], i < n, in eight chains.
@@ -239,6 +234,21 @@ inline T sum_of_places(const T* value, const std::int32_t* place, std::int64_t n
     return ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7]));
 }
 
+/// Adds the powers to their bins in the order of their places.
+template <class T>
+inline void add_places(const PlanTables<T>& plan, const LinesScratch<T>& at, const std::int32_t* bin,
+                       std::int64_t bins) {
+    for (std::int64_t b = 0; b < bins; ++b) at.bins[b] = T{0};
+    for (std::int64_t kx = 0; kx < plan.half; ++kx) {
+        const std::int64_t begin = kx * plan.power_pitch;
+        for (std::int64_t row = 0; row < plan.rows; ++row) at.bins[bin[begin + row]] += at.power[begin + row];
+        const std::int64_t second = plan.half * plan.power_pitch + kx * cpu::kMostLanes;
+        for (std::int64_t row = 0; row < plan.own_mirrors / 2; ++row) {
+            at.bins[bin[second + row]] += at.power[second + row];
+        }
+    }
+}
+
 /// As `power`, of one field.
 template <class T>
 std::int64_t lines(const PlanTables<T>& plan, const PowerRequest<T>& request, std::int64_t index, void* scratch) {
@@ -248,7 +258,6 @@ std::int64_t lines(const PlanTables<T>& plan, const PowerRequest<T>& request, st
     const std::int64_t sites = n * plan.plane;
     const T* const field = request.fields + index * sites;
     Complex<T>* const spare = at.work + plan.plane + plan.spare;
-    if (request.totals != nullptr) request.totals[index] = sum_of_field(field, sites);
     const bool large = sites * static_cast<std::int64_t>(sizeof(T)) > kLargestAhead;
     const Ahead<T> ahead{field + sites, large ? 0 : Ahead<T>{}.step};
     if (plan.own_mirrors == 1) {  // the imaginary parts of the one row that holds one real sequence
@@ -274,6 +283,8 @@ std::int64_t lines(const PlanTables<T>& plan, const PowerRequest<T>& request, st
         }
     }
 
+    if (request.totals != nullptr) request.totals[index] = sum_of_columns(at, n);
+
     const std::int64_t kept_columns = request.n_selected > 0 ? request.selected_columns : 0;
     const Ahead<T> ahead_half = ahead.after(sites / (4 * w));
     RowReader<T> rows;
@@ -298,16 +309,22 @@ std::int64_t lines(const PlanTables<T>& plan, const PowerRequest<T>& request, st
 
     T* const modes = request.modes + 2 * index * request.n_selected;
     for (std::int64_t i = 0; i < 2 * request.n_selected; ++i) modes[i] = at.kept[i] * static_cast<T>(0.5);
+    if (request.bin_of_place != nullptr) add_places(plan, at, request.bin_of_place, request.bins);
     T* const out = request.out + index * request.kept_bins;
     T check{0};
     std::int64_t begin = 0;
     for (std::int64_t b = 0; b < request.kept_bins; ++b) {
-        const std::int64_t end = request.order_end[b];
+        T sum;
+        if (request.bin_of_place != nullptr) {
+            sum = at.bins[b];
+        } else {
+            const std::int64_t end = request.order_end[b];
+            sum = sum_of_places(at.power, request.order + begin, end - begin);
+            begin = end;
+        }
         // Twice: every mode stands for its mirror image, and those that are their own are halved.
-        const T sum = T{2} * sum_of_places(at.power, request.order + begin, end - begin);
-        out[b] = sum * (request.scale != nullptr ? request.scale[b] : request.factor);
+        out[b] = T{2} * sum * (request.scale != nullptr ? request.scale[b] : request.factor);
         check += out[b] * T{0};
-        begin = end;
     }
     return check == T{0} ? 1 : 0;
 }

@@ -75,14 +75,15 @@ struct Spectrometer::Tables {
         return bins == Bins::shells ? lattice.shell_of_mode() : lattice.orbit_of_mode();
     }
 
-    /// Where `lines` leaves the powers of a field, bin after bin; and the end of every bin. Made when first asked for.
-    struct Order {
-        std::vector<std::int32_t> places, ends;
+    /// Where `lines` leaves the powers of a field. Of shells: the places, bin after bin, and the end of every bin's
+    /// part; of orbits, which have few modes each: the bin of every place. Made when first asked for.
+    struct Places {
+        std::vector<std::int32_t> order, ends, bins;
     };
-    const Order& order(Bins bins) const {
+    const Places& places(Bins bins) const {
         const auto which = static_cast<std::size_t>(bins);
-        std::call_once(made[which], [&] { orders[which] = make_order(bins); });
-        return orders[which];
+        std::call_once(made[which], [&] { found[which] = find_places(bins); });
+        return found[which];
     }
 
     /// A request for sums over the modes of each bin, and for the modes selected, if any. Amplitudes in the kernels are
@@ -115,10 +116,17 @@ struct Spectrometer::Tables {
         request.bin_of_mode = bin_of_mode(bins).data();
         const std::int64_t block = std::int64_t{plan.half} * plan.plane_stride * kernels.power.fields *
                                    static_cast<std::int64_t>(2 * sizeof(T));
-        const bool whole = plan.plane == 1 || block <= cpu::largest_block();
+        // Lines add to orbits, which have few modes each, one by one: they are the faster from larger blocks on.
+        const std::int64_t largest = (bins == Bins::orbits ? 2 : 1) * cpu::largest_block();
+        const bool whole = plan.plane == 1 || block <= largest;
         if (!whole) {
-            request.order = order(bins).places.data();
-            request.order_end = order(bins).ends.data();
+            const Places& at = places(bins);
+            if (bins == Bins::shells) {
+                request.order = at.order.data();
+                request.order_end = at.ends.data();
+            } else {
+                request.bin_of_place = at.bins.data();
+            }
         }
         const cpu::PowerKernel<T>& kernel = whole ? kernels.power : kernels.lines;
         return {plan, kernel, kernel.scratch(plan, request)};
@@ -129,9 +137,9 @@ struct Spectrometer::Tables {
     cpu::PlanWithScale<double> twice;
 
 private:
-    Order make_order(Bins bins) const;
+    Places find_places(Bins bins) const;
     mutable std::once_flag made[2];
-    mutable Order orders[2];
+    mutable Places found[2];
 };
 
 }  // namespace fastcrit

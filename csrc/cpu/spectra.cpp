@@ -45,33 +45,39 @@ std::int64_t run(const cpu::Measurement<T>& measurement, const cpu::PowerRequest
 
 }  // namespace
 
-Spectrometer::Tables::Order Spectrometer::Tables::make_order(Bins bins) const {
+Spectrometer::Tables::Places Spectrometer::Tables::find_places(Bins bins) const {
     const cpu::PlanTables<float>& plan = single.plan.tables();
-    const std::vector<std::int32_t>& bin_of = bin_of_mode(bins);
-    if (std::int64_t{plan.half} * (plan.power_pitch + cpu::kMostLanes) > INT32_MAX) {
+    const std::int64_t all = std::int64_t{plan.half} * (plan.power_pitch + cpu::kMostLanes);
+    if (all > INT32_MAX) {
         throw std::invalid_argument("lattice: rows of " + std::to_string(plan.n2) + " sites are too long");
     }
-    Order order;
-    order.ends.resize(static_cast<std::size_t>(number_of(bins)));
+    const std::vector<std::int32_t>& bin_of = bin_of_mode(bins);
     const auto each_mode = [&](const auto& visit) {  // visit(bin, place)
         for (std::int32_t kx = 0; kx < plan.half; ++kx) {
             for (std::int32_t i = 0; i < plan.rows + plan.own_mirrors / 2; ++i) {
                 const std::int32_t j = plan.mode_of_half[i];
                 const std::int32_t row = plan.row_of[j];
-                visit(static_cast<std::size_t>(bin_of[static_cast<std::size_t>(std::int64_t{kx} * plan.plane + j)]),
+                visit(bin_of[static_cast<std::size_t>(std::int64_t{kx} * plan.plane + j)],
                       row >= 0 ? kx * plan.power_pitch + row
                                : plan.half * plan.power_pitch + kx * cpu::kMostLanes + ~row);
             }
         }
     };
-    each_mode([&](std::size_t bin, std::int32_t) { ++order.ends[bin]; });
-    std::partial_sum(order.ends.begin(), order.ends.end(), order.ends.begin());
-    order.places.resize(static_cast<std::size_t>(order.ends.back()));
-    std::vector<std::int32_t> next = order.ends;
-    for (std::size_t b = next.size(); b-- > 0;) next[b] = b > 0 ? order.ends[b - 1] : 0;
-    each_mode(
-        [&](std::size_t bin, std::int32_t place) { order.places[static_cast<std::size_t>(next[bin]++)] = place; });
-    return order;
+    Places places;
+    if (bins == Bins::orbits) {
+        places.bins.resize(static_cast<std::size_t>(all));
+        each_mode([&](std::int32_t bin, std::int32_t place) { places.bins[static_cast<std::size_t>(place)] = bin; });
+        return places;
+    }
+    std::vector<std::int32_t> next(static_cast<std::size_t>(number_of(bins)) + 1);
+    each_mode([&](std::int32_t bin, std::int32_t) { ++next[static_cast<std::size_t>(bin) + 1]; });
+    std::partial_sum(next.begin(), next.end(), next.begin());
+    places.ends.assign(next.begin() + 1, next.end());
+    places.order.resize(static_cast<std::size_t>(next.back()));
+    each_mode([&](std::int32_t bin, std::int32_t place) {
+        places.order[static_cast<std::size_t>(next[static_cast<std::size_t>(bin)]++)] = place;
+    });
+    return places;
 }
 
 std::int64_t cpu::largest_block() { return current_largest_block(); }

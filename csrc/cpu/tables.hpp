@@ -65,13 +65,16 @@ struct PowerRequest {
     bool sign = false;          ///< transform the signs, +1 or -1, of the values instead
 
     std::int32_t bins;
-    const std::int32_t* bin_of_mode;          ///< [kx][z][y]
-    const std::int32_t* order = nullptr;      ///< for `lines`: where it leaves powers, bin after bin
-    const std::int32_t* order_end = nullptr;  ///< per bin, the end of its part of the order
-    std::int32_t kept_bins;                   ///< bins written, from the first on
-    const T* scale = nullptr;                 ///< per bin, what the sum of (2 |phi^|)^2 is multiplied with; or null for
-    T factor = T{1};                          ///< the same in all bins
-    T* out;                                   ///< (count, kept_bins)
+    const std::int32_t* bin_of_mode;  ///< [kx][z][y]
+    // For `lines`, which leaves powers at places: the places, bin after bin, and the end of every bin's part; or, where
+    // bins have few modes, the bin of every place.
+    const std::int32_t* order = nullptr;
+    const std::int32_t* order_end = nullptr;
+    const std::int32_t* bin_of_place = nullptr;
+    std::int32_t kept_bins;    ///< bins written, from the first on
+    const T* scale = nullptr;  ///< per bin, what the sum of (2 |phi^|)^2 is multiplied with; or null for
+    T factor = T{1};           ///< the same in all bins
+    T* out;                    ///< (count, kept_bins)
 
     std::int32_t n_selected = 0;
     const std::int32_t* slot = nullptr;  ///< [kx][z][y]: place among the selected modes, or -1
