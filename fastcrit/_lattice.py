@@ -5,6 +5,7 @@ The tables are made by the compiled core (csrc/common/lattice.cpp), the one plac
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -58,7 +59,7 @@ class Lattice:
     @property
     def sites(self) -> int:
         """Number of lattice sites."""
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
     @cached_property
     def lag_order(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
@@ -19,7 +20,7 @@ from fastcrit.spectra import (
     DEFAULT_BLOCKS,
     ModeAverages,
     StructureFactor,
-    block_sums,
+    block_squares,
     blocks_in_use,
     fewest_for_errors,
     mode_averages,
@@ -135,7 +136,7 @@ def correlation_length(
             f"background: expected a number, or 'free' with method='ornstein_zernike', got {background!r} with "
             f"{method!r}"
         )
-    if not isinstance(background, str) and not (np.isfinite(background) and background >= 0):
+    if not isinstance(background, str) and not (math.isfinite(background) and background >= 0):
         raise ValueError(f"background: expected a finite number >= 0, got {background!r}")
     if errors is not None:
         check_choice(errors, ("jackknife",), "errors")
@@ -163,7 +164,7 @@ def correlation_length(
             modes = _first_mode_averages(array, grid, spacing, center, blocks)
         else:
             modes, _ = mode_averages(array, grid, spacing, center, blocks, "field_or_S")
-    if int(modes.counts.sum()) < 2:
+    if modes.samples < 2:
         raise ValueError("field_or_S: a correlation length of an ensemble needs at least 2 samples, got 1")
     if modes.center == "sample" and method == "second_moment":
         raise ValueError("center: 'sample' removes S(0), which method='second_moment' needs")
@@ -171,7 +172,7 @@ def correlation_length(
     rows, flags = estimate(modes, method, B, k_max=k_max, include_zero=include_zero)
     if k_max is not None and any("too_few_modes" in words for words in flags):
         raise ValueError(f"k_max: fewer than 3 distinct wavenumbers up to {k_max} are left to fit")
-    if modes.counts.sum() < fewest_for_errors(modes.center):
+    if modes.samples < fewest_for_errors(modes.center):
         rows[1:] = np.nan
     return summarise(rows * modes.spacing, flags, method, modes.lattice, modes.spacing, lead, errors)
 
@@ -211,7 +212,7 @@ def estimate(
                 grid.orbit_modes[use],
                 S[:, m, use],
                 background,
-                int(modes.counts.sum()),
+                modes.samples,
                 grid.side,
             )
             rows[:, m] = fit.xi
@@ -288,31 +289,29 @@ def _first_mode_averages(array: Any, grid: Lattice, spacing: float, center: str,
     check_choice(center, ("ensemble", "sample", "none"), "center")
     used = blocks_in_use(blocks, n)
     stack = array.reshape(n, -1, *grid.shape)
-    fields = stack.shape[1]
-    power = np.zeros((used, fields, 1))
-    first = np.zeros((used, fields, grid.ndim))
     sums = sums_for(array, grid)
-    for m in range(fields):
+    squares = np.empty((used, stack.shape[1], 1 + 2 * grid.ndim))
+    for m in range(stack.shape[1]):
         # k = 0, then real and imaginary part of the first mode of each axis; a column per sample.
         amplitudes = sums.first_modes(stack[:, m], "field_or_S")
         if center == "ensemble":
             amplitudes -= amplitudes.mean(axis=1, keepdims=True)
-        squares = block_sums(np.square(amplitudes, out=amplitudes), used) / grid.sites
-        power[:, m, 0] = squares[0]
-        first[:, m] = (squares[1::2] + squares[2::2]).T
+        squares[:, m] = block_squares(amplitudes, used).T
+    squares /= grid.sites
     counts = np.full(used, n // used)
     counts[: n % used] += 1
-    return ModeAverages(grid, spacing, center, counts, power, first)
+    return ModeAverages(grid, spacing, center, counts, squares[..., :1], squares[..., 1::2] + squares[..., 2::2])
 
 
 def _second_moment(modes: ModeAverages, background: float) -> tuple[Floats, NDArray[np.bool_]]:
-    sides = np.array(modes.lattice.shape)
-    long = sides > 1  # an axis of one site has no k1
-    S = modes.mean_and_replicates(np.concatenate([modes.power[..., :1], modes.first[..., long]], axis=-1)) - background
+    long = [axis for axis, side in enumerate(modes.lattice.shape) if side > 1]  # an axis of one site has no k1
+    first = modes.first if len(long) == modes.lattice.ndim else modes.first[..., long]
+    S = modes.mean_and_replicates(np.concatenate([modes.power[..., :1], first], axis=-1)) - background
     S0, S1 = S[..., :1], S[..., 1:]
     with np.errstate(divide="ignore", invalid="ignore"):  # the root of what is negative is NaN
-        xi = np.sqrt(np.where((S0 > 0) & (S1 > 0), S0 / S1 - 1.0, np.nan)) / (2.0 * np.sin(np.pi / sides[long]))
-    rows = xi.mean(axis=-1) if long.any() else np.full(xi.shape[:-1], np.nan)
+        xi = np.sqrt(S0 - S1) / np.sqrt(S1)
+    rows = xi @ [0.5 / (len(long) * math.sin(math.pi / modes.lattice.shape[axis])) for axis in long]
+    rows[~np.isfinite(rows)] = np.nan
     return rows, np.isnan(rows[0])
 
 

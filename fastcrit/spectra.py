@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -45,9 +46,14 @@ class ModeAverages:
     power: NDArray[np.float64]  # (blocks, fields, orbits): sum over samples of the orbit's mean |phi^|^2 / N
     first: NDArray[np.float64]  # (blocks, fields, ndim): the same for k = 2 pi / L along each axis alone
 
+    @cached_property
+    def samples(self) -> int:
+        """Number of samples in all blocks."""
+        return int(self.counts.sum())
+
     def mean_and_replicates(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
         """(1 + blocks, ...): the estimate from block sums, then the estimate without each block in turn."""
-        n = self.counts.sum()
+        n = self.samples
         unbiased = n / (n - 1) if self.center == "ensemble" else 1.0
         total = sums.sum(axis=0)
         left = (n - self.counts).reshape(-1, *[1] * (sums.ndim - 1))
@@ -206,7 +212,7 @@ def structure_factor(
     spacing = check_positive(spacing, "spacing")
     grid = lattice(tuple(array.shape[-ndim:]))
     modes, shell_squares = mode_averages(array, grid, spacing, center, blocks)
-    n = int(modes.counts.sum())
+    n = modes.samples
     keep = grid.kept_shells(corners)
     S = grid.to_shells(modes.mean_and_replicates(modes.power * grid.orbit_modes)[0])[:, :keep] / grid.shell_modes[:keep]
     raw = grid.to_shells(modes.power.sum(axis=0) * grid.orbit_modes)[:, :keep] / grid.shell_modes[:keep] / n
@@ -325,13 +331,15 @@ def blocks_in_use(blocks: int, samples: int) -> int:
     return min(int(blocks), samples)
 
 
-def block_sums(values: NDArray[np.float64], blocks: int) -> NDArray[np.float64]:
-    """(..., blocks): sums of the columns j, j + blocks, j + 2 blocks, .. of ``values``."""
-    n = values.shape[-1]
+def block_squares(values: Floats, blocks: int) -> Floats:
+    """(rows, blocks): sums of the squares of columns j, j + blocks, .. of ``values``, which are overwritten."""
+    values *= values
+    rows, n = values.shape
     whole = n // blocks * blocks
-    sums = values[..., :whole].reshape(*values.shape[:-1], -1, blocks).sum(axis=-2)
-    sums[..., : n - whole] += values[..., whole:]
-    return np.asarray(sums)
+    sums: Floats = values[:, :whole].reshape(rows, -1, blocks).sum(axis=1)
+    if whole < n:
+        sums[:, : n - whole] += values[:, whole:]
+    return sums
 
 
 def _check_center(center: str, samples: int, name: str = "field") -> float:

@@ -187,6 +187,15 @@ inline void separate(const Complex<T>& z, const Complex<T>& mirror, Complex<T>& 
     b = {z.im + mirror.im, mirror.re - z.re};
 }
 
+/// The same of sequences that were doubled before.
+template <class T>
+inline void separate_doubled(const Complex<T>& z, const Complex<T>& mirror, Complex<T>& a, Complex<T>& b) {
+    constexpr T half = static_cast<T>(0.5);
+    separate(z, mirror, a, b);
+    a = {a.re * half, a.im * half};
+    b = {b.re * half, b.im * half};
+}
+
 /// Sink that separates two rows and stores A_k and B_k side by side, `stride` from one k to the next.
 template <class T>
 struct SplitRows {
@@ -295,10 +304,7 @@ struct SplitPlanes {
     void pair(std::int64_t j, std::int64_t mirror, const Complex<T>& z, const Complex<T>& opposite) const {
         Complex<T> a;
         Complex<T> b;
-        separate(z, opposite, a, b);
-        constexpr T half = static_cast<T>(0.5);  // rows are doubled already
-        a = {a.re * half, a.im * half};
-        b = {b.re * half, b.im * half};
+        separate_doubled(z, opposite, a, b);
         zero.pair(j, mirror, a, conj(a));
         nyquist.pair(j, mirror, b, conj(b));
     }

@@ -29,20 +29,19 @@ struct LinesScratch {
                           ///< more, so that rows lie in different sets of the cache
     Complex<T>* work;
     T* rows;
-    T* power;         ///< power[kx * power_pitch + row]
-    T* second_power;  ///< second_power[kx * kMostLanes + row], of the second mode of a row
-    T* bins;          ///< where they are added to place by place
+    T* power;         ///< at the places of the plan, and a zero
+    T* second_power;  ///< those of the second modes of rows
     T* kept;
 
     LinesScratch(const PlanTables<T>& plan, const PowerRequest<T>& request, void* scratch)
         : groups((plan.n2 + kLanes<T> - 1) / kLanes<T>),
           pitch(2 * groups * kLanes<T> + kLineBytes / static_cast<std::int64_t>(sizeof(T))),
           work(static_cast<Complex<T>*>(scratch)),
+          // A narrow row is turned as a whole register, so that work may take W values more than one.
           rows(reinterpret_cast<T*>(work + kLanes<T> + plan.plane + plan.work)),
           power(rows + plan.rows * pitch),
-          second_power(power + std::int64_t{plan.half} * plan.power_pitch),
-          bins(second_power + std::int64_t{plan.half} * cpu::kMostLanes),
-          kept(bins + (request.bin_of_place != nullptr ? request.bins : 0)),
+          second_power(power + plan.second_powers),
+          kept(power + plan.powers + 1),
           end(kept + 2 * std::int64_t{request.n_selected}) {}
     T* end;
 };
@@ -149,12 +148,9 @@ struct RowPower {
         ahead.fetch(kx);
         const Vec<T> sum = square(z) + square(opposite);
         if constexpr (Shared) {
-            constexpr T half = static_cast<T>(0.5);
             Complex<T> a;
             Complex<T> b;
-            separate(z, opposite, a, b);
-            a = {a.re * half, a.im * half};
-            b = {b.re * half, b.im * half};
+            separate_doubled(z, opposite, a, b);
             leave(kx, sum, square(a), square(b));
             if (kx < kept_columns) keep({z, opposite, a, b}, kx);
         } else {
@@ -234,17 +230,16 @@ inline T sum_of_places(const T* value, const std::int32_t* place, std::int64_t n
     return ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7]));
 }
 
-/// Adds the powers to their bins in the order of their places.
+/// out[b] = factor times the sum of the powers of bin b, which has a place in each layer.
 template <class T>
-inline void add_places(const PlanTables<T>& plan, const LinesScratch<T>& at, const std::int32_t* bin,
-                       std::int64_t bins) {
-    for (std::int64_t b = 0; b < bins; ++b) at.bins[b] = T{0};
-    for (std::int64_t kx = 0; kx < plan.half; ++kx) {
-        const std::int64_t begin = kx * plan.power_pitch;
-        for (std::int64_t row = 0; row < plan.rows; ++row) at.bins[bin[begin + row]] += at.power[begin + row];
-        const std::int64_t second = plan.half * plan.power_pitch + kx * cpu::kMostLanes;
-        for (std::int64_t row = 0; row < plan.own_mirrors / 2; ++row) {
-            at.bins[bin[second + row]] += at.power[second + row];
+inline void sum_layers(const T* power, const std::int32_t* place, std::int64_t layers, std::int64_t bins, T factor,
+                       T* out) {
+    for (std::int64_t l = 0; l < layers; l += 2) {
+        const std::int32_t* const one = place + l * bins;
+        const std::int32_t* const other = one + bins;
+        for (std::int64_t b = 0; b < bins; ++b) {
+            const T sum = factor * (power[one[b]] + power[other[b]]);
+            out[b] = l == 0 ? sum : out[b] + sum;
         }
     }
 }
@@ -271,16 +266,13 @@ std::int64_t lines(const PlanTables<T>& plan, const PowerRequest<T>& request, st
         const ColumnPair<T> columns{field, n, begin_of(g), begin_of(partner)};
         const SplitColumns<T> sink{plan.row_of, at.rows + 2 * g * w, at.rows + 2 * partner * w, at.pitch,
                                    ahead.after(g / 2 * (plan.plane / 2))};
-        const auto transform = [&](const auto& source) {
-            if (plan.n0 == 1) return fft_pairs_of(plan.along_y, source, at.work, at.work + plan.plane, spare, sink);
-            for (std::int64_t j = 0; j < plan.plane; ++j) at.work[j] = source(j);
-            transform_plane(plan, at.work, at.work + plan.plane, sink);
-        };
-        if (plain) {
-            transform(columns);
-        } else {
-            transform(ChangedColumnPair<T>{columns, request.offset, request.sign});
+        if (plain && plan.n0 == 1) {
+            fft_pairs_of(plan.along_y, columns, at.work, at.work + plan.plane, spare, sink);
+            continue;
         }
+        const ChangedColumnPair<T> changed{columns, request.offset, request.sign};
+        for (std::int64_t j = 0; j < plan.plane; ++j) at.work[j] = plain ? columns(j) : changed(j);
+        transform_plane(plan, at.work, at.work + plan.plane, sink);
     }
 
     if (request.totals != nullptr) request.totals[index] = sum_of_columns(at, n);
@@ -309,23 +301,22 @@ std::int64_t lines(const PlanTables<T>& plan, const PowerRequest<T>& request, st
 
     T* const modes = request.modes + 2 * index * request.n_selected;
     for (std::int64_t i = 0; i < 2 * request.n_selected; ++i) modes[i] = at.kept[i] * static_cast<T>(0.5);
-    if (request.bin_of_place != nullptr) add_places(plan, at, request.bin_of_place, request.bins);
+    // Twice: every mode stands for its mirror image, and those that are their own are halved.
     T* const out = request.out + index * request.kept_bins;
-    T check{0};
-    std::int64_t begin = 0;
-    for (std::int64_t b = 0; b < request.kept_bins; ++b) {
-        T sum;
-        if (request.bin_of_place != nullptr) {
-            sum = at.bins[b];
-        } else {
-            const std::int64_t end = request.order_end[b];
-            sum = sum_of_places(at.power, request.order + begin, end - begin);
+    if (request.layers > 0) {
+        at.power[plan.powers] = T{0};
+        sum_layers(at.power, request.places, request.layers, request.bins, T{2} * request.factor, out);
+    } else {
+        std::int64_t begin = 0;
+        for (std::int64_t b = 0; b < request.kept_bins; ++b) {
+            const std::int64_t end = request.places_end[b];
+            const T sum = sum_of_places(at.power, request.places + begin, end - begin);
+            out[b] = T{2} * sum * (request.scale != nullptr ? request.scale[b] : request.factor);
             begin = end;
         }
-        // Twice: every mode stands for its mirror image, and those that are their own are halved.
-        out[b] = T{2} * sum * (request.scale != nullptr ? request.scale[b] : request.factor);
-        check += out[b] * T{0};
     }
+    T check{0};
+    for (std::int64_t b = 0; b < request.kept_bins; ++b) check += out[b] * T{0};
     return check == T{0} ? 1 : 0;
 }
 

@@ -55,6 +55,7 @@ inline void lower(std::atomic<std::int64_t>& value, std::int64_t to) {
 }
 
 /// Bytes of a block of fields above which lines are in the lanes; see set_largest_block.
+template <class T>
 std::int64_t largest_block();
 
 }  // namespace cpu
@@ -75,15 +76,21 @@ struct Spectrometer::Tables {
         return bins == Bins::shells ? lattice.shell_of_mode() : lattice.orbit_of_mode();
     }
 
-    /// Where `lines` leaves the powers of a field. Of shells: the places, bin after bin, and the end of every bin's
-    /// part; of orbits, which have few modes each: the bin of every place. Made when first asked for.
-    struct Places {
-        std::vector<std::int32_t> order, ends, bins;
+    /// Where `lines` leaves the powers of a field, as PowerRequest has it. Found when first asked for.
+    struct ShellPlaces {
+        std::vector<std::int32_t> places, ends;
     };
-    const Places& places(Bins bins) const {
-        const auto which = static_cast<std::size_t>(bins);
-        std::call_once(made[which], [&] { found[which] = find_places(bins); });
-        return found[which];
+    struct OrbitPlaces {
+        std::vector<std::int32_t> places;
+        std::int32_t layers;
+    };
+    const ShellPlaces& shell_places() const {
+        std::call_once(shells_found, [&] { of_shells = find_shell_places(); });
+        return of_shells;
+    }
+    const OrbitPlaces& orbit_places() const {
+        std::call_once(orbits_found, [&] { of_orbits = find_orbit_places(); });
+        return of_orbits;
     }
 
     /// A request for sums over the modes of each bin, and for the modes selected, if any. Amplitudes in the kernels are
@@ -116,17 +123,13 @@ struct Spectrometer::Tables {
         request.bin_of_mode = bin_of_mode(bins).data();
         const std::int64_t block = std::int64_t{plan.half} * plan.plane_stride * kernels.power.fields *
                                    static_cast<std::int64_t>(2 * sizeof(T));
-        // Lines add to orbits, which have few modes each, one by one: they are the faster from larger blocks on.
-        const std::int64_t largest = (bins == Bins::orbits ? 2 : 1) * cpu::largest_block();
-        const bool whole = plan.plane == 1 || block <= largest;
-        if (!whole) {
-            const Places& at = places(bins);
-            if (bins == Bins::shells) {
-                request.order = at.order.data();
-                request.order_end = at.ends.data();
-            } else {
-                request.bin_of_place = at.bins.data();
-            }
+        const bool whole = plan.plane == 1 || block <= cpu::largest_block<T>();
+        if (!whole && bins == Bins::shells) {
+            request.places = shell_places().places.data();
+            request.places_end = shell_places().ends.data();
+        } else if (!whole) {
+            request.places = orbit_places().places.data();
+            request.layers = orbit_places().layers;
         }
         const cpu::PowerKernel<T>& kernel = whole ? kernels.power : kernels.lines;
         return {plan, kernel, kernel.scratch(plan, request)};
@@ -137,9 +140,11 @@ struct Spectrometer::Tables {
     cpu::PlanWithScale<double> twice;
 
 private:
-    Places find_places(Bins bins) const;
-    mutable std::once_flag made[2];
-    mutable Places found[2];
+    ShellPlaces find_shell_places() const;
+    OrbitPlaces find_orbit_places() const;
+    mutable std::once_flag shells_found, orbits_found;
+    mutable ShellPlaces of_shells;
+    mutable OrbitPlaces of_orbits;
 };
 
 }  // namespace fastcrit

@@ -76,6 +76,20 @@ std::int64_t modes_scratch(const PlanTables<T>& plan) {
     return (std::int64_t{plan.n2} + 2 * kLanes<T>)*static_cast<std::int64_t>(sizeof(T));
 }
 
+/// Rows that fill whole registers.
+struct Tile {
+    std::int64_t rows;
+    std::int64_t vectors;  ///< 0 where the rows of a plane cannot be cut into tiles
+};
+
+template <class T>
+Tile tile_of(const PlanTables<T>& plan) {
+    std::int64_t rows = 1;
+    while (rows * plan.n2 % kLanes<T> != 0) rows *= 2;
+    const std::int64_t vectors = rows * plan.n2 / kLanes<T>;
+    return {rows, vectors <= kLargestTile && plan.n1 % rows == 0 ? vectors : 0};
+}
+
 /// Sums of one field on their way to double.
 template <class T>
 struct ModeSums {
@@ -150,10 +164,9 @@ struct ModeSums {
         z[1] += sums[0] * static_cast<double>(plan.wave_im[0][plane]);
     }
 
-    /// The rows of a plane by tiles of N registers.
+    /// The rows of a plane by tiles of N registers and `height` rows.
     template <int N>
-    FASTCRIT_FLATTEN void add_tiles(const T* rows, std::int64_t plane) {
-        const std::int64_t height = N * kLanes<T> / plan.n2;  // rows in a tile
+    FASTCRIT_FLATTEN void add_tiles(const T* rows, std::int64_t plane, std::int64_t height) {
         for (std::int64_t begin = 0; begin < plan.n1; begin += kRowsPerFlush * height) {
             const std::int64_t end =
                 begin + kRowsPerFlush * height < plan.n1 ? begin + kRowsPerFlush * height : plan.n1;
@@ -205,21 +218,12 @@ struct ModeSums {
         }
     }
 
-    /// Registers in a tile, or 0 where the rows cannot be cut into tiles.
-    std::int64_t tile_of_rows() const {
-        std::int64_t height = 1;
-        while (height * plan.n2 % kLanes<T> != 0) height *= 2;
-        const std::int64_t tile = height * plan.n2 / kLanes<T>;
-        return tile <= kLargestTile && plan.n1 % height == 0 ? tile : 0;
-    }
-
-    void add_field(const T* field) {
-        const std::int64_t tile = tile_of_rows();
-        if (tile == 0 && plan.n2 < kLanes<T>) return add_short_rows(field);
+    void add_field(const T* field, const Tile& tile) {
+        if (tile.vectors == 0 && plan.n2 < kLanes<T>) return add_short_rows(field);
         for (std::int64_t plane = 0; plane < plan.n0; ++plane) {
-            if (tile > 0) {
+            if (tile.vectors > 0) {
                 unroll<kLargestTile>([&](auto i) {
-                    if (tile == i + 1) add_tiles<i + 1>(field + plane * plan.n1 * plan.n2, plane);
+                    if (tile.vectors == i + 1) add_tiles<i + 1>(field + plane * plan.n1 * plan.n2, plane, tile.rows);
                 });
                 continue;
             }
@@ -239,10 +243,12 @@ struct ModeSums {
     }
 };
 
+/// One field; false where a sum is not finite.
 template <class T>
-bool modes(const PlanTables<T>& plan, const ModesRequest<T>& request, std::int64_t index, void* scratch) {
+bool modes_of_field(const PlanTables<T>& plan, const ModesRequest<T>& request, const Tile& tile, std::int64_t index,
+                    void* scratch) {
     ModeSums<T> sums(plan, scratch);
-    sums.add_field(request.fields + index * plan.n2 * plan.plane);
+    sums.add_field(request.fields + index * plan.n2 * plan.plane, tile);
     double* out = request.out + index;
     *out = sums.total;
     const double* const axes[3] = {sums.z, sums.y, sums.x};
@@ -253,6 +259,17 @@ bool modes(const PlanTables<T>& plan, const ModesRequest<T>& request, std::int64
     double zero = sums.total * 0.0;
     for (const double* axis : axes) zero += axis[0] * 0.0 + axis[1] * 0.0;
     return zero == 0.0;
+}
+
+template <class T>
+std::int64_t modes(const PlanTables<T>& plan, const ModesRequest<T>& request, std::int64_t begin, std::int64_t end,
+                   void* scratch) {
+    const Tile tile = tile_of(plan);
+    std::int64_t first_bad = end;
+    for (std::int64_t i = begin; i < end; ++i) {
+        if (!modes_of_field(plan, request, tile, i, scratch) && i < first_bad) first_bad = i;
+    }
+    return first_bad;
 }
 
 }  // namespace fastcrit::FASTCRIT_ISA

@@ -195,6 +195,8 @@ Plan<T>::Plan(const Lattice& lattice)
     for (const Fft* fft : {&along_z_, &along_y_, &along_x_}) {
         if (fft->convolution) convolution = std::max(convolution, fft->convolution->tables.n);
     }
+    // Whole registers, and not a power of two of them: the powers of a panel would meet in few sets.
+    const std::int64_t power_pitch = (rows + kMostLanes - 1) / kMostLanes * kMostLanes + kMostLanes;
     const std::int32_t spare = std::max(2 * along_x_.tables.n, plane);
     tables_ = {n0,
                n1,
@@ -216,8 +218,9 @@ Plan<T>::Plan(const Lattice& lattice)
                own_mirrors,
                mode_of_half_.data(),
                row_of_.data(),
-               // Whole registers, and not a power of two of them: the powers of a panel would meet in few sets.
-               (rows + kMostLanes - 1) / kMostLanes * kMostLanes + kMostLanes,
+               power_pitch,
+               half * power_pitch,
+               half * (power_pitch + kMostLanes),
                {wave_re_[0].data(), wave_re_[1].data(), wave_re_[2].data()},
                {wave_im_[0].data(), wave_im_[1].data(), wave_im_[2].data()},
                tile_[0].data(),

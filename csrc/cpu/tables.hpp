@@ -45,8 +45,12 @@ struct PlanTables {
     std::int32_t own_mirrors;          ///< modes that are their own mirror image, two to a row: 1, 2 or 4
     const std::int32_t* mode_of_half;  ///< these first, then one of each pair, in the order of the rows
     const std::int32_t* row_of;        ///< row of a mode of the plane, or ~row for the second of two in a row
-    std::int32_t power_pitch;          ///< from the powers of one kx to those of the next
-    const T* wave_re[3];               ///< of exp(-2 pi i j / side), j = 0 .. side-1, for each axis
+    // Where `lines` leaves their powers: at kx * power_pitch + row, those of the second of two in a row at
+    // second_powers + kx * kMostLanes + row.
+    std::int64_t power_pitch;
+    std::int64_t second_powers;
+    std::int64_t powers;  ///< all places
+    const T* wave_re[3];  ///< of exp(-2 pi i j / side), j = 0 .. side-1, for each axis
     const T* wave_im[3];
     // Of the first values of a field, in the order of memory: the first mode along x and along y.
     const T* tile_x_re;
@@ -66,11 +70,11 @@ struct PowerRequest {
 
     std::int32_t bins;
     const std::int32_t* bin_of_mode;  ///< [kx][z][y]
-    // For `lines`, which leaves powers at places: the places, bin after bin, and the end of every bin's part; or, where
-    // bins have few modes, the bin of every place.
-    const std::int32_t* order = nullptr;
-    const std::int32_t* order_end = nullptr;
-    const std::int32_t* bin_of_place = nullptr;
+    // For `lines`: the places of the powers of each bin, bin after bin, the last at place_end; or, if bins have few,
+    // (layers, bins) of them, where `powers` of the plan stands for none.
+    const std::int32_t* places = nullptr;
+    const std::int32_t* places_end = nullptr;
+    std::int32_t layers = 0;   ///< even
     std::int32_t kept_bins;    ///< bins written, from the first on
     const T* scale = nullptr;  ///< per bin, what the sum of (2 |phi^|)^2 is multiplied with; or null for
     T factor = T{1};           ///< the same in all bins
@@ -109,8 +113,9 @@ struct Kernels {
     PowerKernel<T> lines;            ///< power again, of one field with its lines in the lanes
     PowerKernel<T> autocorrelation;  ///< a field in each lane
     std::int64_t (*modes_scratch)(const PlanTables<T>&);
-    /// One field. False when it holds a value that is not finite.
-    bool (*modes)(const PlanTables<T>&, const ModesRequest<T>&, std::int64_t index, void* scratch);
+    /// The fields from begin to end. Returns the first with a value that is not finite, or end.
+    std::int64_t (*modes)(const PlanTables<T>&, const ModesRequest<T>&, std::int64_t begin, std::int64_t end,
+                          void* scratch);
     void (*add_rows)(const T* from, std::int64_t pitch, std::int64_t rows, double* to, std::int64_t n);
     void (*add_signs)(const T* from, std::int64_t pitch, std::int64_t rows, double* to, std::int64_t n);
 };
