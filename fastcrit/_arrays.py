@@ -5,6 +5,8 @@ It touches torch and never imports it: a tensor can only arrive when the caller 
 
 from __future__ import annotations
 
+import math
+import numbers
 import sys
 from collections.abc import Callable
 from typing import Any, TypeGuard
@@ -106,8 +108,7 @@ def check_grid(array: Any, ndim: int, lead: int, name: str, what: str) -> None:
 
 def check_positive(value: float, name: str) -> float:
     """``value`` as a float; ValueError unless it is a positive finite number."""
-    scalar: bool = np.isscalar(value)  # inside the condition it would narrow the type to numpy's union of scalars
-    if isinstance(value, (str, bytes)) or not scalar or not np.isfinite(value) or value <= 0:
+    if not isinstance(value, numbers.Real) or not 0 < value < math.inf:
         raise ValueError(f"{name}: expected a positive number, got {value!r}")
     return float(value)
 

@@ -217,16 +217,13 @@ inline double sum_of_columns(const LinesScratch<T>& at, std::int64_t n) {
     return 0.5 * total;
 }
 
-/// Sum of value[place[i]], i < n, in eight chains.
+/// Sum of value[place[i]], i < n, n a multiple of kPlaceChains.
 template <class T>
 inline T sum_of_places(const T* value, const std::int32_t* place, std::int64_t n) {
-    constexpr int chains = 8;
-    T part[chains] = {};
-    std::int64_t i = 0;
-    for (; i + chains <= n; i += chains) {
-        unroll<chains>([&](auto c) { part[c] += value[place[i + c]]; });
+    T part[cpu::kPlaceChains] = {};
+    for (std::int64_t i = 0; i < n; i += cpu::kPlaceChains) {
+        unroll<cpu::kPlaceChains>([&](auto c) { part[c] += value[place[i + c]]; });
     }
-    for (; i < n; ++i) part[i % chains] += value[place[i]];
     return ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7]));
 }
 
@@ -303,8 +300,8 @@ std::int64_t lines(const PlanTables<T>& plan, const PowerRequest<T>& request, st
     for (std::int64_t i = 0; i < 2 * request.n_selected; ++i) modes[i] = at.kept[i] * static_cast<T>(0.5);
     // Twice: every mode stands for its mirror image, and those that are their own are halved.
     T* const out = request.out + index * request.kept_bins;
+    at.power[plan.powers] = T{0};
     if (request.layers > 0) {
-        at.power[plan.powers] = T{0};
         sum_layers(at.power, request.places, request.layers, request.bins, T{2} * request.factor, out);
     } else {
         std::int64_t begin = 0;

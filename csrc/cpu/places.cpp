@@ -33,8 +33,11 @@ Spectrometer::Tables::ShellPlaces Spectrometer::Tables::find_shell_places() cons
     const cpu::PlanTables<float>& plan = single.plan.tables();
     std::vector<std::int32_t> next(static_cast<std::size_t>(number_of(Bins::shells)) + 1);
     each_power(plan, bin_of_mode(Bins::shells), [&](std::size_t bin, std::int32_t) { ++next[bin + 1]; });
+    for (std::int32_t& n : next) n = (n + cpu::kPlaceChains - 1) / cpu::kPlaceChains * cpu::kPlaceChains;
     std::partial_sum(next.begin(), next.end(), next.begin());
-    ShellPlaces found{std::vector<std::int32_t>(static_cast<std::size_t>(next.back())), {next.begin() + 1, next.end()}};
+    ShellPlaces found{
+        std::vector<std::int32_t>(static_cast<std::size_t>(next.back()), static_cast<std::int32_t>(plan.powers)),
+        {next.begin() + 1, next.end()}};
     each_power(plan, bin_of_mode(Bins::shells), [&](std::size_t bin, std::int32_t place) {
         found.places[static_cast<std::size_t>(next[bin]++)] = place;
     });

@@ -23,6 +23,9 @@ struct FftTables {
 /// Values in the widest register.
 inline constexpr std::int32_t kMostLanes = 16;
 
+/// Powers that are added side by side, since an addition takes a few cycles.
+inline constexpr int kPlaceChains = 8;
+
 /// Values in the largest tile of `modes`.
 inline constexpr std::int32_t kTileValues = 8 * kMostLanes;
 
@@ -70,8 +73,8 @@ struct PowerRequest {
 
     std::int32_t bins;
     const std::int32_t* bin_of_mode;  ///< [kx][z][y]
-    // For `lines`: the places of the powers of each bin, bin after bin, the last at place_end; or, if bins have few,
-    // (layers, bins) of them, where `powers` of the plan stands for none.
+    // For `lines`: the places of the powers of each bin, where `powers` of the plan, the place of a zero, stands for none.
+    // Bin after bin, a multiple of kPlaceChains each, the last before places_end; or, if bins have few, (layers, bins).
     const std::int32_t* places = nullptr;
     const std::int32_t* places_end = nullptr;
     std::int32_t layers = 0;   ///< even
