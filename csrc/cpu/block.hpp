@@ -276,23 +276,63 @@ inline void transform_single_row(const PlanTables<T>& plan, const Rows& rows, Co
     }
 }
 
-/// Transforms one plane along y (and z) and hands it to the sink: sink.pair(j, mirror, Z_j, Z_mirror) once for every
-/// two modes that are each other's mirror image in the plane, sink.alone(j, Z_j) for the modes that are their own.
+/// A sequence that lies in memory with others.
+template <class T>
+struct Strided {
+    const Complex<T>* first;
+    std::int64_t step;
+
+    const Complex<T>& operator()(std::int64_t i) const { return first[i * step]; }
+};
+
+/// The lines along z at y and at -y of a plane transformed along y: transformed, and handed to the sink.
 template <class T, class Sink>
-inline void transform_plane(const PlanTables<T>& plan, Complex<T>* plane, Complex<T>* work, const Sink& sink) {
-    if (plan.n0 == 1) return fft_pairs(plan.along_y, plane, work, work + plan.spare, sink);
-    Complex<T>* from = plane;
+inline void transform_along_z(const PlanTables<T>& plan, const Complex<T>* plane, std::int64_t y, Complex<T>* work,
+                              const Sink& sink) {
+    const std::int64_t n0 = plan.n0;
+    const std::int64_t opposite = y > 0 ? plan.n1 - y : 0;
+    Complex<T>* const lines = work + plan.lines_along_z;
+    const auto line = [&](std::int64_t at, Complex<T>* a) {
+        const Strided<T> source{plane + at, plan.n1};
+        return fft_of(plan.along_z, source, a, a + n0, work + plan.spare);
+    };
+    const Complex<T>* const here = line(y, lines);
+    const Complex<T>* const there = opposite == y ? here : line(opposite, lines + 2 * n0);
+    for (std::int64_t z = 0; z < n0; ++z) {
+        const std::int64_t mirror = z > 0 ? n0 - z : 0;
+        const std::int64_t j = z * plan.n1 + y;
+        const std::int64_t image = mirror * plan.n1 + opposite;
+        if (j < image) {
+            sink.pair(j, image, here[z], there[mirror]);
+        } else if (j == image) {
+            sink.alone(j, here[z]);
+        } else if (y != opposite) {
+            sink.pair(image, j, there[mirror], here[z]);
+        }
+    }
+}
+
+/// Transforms one plane along y (and z) and hands it to the sink: sink.pair(j, mirror, Z_j, Z_mirror), j < mirror, once
+/// for every two modes that are each other's mirror image in the plane, sink.alone(j, Z_j) for those that are their
+/// own. read(z) is called before the row z of the plane is read.
+template <class T, class Read, class Sink>
+inline void transform_plane(const PlanTables<T>& plan, const Read& read, Complex<T>* plane, Complex<T>* work,
+                            const Sink& sink) {
+    if (plan.n0 == 1) {
+        read(0);
+        return fft_pairs(plan.along_y, plane, work, work + plan.spare, sink);
+    }
+    const Complex<T>* result = plane;
     for (std::int64_t z = 0; z < plan.n0; ++z) {
         const std::int64_t begin = z * plan.n1;
-        from = fft(plan.along_y, plane + begin, work + begin, 1, work + plan.spare) - begin;
+        read(z);
+        result = fft(plan.along_y, plane + begin, work + begin, 1, work + plan.spare) - begin;
     }
-    Complex<T>* const to = from == plane ? work : plane;
-    const Complex<T>* const result = fft(plan.along_z, from, to, plan.n1, work + plan.spare);
-    for (std::int64_t j = 0; j < plan.plane; ++j) {
-        const std::int64_t mirror = plan.mirror[j];
-        if (mirror > j) sink.pair(j, mirror, result[j], result[mirror]);
-        if (mirror == j) sink.alone(j, result[j]);
-    }
+    for (std::int64_t y = 0; 2 * y <= plan.n1; ++y) transform_along_z(plan, result, y, work, sink);
+}
+template <class T, class Sink>
+inline void transform_plane(const PlanTables<T>& plan, Complex<T>* plane, Complex<T>* work, const Sink& sink) {
+    transform_plane(plan, [](std::int64_t) {}, plane, work, sink);
 }
 
 /// Sink for the planes kx = 0 and kx = nx/2 transformed together: separates them and hands each to its own sink.

@@ -217,20 +217,36 @@ inline void fft_pairs(const FftTables<T>& plan, Complex<T>* a, Complex<T>* b, Co
     if (plan.n > 1 && plan.n % 2 == 0) sink.alone(plan.n / 2, z[plan.n / 2]);
 }
 
-/// The same of the sequence source(0) .. source(n - 1), which is not written to a where the first pass can read it.
+/// The first pass of the sequence source(0) .. source(n - 1) to y, if its radix has a codelet.
+template <class T, class Source>
+inline bool run_first_pass(const FftTables<T>& plan, const Source& source, Complex<T>* y) {
+    if (plan.convolution != nullptr || plan.passes == 0) return false;
+    const std::int64_t m = plan.n / plan.radices[0];
+    switch (plan.radices[0]) {
+        case 2: first_pass<T, 2>(source, y, m, plan.twiddles); return true;
+        case 3: first_pass<T, 3>(source, y, m, plan.twiddles); return true;
+        case 4: first_pass<T, 4>(source, y, m, plan.twiddles); return true;
+        case 5: first_pass<T, 5>(source, y, m, plan.twiddles); return true;
+        case 7: first_pass<T, 7>(source, y, m, plan.twiddles); return true;
+        case 8: first_pass<T, 8>(source, y, m, plan.twiddles); return true;
+        default: return false;
+    }
+}
+
+/// Transform of the sequence source(0) .. source(n - 1), as `fft` of one that lies in a.
+template <class T, class Source>
+inline Complex<T>* fft_of(const FftTables<T>& plan, const Source& source, Complex<T>* a, Complex<T>* b,
+                          Complex<T>* spare) {
+    if (run_first_pass(plan, source, b)) return run_passes(plan, 1, plan.passes, b, a, 1);
+    for (std::int64_t i = 0; i < plan.n; ++i) a[i] = source(i);
+    return fft(plan, a, b, 1, spare);
+}
+
+/// The same handed to the sink as by `fft_pairs`.
 template <class T, class Source, class Sink>
 inline void fft_pairs_of(const FftTables<T>& plan, const Source& source, Complex<T>* a, Complex<T>* b,
                          Complex<T>* spare, const Sink& sink) {
-    if (plan.convolution == nullptr && plan.passes > 1 && plan.radices[0] <= kLargestCodelet) {
-        const std::int64_t m = plan.n / plan.radices[0];
-        switch (plan.radices[0]) {
-            case 2: first_pass<T, 2>(source, b, m, plan.twiddles); break;
-            case 3: first_pass<T, 3>(source, b, m, plan.twiddles); break;
-            case 4: first_pass<T, 4>(source, b, m, plan.twiddles); break;
-            case 5: first_pass<T, 5>(source, b, m, plan.twiddles); break;
-            case 7: first_pass<T, 7>(source, b, m, plan.twiddles); break;
-            default: first_pass<T, 8>(source, b, m, plan.twiddles);
-        }
+    if (plan.passes > 1 && run_first_pass(plan, source, b)) {
         return run_last_pass(plan, run_passes(plan, 1, plan.passes - 1, b, a, 1), sink);
     }
     for (std::int64_t i = 0; i < plan.n; ++i) a[i] = source(i);

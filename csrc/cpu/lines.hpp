@@ -268,8 +268,10 @@ std::int64_t lines(const PlanTables<T>& plan, const PowerRequest<T>& request, st
             continue;
         }
         const ChangedColumnPair<T> changed{columns, request.offset, request.sign};
-        for (std::int64_t j = 0; j < plan.plane; ++j) at.work[j] = plain ? columns(j) : changed(j);
-        transform_plane(plan, at.work, at.work + plan.plane, sink);
+        const auto read = [&](std::int64_t z) {
+            for (std::int64_t j = z * plan.n1; j < (z + 1) * plan.n1; ++j) at.work[j] = plain ? columns(j) : changed(j);
+        };
+        transform_plane(plan, read, at.work, at.work + plan.plane, sink);
     }
 
     if (request.totals != nullptr) request.totals[index] = sum_of_columns(at, n);

@@ -208,6 +208,7 @@ Plan<T>::Plan(const Lattice& lattice)
                plane + 1,
                spare,
                spare + 2 * convolution,
+               spare + 2 * convolution + (n0 > 1 ? 4 * n0 : 0),
                split_row_,
                along_z_.tables,
                along_y_.tables,

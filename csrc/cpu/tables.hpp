@@ -37,9 +37,10 @@ struct PlanTables {
     std::int32_t half;        ///< n2/2 + 1
     /// Distance between consecutive planes of a block, in complex lanes.
     std::int32_t plane_stride;
-    std::int32_t spare;  ///< complex lanes of work space beside the block: a row pair twice, or one plane
-    std::int32_t work;   ///< the same and, behind it, what convolutions need
-    bool split_row;      ///< a single row of even length: transformed as its even and odd halves
+    std::int32_t spare;          ///< complex lanes of work space beside the block: a row pair twice, or one plane
+    std::int32_t lines_along_z;  ///< behind it and what convolutions need, two lines along z, twice
+    std::int32_t work;           ///< all of it
+    bool split_row;              ///< a single row of even length: transformed as its even and odd halves
     FftTables<T> along_z, along_y, along_x;
     const T* split_twiddles;     ///< re, im of exp(-2 pi i k / n2), k = 0 .. n2/2, when split_row
     const std::int32_t* mirror;  ///< index in a plane of the mode with (z, y) negated
@@ -73,8 +74,9 @@ struct PowerRequest {
 
     std::int32_t bins;
     const std::int32_t* bin_of_mode;  ///< [kx][z][y]
-    // For `lines`: the places of the powers of each bin, where `powers` of the plan, the place of a zero, stands for none.
-    // Bin after bin, a multiple of kPlaceChains each, the last before places_end; or, if bins have few, (layers, bins).
+    // For `lines`: the places of the powers of each bin, where `powers` of the plan, the place of a zero, stands for
+    // none. Bin after bin, a multiple of kPlaceChains each, the last before places_end; or, if bins have few, (layers,
+    // bins).
     const std::int32_t* places = nullptr;
     const std::int32_t* places_end = nullptr;
     std::int32_t layers = 0;   ///< even
