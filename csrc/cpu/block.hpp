@@ -33,6 +33,11 @@ struct Ahead {
     }
 };
 
+/// What is written next, brought into the L1 cache meanwhile: stores wait for their lines one after the other.
+inline void fetch_to_write(const void* at, std::int64_t bytes) {
+    for (std::int64_t x = 0; x < bytes; x += kLineBytes) __builtin_prefetch(static_cast<const char*>(at) + x, 1, 3);
+}
+
 /// Whether lanes that lie `pitch` values apart crowd one set of the L1 cache: 64 sets of kWays lines repeat every 4096
 /// bytes. A line of each lane is then read whole before the next lane's.
 template <class T>
@@ -205,7 +210,9 @@ struct SplitRows {
 
     void pair(std::int64_t k, std::int64_t, const Complex<T>& z, const Complex<T>& mirror) const {
         ahead.fetch(k);
-        separate(z, mirror, column[k * stride], column[k * stride + 1]);
+        Complex<T>* const rows = column + k * stride;
+        fetch_to_write(rows + stride, 2 * sizeof(Complex<T>));
+        separate(z, mirror, rows[0], rows[1]);
     }
     void alone(std::int64_t k, const Complex<T>& z) const { pair(k, k, z, z); }
 };

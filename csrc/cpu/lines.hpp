@@ -96,6 +96,7 @@ struct SplitColumns {
     T* first;  ///< where the first group lies in row 0
     T* second;
     std::int64_t pitch;
+    std::int64_t next;  ///< from a mode's row to that of the mode after it
     Ahead<T> ahead;
 
     void pair(std::int64_t j, std::int64_t, const Complex<T>& z, const Complex<T>& mirror) const {
@@ -104,6 +105,8 @@ struct SplitColumns {
         separate(z, mirror, a, b);
         ahead.fetch(j);
         const std::int64_t at = row_of[j] * pitch;
+        fetch_to_write(first + at + next, 2 * sizeof(Vec<T>));
+        fetch_to_write(second + at + next, 2 * sizeof(Vec<T>));
         store(first + at, a.re);
         store(first + at + kLanes<T>, a.im);
         store(second + at, b.re);
@@ -179,6 +182,7 @@ private:
             store(second_power + kx * cpu::kMostLanes, b);
             for (std::int64_t l = 0; l < w && l < shared(); ++l) sum[l] = a[l];
         }
+        fetch_to_write(power + (kx + 1) * plan.power_pitch, sizeof sum);
         store(power + kx * plan.power_pitch, sum);
     }
     /// The mode at kx, j is z, and that at kx, -j the conjugate of what is at -kx, j.
@@ -261,7 +265,11 @@ std::int64_t lines(const PlanTables<T>& plan, const PowerRequest<T>& request, st
     for (std::int64_t g = 0; g < at.groups; g += 2) {
         const std::int64_t partner = g + 1 < at.groups ? g + 1 : g;
         const ColumnPair<T> columns{field, n, begin_of(g), begin_of(partner)};
-        const SplitColumns<T> sink{plan.row_of, at.rows + 2 * g * w, at.rows + 2 * partner * w, at.pitch,
+        const SplitColumns<T> sink{plan.row_of,
+                                   at.rows + 2 * g * w,
+                                   at.rows + 2 * partner * w,
+                                   at.pitch,
+                                   (plan.n0 > 1 ? plan.n1 : 1) * at.pitch,
                                    ahead.after(g / 2 * (plan.plane / 2))};
         if (plain && plan.n0 == 1) {
             fft_pairs_of(plan.along_y, columns, at.work, at.work + plan.plane, spare, sink);

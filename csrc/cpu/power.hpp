@@ -48,9 +48,13 @@ template <class T>
 FASTCRIT_FLATTEN inline std::int64_t write_rows(const Vec<T>* values, std::int64_t n, const T* scale, T factor,
                                                 std::int64_t fields, T* out) {
     constexpr std::int64_t q = kPiece<T>;
+    constexpr std::int64_t line = kLineBytes / static_cast<std::int64_t>(sizeof(T));
     Vec<T> check{};  // 0 * value is zero, or else NaN
     std::int64_t begin = 0;
     for (; begin + q <= n; begin += q) {
+        if (begin % line == 0) {
+            for (std::int64_t l = 0; l < kLanes<T>; ++l) fetch_to_write(out + l * n + begin + line, 1);
+        }
         Vec<T> square[q];
         unroll<q>([&](auto i) {
             square[i] = values[begin + i] * (scale != nullptr ? scale[begin + i] : factor);
@@ -120,6 +124,16 @@ inline std::int64_t fields_in_group(const PowerRequest<T>& request, std::int64_t
     return left < kLanes<T> ? left : kLanes<T>;
 }
 
+/// Sum over the sites in each lane, from the plane kx = 0, which holds twice the sums of the rows.
+template <class T>
+inline void sum_rows(const PlanTables<T>& plan, const Complex<T>* plane, double* totals) {
+    for (std::int64_t row = 0; row < plan.plane; ++row) {
+        T sums[kLanes<T>];
+        store(sums, plane[row].re);
+        for (int l = 0; l < kLanes<T>; ++l) totals[l] += 0.5 * static_cast<double>(sums[l]);
+    }
+}
+
 template <class T>
 std::int64_t power_scratch(const PlanTables<T>& plan, const PowerRequest<T>& request) {
     return BlockScratch<T>::bytes(plan, request, false);
@@ -131,7 +145,7 @@ std::int64_t power(const PlanTables<T>& plan, const PowerRequest<T>& request, st
     for (std::int64_t b = 0; b < request.bins; ++b) at.bins[b] = Vec<T>{};
     double totals[kLanes<T>] = {};
     RowReader<T> rows = read_fields(plan, request, first);
-    if (request.totals != nullptr) rows.totals = totals;
+    if (request.totals != nullptr && plan.plane == 1) rows.totals = totals;
 
     const std::int32_t* const slot = request.n_selected > 0 ? request.slot : nullptr;
     const std::int64_t sites = std::int64_t{plan.plane} * plan.n2;
@@ -154,6 +168,7 @@ std::int64_t power(const PlanTables<T>& plan, const PowerRequest<T>& request, st
         });
     } else {
         transform_rows(plan, rows, at.block, at.work, ahead);
+        if (request.totals != nullptr) sum_rows(plan, at.block, totals);
         transform_planes(plan, at.block, at.work, sink_of);
     }
     const std::int64_t fields = fields_in_group(request, first);
