@@ -55,8 +55,7 @@ inline void lower(std::atomic<std::int64_t>& value, std::int64_t to) {
 }
 
 /// Bytes of a block of fields above which lines are in the lanes; see set_largest_block.
-template <class T>
-std::int64_t largest_block();
+std::int64_t largest_block(int lanes);
 /// So many times as large may it be where a row takes one register at most, which lines would leave partly empty: rows
 /// of 4 and 8 are two to eight times faster as fields, out of the cache as they are.
 inline constexpr std::int64_t kNarrowRows = 16;
@@ -127,7 +126,7 @@ struct Spectrometer::Tables {
         const std::int64_t block = std::int64_t{plan.half} * plan.plane_stride * kernels.power.fields *
                                    static_cast<std::int64_t>(2 * sizeof(T));
         const std::int64_t rows = plan.n2 <= kernels.power.fields ? cpu::kNarrowRows : 1;
-        const bool whole = plan.plane == 1 || block <= rows * cpu::largest_block<T>();
+        const bool whole = plan.plane == 1 || block <= rows * cpu::largest_block(kernels.power.fields);
         if (!whole && bins == Bins::shells) {
             request.places = shell_places().places.data();
             request.places_end = shell_places().ends.data();
