@@ -311,7 +311,7 @@ def _second_moment(modes: ModeAverages, background: float) -> tuple[Floats, NDAr
     with np.errstate(divide="ignore", invalid="ignore"):  # the root of what is negative is NaN
         xi = np.sqrt(S0 - S1) / np.sqrt(S1)
     rows = xi @ [0.5 / (len(long) * math.sin(math.pi / modes.lattice.shape[axis])) for axis in long]
-    rows[~np.isfinite(rows)] = np.nan
+    rows[~np.isfinite(rows) | (not long)] = np.nan
     return rows, np.isnan(rows[0])
 
 

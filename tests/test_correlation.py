@@ -118,6 +118,12 @@ class TestOtherEstimators:
         assert np.isnan(found.value)
         assert "negative_second_moment" in found.flags
 
+    def test_a_lattice_of_one_site_has_no_second_moment(self):
+        field = np.random.default_rng(0).normal(size=(50, 1, 1))
+        found = fc.correlation_length(field, method="second_moment")
+        assert np.isnan(found.value)
+        assert found.flags == ("negative_second_moment",)
+
     @pytest.mark.parametrize(
         ("method", "expected"),
         [("exponential", 5.0), ("efold", 5.0), ("integral", 5.0)],

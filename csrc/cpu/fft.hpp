@@ -217,7 +217,7 @@ inline void fft_pairs(const FftTables<T>& plan, Complex<T>* a, Complex<T>* b, Co
     if (plan.n > 1 && plan.n % 2 == 0) sink.alone(plan.n / 2, z[plan.n / 2]);
 }
 
-/// The first pass of the sequence source(0) .. source(n - 1) to y, if its radix has a codelet.
+/// The first pass of the sequence source(0) .. source(n - 1) to y; false, with nothing done, where it lacks a codelet.
 template <class T, class Source>
 inline bool run_first_pass(const FftTables<T>& plan, const Source& source, Complex<T>* y) {
     if (plan.convolution != nullptr || plan.passes == 0) return false;

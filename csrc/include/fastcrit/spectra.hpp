@@ -100,8 +100,8 @@ std::vector<const char*> available_instruction_sets();
 void use_instruction_set(const char* name);
 
 /// Fields are transformed side by side, one in each lane of a register, while their block of half spectra takes no more
-/// than this many bytes a thread; larger ones are transformed one at a time. Negative: the default,
-/// 1.25 MiB for 16 lanes and 1 MiB for fewer.
+/// than this many bytes a thread; larger ones are transformed one at a time. Negative: the default, 1.25
+/// MiB for 16 lanes and 1 MiB for fewer.
 void set_largest_block(std::int64_t bytes);
 
 /// Threads that a call may use, this one included. At least 1.
