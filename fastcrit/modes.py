@@ -6,17 +6,17 @@ torch is loaded by `mode_response` alone.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastcrit._arrays import check_choice, check_integer, check_positive
+from fastcrit._derivative import METHODS, Derivative, forward_derivatives
+from fastcrit._dispersion import dispersion_length, drift_rate, gaussian_bound, response_deficit
 from fastcrit._extras import need
 from fastcrit._lattice import lattice
 
@@ -25,12 +25,17 @@ if TYPE_CHECKING:
 
     from fastcrit.diffusion.denoiser import Denoiser
 
+__all__ = [
+    "METHODS",
+    "ModeResponse",
+    "dispersion_length",
+    "drift_rate",
+    "gaussian_bound",
+    "mode_response",
+    "response_deficit",
+]
+
 Floats = NDArray[np.float64]
-
-METHODS = ("jvp", "vjp", "central")
-
-# Errors below this are rounding: weights made of them would be noise, and all shells count alike.
-_EXACT = 1e-9
 
 
 @dataclass(frozen=True)
@@ -72,116 +77,6 @@ class ModeResponse:
     def softest(self) -> float:
         """|k| of the shell with the largest gain: k*, where patterns form first; 0 for domains."""
         return float(self.k[int(np.argmax(self.gain))])
-
-
-def dispersion_length(k2: Any, gain: Any = None, stderr: Any = None, *, points: int = 4) -> Any:
-    r"""Equilibrium correlation length from the low-k dispersion of the gain.
-
-    Weighted least squares of :math:`(1 - g_k)/(1 - g_0) = 1 + \xi_{eq}^2 \hat k^2` through the lowest shells.
-
-    Parameters
-    ----------
-    k2 : ModeResponse, or (shells,)
-        A response, which brings gain and stderr with it; or the lattice momentum
-        :math:`\hat k^2 = \sum_i 4\sin^2(k_i/2)` of each shell (mean over its modes),
-        ascending from k = 0. Lengths come out in the unit of 1/k, normally sites.
-    gain, stderr : (..., shells)
-        Mode gains, and their standard errors as weights (equal weights when left out or as small as rounding).
-    points : int
-        Shells used, k = 0 among them.
-
-    Returns
-    -------
-    float or array (...)
-        :math:`\xi_{eq}`; NaN where the slope is negative (the softest mode is then at k != 0) or g_0 >= 1 (the
-        homogeneous state is unstable and there is no equilibrium length).
-
-    Raises
-    ------
-    ValueError
-        Fewer than two shells, shapes that do not match, or a first shell that is not k = 0.
-
-    Notes
-    -----
-    Source: arXiv:2603.20092, equilibrium correlation length.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from fastcrit.modes import dispersion_length
-    >>> k2 = np.array([0.0, 0.1, 0.2, 0.4])
-    >>> round(float(dispersion_length(k2, 1 - 0.3 * (1 + 4.0 * k2))), 9)
-    2.0
-    """
-    if isinstance(k2, ModeResponse):
-        k2, gain, stderr = k2.k2, k2.gain, k2.stderr
-    k2 = np.asarray(k2, dtype=np.float64)
-    gain = np.asarray(gain, dtype=np.float64)
-    if k2.ndim != 1 or gain.ndim < 1 or gain.shape[-1] != k2.size:
-        raise ValueError(f"gain: expected shape (..., {k2.size}) to match k2, got {gain.shape}")
-    if points < 2 or k2.size < 2:
-        raise ValueError(f"k2: a dispersion needs at least two shells, got {min(points, k2.size)}")
-    if k2[0] != 0:
-        raise ValueError(f"k2: the first shell must be k = 0, got {k2[0]}")
-    use = slice(1, min(points, k2.size))
-    gap = 1.0 - gain
-    with np.errstate(divide="ignore", invalid="ignore"):
-        rise = gap[..., use] / gap[..., :1] - 1.0
-        weight = np.ones_like(rise)
-        if stderr is not None:
-            error = np.broadcast_to(np.asarray(stderr, dtype=np.float64), gain.shape)[..., use] / gap[..., :1]
-            known = (error > _EXACT).all(axis=-1, keepdims=True)
-            weight = np.where(known, 1.0 / np.where(error > 0, error, 1.0) ** 2, 1.0)
-        x = k2[use]
-        # Through the origin: at k = 0 the ratio is 1 by definition.
-        square = (weight * x * rise).sum(axis=-1) / (weight * x * x).sum(axis=-1)
-        xi = np.where((square >= 0) & (gap[..., 0] > 0), np.sqrt(np.maximum(square, 0.0)), np.nan)
-    return xi if gain.ndim > 1 else float(xi)
-
-
-def gaussian_bound(power: Any, s: Any) -> Any:
-    r"""Gain that Gaussian data of this spectrum would have, P/(P + s^2): above every exact denoiser's on trajectories.
-
-    The linear estimator's error bounds the posterior's: E g_k = mmse_k/s^2 <= P_k/(P_k + s^2), for the average over
-    states y = x0 + s noise. It holds mode by mode; average over a shell's modes after this, not before.
-
-    Parameters
-    ----------
-    power : array
-        Structure factor P_k of the data.
-    s : float or array that broadcasts against ``power``
-        Noise level.
-
-    Examples
-    --------
-    >>> import fastcrit as fc
-    >>> float(fc.modes.gaussian_bound(4.0, 2.0))
-    0.5
-    """
-    power = np.asarray(power, dtype=np.float64)
-    return power / (power + np.square(np.asarray(s, dtype=np.float64)))
-
-
-def response_deficit(gain: Any, bound: Any) -> Any:
-    r"""Distance of a gain on trajectories to the Gaussian bound, 1 - g/bound: 0 for Gaussian response, 1 for none.
-
-    It rises where states commit. Below 0 by more than its error, the denoiser is not the posterior's mean. The standard
-    error is that of the gain over the bound.
-
-    Parameters
-    ----------
-    gain : array
-        Mode gains, averaged over trajectories.
-    bound : array that broadcasts against ``gain``
-        `gaussian_bound`, averaged over the same modes.
-
-    Examples
-    --------
-    >>> import fastcrit as fc
-    >>> float(fc.modes.response_deficit(0.25, fc.modes.gaussian_bound(4.0, 2.0)))
-    0.5
-    """
-    return 1.0 - np.asarray(gain, dtype=np.float64) / np.asarray(bound, dtype=np.float64)
 
 
 def mode_response(
@@ -270,8 +165,8 @@ def mode_response(
     y = y.detach()
     prepared = D.prepare_labels(labels, len(y), y.device)
     largest = float(torch.finfo(y.dtype).eps) ** 0.2 * (1.0 + s)
-    take = _Derivative(D, s, method, largest if step is None else check_positive(step, "step"))
-    with _forward_derivatives():
+    take = Derivative(D, s, method, largest if step is None else check_positive(step, "step"))
+    with forward_derivatives():
         if method == "auto" or (method == "central" and step is None):
             take.choose(y, prepared, method, fixed=step is not None)
         rows = max(1, int(memory) // take.bytes_a_row(y[:1], None if prepared is None else prepared[:1]))
@@ -293,140 +188,6 @@ def mode_response(
         s=s,
         method=take.method,
     )
-
-
-class _Derivative:
-    """J times tangents, row by row, by one of the methods."""
-
-    def __init__(self, D: Denoiser, s: float, method: str, step: float) -> None:
-        self.D = D
-        self.s = s
-        self.method = method
-        self.step = step
-        self.vectorised = True
-
-    def __call__(self, y: Tensor, tangents: Tensor, labels: Tensor | None) -> Tensor:
-        """J at states (batch, ..) times tangents (n, batch, ..)."""
-        out: Tensor = getattr(self, f"_{self.method}")(lambda y: self.D(y, self.s, labels), y, tangents)
-        return out
-
-    def choose(self, y: Tensor, labels: Tensor | None, method: str, fixed: bool) -> None:
-        """The step of central differences, unless it is fixed, and the first method that is right on one probe."""
-        import torch
-
-        y, labels = y[:1], None if labels is None else labels[:1]
-        side = y.shape[-1]
-        wave = torch.cos(2 * torch.pi * torch.arange(side, device=y.device, dtype=y.dtype) / side + 0.5)
-        # A long wave and noise: low and high modes alike.
-        rough = torch.randn(y.shape[-2:], generator=torch.Generator().manual_seed(0), dtype=y.dtype).to(y.device)
-        tangent = (wave.expand(y.shape) + 0.5 * rough)[None]
-        self.method = "central"
-        # From steps too long for the curvature of D to steps so short that rounding shows: least change between them.
-        steps = [self.step / 4**n for n in range(2 if fixed else 8)]
-        results = []
-        for self.step in steps:
-            results.append(self(y, tangent, labels))
-        changes = [float((a - b).norm()) for a, b in pairwise(results)]
-        best = int(np.argmin([c if np.isfinite(c) else np.inf for c in changes]))
-        self.step = steps[0] if fixed else steps[best + 1]
-        expected = results[best + 1]
-        allowed = _PROBE_TOLERANCE * expected.norm() + changes[best]
-        for self.method in METHODS[:2] if method == "auto" else ():
-            try:
-                found = self(y, tangent, labels)
-            except torch.OutOfMemoryError:
-                raise
-            except (RuntimeError, NotImplementedError):
-                continue  # an operation without that derivative
-            if bool((found - expected).norm() <= allowed):
-                return
-        self.method = "central"
-
-    def bytes_a_row(self, y: Tensor, labels: Tensor | None) -> int:
-        """What one state's intermediate results take, all together, and once more for their derivatives."""
-        import torch
-        from torch.utils._python_dispatch import TorchDispatchMode
-        from torch.utils._pytree import tree_leaves
-
-        total = 0
-
-        class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not type it
-            def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-                nonlocal total
-                out = func(*args, **(kwargs or {}))
-                total += sum(t.numel() * t.element_size() for t in tree_leaves(out) if isinstance(t, torch.Tensor))
-                return out
-
-        with torch.no_grad(), Count():  # type: ignore[no-untyped-call]  # likewise
-            self.D(y, self.s, labels)
-        return 2 * max(total, 1)
-
-    def _jvp(self, f: Callable[[Tensor], Tensor], y: Tensor, tangents: Tensor) -> Tensor:
-        import torch
-
-        def product(tangent: Tensor) -> Tensor:
-            out: Tensor = torch.func.jvp(f, (y,), (tangent,))[1]
-            return out
-
-        with torch.no_grad():
-            if self.vectorised:
-                # All tangents of a state share one evaluation of the network itself.
-                try:
-                    return torch.func.vmap(product)(tangents)
-                except torch.OutOfMemoryError:
-                    raise
-                except (RuntimeError, NotImplementedError, ValueError):
-                    self.vectorised = False
-            return torch.stack([product(t) for t in tangents])
-
-    @staticmethod
-    def _vjp(f: Callable[[Tensor], Tensor], y: Tensor, tangents: Tensor) -> Tensor:
-        import torch
-
-        # u -> J^T u is linear, and its transposed product with a tangent is J times it.
-        with torch.inference_mode(False), torch.enable_grad():
-            at = y.clone().requires_grad_(True)
-            out = f(at)
-            u = torch.zeros_like(out, requires_grad=True)
-            (transposed,) = torch.autograd.grad(out, at, u, create_graph=True)
-            products = [torch.autograd.grad(transposed, u, t, retain_graph=True)[0] for t in tangents]
-        return torch.stack(products).detach()
-
-    def _central(self, f: Callable[[Tensor], Tensor], y: Tensor, tangents: Tensor) -> Tensor:
-        import torch
-
-        products = []
-        with torch.no_grad():
-            for t in tangents:
-                largest = t.abs().amax(dim=(1, 2, 3), keepdim=True)
-                h = self.step / torch.where(largest > 0, largest, 1.0)
-                near = f(y + h * t) - f(y - h * t)
-                far = f(y + 2 * h * t) - f(y - 2 * h * t)
-                products.append((8 * near - far) / (12 * h))
-        return torch.stack(products)
-
-
-# The derivative of a network in half precision is right to a few per cent; one that is cut off is wrong by its size.
-_PROBE_TOLERANCE = 0.1
-
-
-@contextmanager
-def _forward_derivatives() -> Iterator[None]:
-    """Two operations that torch has forward derivatives for, but not along every path."""
-    import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.overrides import TorchFunctionMode
-
-    class Contiguous(TorchFunctionMode):
-        """group_norm's rule takes views of the tangent, which attention leaves transposed: a copy puts it in order."""
-
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func in (torch.group_norm, torch.nn.functional.group_norm):
-                args = (args[0].clone(memory_format=torch.contiguous_format), *args[1:])
-            return func(*args, **(kwargs or {}))
-
-    with sdpa_kernel(SDPBackend.MATH), Contiguous():
-        yield
 
 
 @lru_cache(maxsize=64)
@@ -480,7 +241,7 @@ def _draw_plan(shape: tuple[int, ...], shells: list[int], states: int, waves: in
 
 
 def _respond_all(
-    take: _Derivative, y: Tensor, labels: Tensor | None, plan: _Plan, rows: int
+    take: Derivative, y: Tensor, labels: Tensor | None, plan: _Plan, rows: int
 ) -> tuple[Floats, Floats, Floats]:
     """Re and Im of <e_k, J e_k> and the leakage, (channels, states, waves) each, ``rows`` products at a time."""
     C, (states, waves) = y.shape[1], plan.own.shape
@@ -498,7 +259,7 @@ def _respond_all(
 
 
 def _respond(
-    take: _Derivative, y: Tensor, labels: Tensor | None, channel: int, k: Floats, own: NDArray[np.bool_]
+    take: Derivative, y: Tensor, labels: Tensor | None, channel: int, k: Floats, own: NDArray[np.bool_]
 ) -> Floats:
     """Re, Im and leakage, (3, states, waves), of waves in one channel.
 

@@ -1,0 +1,334 @@
+"""What gains say: dispersions and their lengths, rates of the reverse drift, the Gaussian bound, collective modes.
+
+Numbers in, numbers out: no torch, no network, no recorder.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastcrit._arrays import check_choice, check_positive
+
+Floats = NDArray[np.float64]
+
+PROCESSES = ("sde", "ode")
+_DISPERSIONS = ("score", "drift")
+
+# Errors below this are rounding: weights made of them would be noise, and all shells count alike.
+_EXACT = 1e-9
+# Directions in which the bound is below this share of its largest eigenvalue carry no power: no gain is defined there.
+_NO_POWER = 1e-10
+_NEVER_LARGEST = 1e9
+
+
+def drift_rate(gain: Any, s: Any, data_std: float = 1.0, process: str = "sde") -> Any:
+    r"""Growth rate of a mode under the reverse drift: above 0 a disturbance grows, 0 is the drift's critical point.
+
+    In the Ornstein-Uhlenbeck coordinate of data scaled to unit variance, :math:`\sigma^2 = s^2/(s^2 + \mathrm{std}^2)`,
+    the reverse SDE drifts by :math:`b = x/2 + \nabla\log p` and the probability-flow ODE by
+    :math:`b = x/2 + \nabla\log p/2`, so that
+
+    .. math:: \mu_k = \tfrac12 - \frac{1 - g_k}{\sigma^2} \text{ (sde)}, \qquad
+              \mu_k = \tfrac12 - \frac{1 - g_k}{2\sigma^2} \text{ (ode)}
+
+    Every variance-preserving process has the same zeros. A zero alone is no evidence of a transition: Gaussian data
+    cross, too, at :math:`s^2 = P_0 - 2\,\mathrm{std}^2` (sde).
+
+    Parameters
+    ----------
+    gain : array or xarray.DataArray
+        Mode gains, of a single channel or of a collective mode.
+    s : float or array that broadcasts against ``gain``
+        Noise level.
+    data_std : float
+        Standard deviation of the data.
+    process : "sde" or "ode"
+
+    Returns
+    -------
+    array or xarray.DataArray
+        Rates a unit of Ornstein-Uhlenbeck time, negative where the drift pulls back; NaN at s = 0.
+
+    Raises
+    ------
+    ValueError
+        Another process; noise levels that are negative or do not broadcast against ``gain``.
+
+    Notes
+    -----
+    Source: instabilities of the denoising dynamics, arXiv:2603.20092 (known to us by its summary); the formula in this
+    coordinate is ours.
+
+    Examples
+    --------
+    >>> import fastcrit as fc
+    >>> float(fc.modes.drift_rate(0.0, 1e6))  # noise alone
+    -0.5000000000010001
+    >>> abs(float(fc.modes.drift_rate(4 / (4 + 2), 2**0.5))) < 1e-12  # Gaussian data of P = 4: zero at s^2 = 4 - 2
+    True
+    """
+    check_choice(process, PROCESSES, "process")
+    variance = _variance_of_noise(s, data_std)
+    if not hasattr(gain, "dims"):
+        gain = np.asarray(gain, dtype=np.float64)
+        try:
+            np.broadcast_shapes(gain.shape, np.shape(variance))
+        except ValueError:
+            raise ValueError(
+                f"s: expected a noise level, or as many as broadcast against gain {gain.shape} (s[:, None] for a level "
+                f"in each row), got shape {np.shape(variance)}"
+            ) from None
+    return 0.5 - (1.0 - gain) / (variance * (1.0 if process == "sde" else 2.0))
+
+
+def _variance_of_noise(s: Any, data_std: float) -> Any:
+    """sigma^2 = s^2/(s^2 + std^2) of data scaled to unit variance; NaN at s = 0."""
+    if not hasattr(s, "dims"):
+        s = np.asarray(s, dtype=np.float64)
+    if not bool((s >= 0).all()):
+        raise ValueError("s: expected noise levels >= 0, got a negative one or NaN")
+    square = s**2
+    return (square / (square + check_positive(data_std, "data_std") ** 2)) * np.where(s > 0, 1.0, np.nan)
+
+
+def dispersion_length(
+    k2: Any,
+    gain: Any = None,
+    stderr: Any = None,
+    *,
+    points: int = 4,
+    of: str = "score",
+    s: Any = None,
+    data_std: float = 1.0,
+    process: str = "sde",
+) -> Any:
+    r"""Equilibrium correlation length from the low-k dispersion of the gain.
+
+    Weighted least squares of :math:`(1 - g_k)/(1 - g_0) = 1 + \xi_{eq}^2 \hat k^2` through the lowest shells; of the
+    reverse drift instead, :math:`\mu_k/\mu_0 = 1 + \xi_{drift}^2 \hat k^2` with `drift_rate`'s :math:`\mu`.
+
+    Parameters
+    ----------
+    k2 : ModeResponse, or (shells,)
+        A response, which brings gain and stderr with it; or the lattice momentum
+        :math:`\hat k^2 = \sum_i 4\sin^2(k_i/2)` of each shell (mean over its modes),
+        ascending from k = 0. Lengths come out in the unit of 1/k, normally sites.
+    gain, stderr : (..., shells)
+        Mode gains, and their standard errors as weights (equal weights when left out or as small as rounding).
+    points : int
+        Shells used, k = 0 among them.
+    of : "score" or "drift"
+        Whose dispersion: how stiff a mode is, or how fast the reverse drift pulls it back.
+    s, data_std, process
+        For the drift, as in `drift_rate`: ``s`` is a number, one for each row of ``gain``, or the response's own.
+
+    Returns
+    -------
+    float or array (...)
+        :math:`\xi_{eq}`; NaN where the slope is negative (the softest mode is then at k != 0) or g_0 >= 1 (the
+        homogeneous state is unstable and there is no equilibrium length). Likewise :math:`\xi_{drift}`, which diverges
+        where :math:`\mu_0` reaches 0 and is NaN above.
+
+    Raises
+    ------
+    ValueError
+        Fewer than two shells, shapes that do not match, a first shell that is not k = 0, or of="drift" without s.
+
+    Notes
+    -----
+    Source: arXiv:2603.20092, equilibrium correlation length.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastcrit.modes import dispersion_length
+    >>> k2 = np.array([0.0, 0.1, 0.2, 0.4])
+    >>> round(float(dispersion_length(k2, 1 - 0.3 * (1 + 4.0 * k2))), 9)
+    2.0
+    """
+    check_choice(of, _DISPERSIONS, "of")
+    check_choice(process, PROCESSES, "process")
+    if hasattr(k2, "gain"):  # a ModeResponse
+        k2, gain, stderr, s = k2.k2, k2.gain, k2.stderr, k2.s if s is None else s
+    k2 = np.asarray(k2, dtype=np.float64)
+    gain = np.asarray(gain, dtype=np.float64)
+    if k2.ndim != 1 or gain.ndim < 1 or gain.shape[-1] != k2.size:
+        raise ValueError(f"gain: expected shape (..., {k2.size}) to match k2, got {gain.shape}")
+    if points < 2 or k2.size < 2:
+        raise ValueError(f"k2: a dispersion needs at least two shells, got {min(points, k2.size)}")
+    if k2[0] != 0:
+        raise ValueError(f"k2: the first shell must be k = 0, got {k2[0]}")
+    use = slice(1, min(points, k2.size))
+    gap = 1.0 - gain
+    if of == "drift":
+        if s is None:
+            raise ValueError('s: needed for of="drift", got None')
+        # -mu sigma^2 (sde), or twice that (ode): the common factor drops out of the ratio.
+        gap = gap - (_variance_of_noise(s, data_std) * (0.5 if process == "sde" else 1.0))[..., None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rise = gap[..., use] / gap[..., :1] - 1.0
+        weight = np.ones_like(rise)
+        if stderr is not None:
+            error = np.broadcast_to(np.asarray(stderr, dtype=np.float64), gain.shape)[..., use] / gap[..., :1]
+            known = (error > _EXACT).all(axis=-1, keepdims=True)
+            weight = np.where(known, 1.0 / np.where(error > 0, error, 1.0) ** 2, 1.0)
+        x = k2[use]
+        # Through the origin: at k = 0 the ratio is 1 by definition.
+        square = (weight * x * rise).sum(axis=-1) / (weight * x * x).sum(axis=-1)
+        xi = np.where((square >= 0) & (gap[..., 0] > 0), np.sqrt(np.maximum(square, 0.0)), np.nan)
+    return xi if gain.ndim > 1 else float(xi)
+
+
+def gaussian_bound(power: Any, s: Any, *, channels: bool = False) -> Any:
+    r"""Gain that Gaussian data of this spectrum would have, P/(P + s^2): above every exact denoiser's on trajectories.
+
+    The linear estimator's error bounds the posterior's: E g_k = mmse_k/s^2 <= P_k/(P_k + s^2), for the average over
+    states y = x0 + s noise. It holds mode by mode; average over a shell's modes after this, not before. Of several
+    channels it is a bound of matrices, :math:`G \preceq P(P + s^2)^{-1}`.
+
+    Parameters
+    ----------
+    power : array
+        Structure factor P_k of the data; with ``channels`` the cross-spectra P_ab(k), (..., C, C).
+    s : float or array that broadcasts against ``power``, with ``channels`` against its leading axes
+        Noise level.
+    channels : bool
+        Whether the last two axes are channels, and the bound a matrix.
+
+    Raises
+    ------
+    ValueError
+        ``channels`` for an array whose last two axes differ.
+
+    Examples
+    --------
+    >>> import numpy as np, fastcrit as fc
+    >>> float(fc.modes.gaussian_bound(4.0, 2.0))
+    0.5
+    >>> grey = np.full((3, 3), 4.0)  # one field three times over: P = 12 along (1, 1, 1)
+    >>> float(fc.modes.gaussian_bound(grey, 2.0, channels=True).trace())  # 12/(12 + 4)
+    0.75
+    """
+    power = np.asarray(power)
+    if not channels:
+        power = power.astype(np.float64)
+        return power / (power + np.square(np.asarray(s, dtype=np.float64)))
+    C = _channels(power, "power")
+    noise = np.square(np.asarray(s, dtype=np.float64))[..., None, None] * np.eye(C)
+    # P and P + s^2 commute, so the order of the factors does not matter.
+    return np.linalg.solve(power + noise, np.broadcast_to(power, np.broadcast_shapes(power.shape, noise.shape)))
+
+
+def response_deficit(gain: Any, bound: Any, *, channels: bool = False) -> Any:
+    r"""Distance of a gain on trajectories to the Gaussian bound, 1 - g/bound: 0 for Gaussian response, 1 for none.
+
+    It rises where states commit. Below 0 by more than its error, the denoiser is not the posterior's mean. The standard
+    error is that of the gain over the bound. Of several channels it is the smallest eigenvalue of
+    :math:`1 - B^{-1/2} G B^{-1/2}`, the direction that comes closest to the bound B or exceeds it most; directions
+    without power are left out.
+
+    Parameters
+    ----------
+    gain : array
+        Mode gains, averaged over trajectories; with ``channels`` matrices (..., C, C), of which the Hermitian part
+        counts.
+    bound : array that broadcasts against ``gain``
+        `gaussian_bound`, averaged over the same modes.
+    channels : bool
+        Whether the last two axes are channels.
+
+    Raises
+    ------
+    ValueError
+        ``channels`` for arrays whose last two axes are not C x C.
+
+    Examples
+    --------
+    >>> import fastcrit as fc
+    >>> float(fc.modes.response_deficit(0.25, fc.modes.gaussian_bound(4.0, 2.0)))
+    0.5
+    """
+    if not channels:
+        return 1.0 - np.asarray(gain, dtype=np.float64) / np.asarray(bound, dtype=np.float64)
+    gain, bound = np.asarray(gain), np.asarray(bound)
+    if _channels(gain, "gain") != _channels(bound, "bound"):
+        raise ValueError(f"bound: expected {gain.shape[-1]} channels, as gain has, got {bound.shape[-1]}")
+    values, vectors = np.linalg.eigh(_hermitian(bound))
+    carried = values > _NO_POWER * values[..., -1:]
+    root = vectors * np.where(carried, np.where(carried, values, 1.0) ** -0.5, 0.0)[..., None, :]
+    whitened = np.conj(np.swapaxes(root, -1, -2)) @ _hermitian(gain) @ root
+    # A direction without power has rows of 0, which must not pass for the largest of gains that are all negative.
+    whitened = whitened - _NEVER_LARGEST * (~carried)[..., None] * np.eye(gain.shape[-1])
+    return 1.0 - np.linalg.eigvalsh(whitened)[..., -1]
+
+
+def collective_modes(gain: Any, scale: Any = None) -> tuple[Floats, Floats]:
+    r"""Softest collective mode of gain matrices: its gain and its unit vector in channel space, level by level.
+
+    The leading eigenvalue of the Hermitian part at the level where the mode is softest; from there to both ends the
+    eigenvector that overlaps most with its neighbour's, so that a mode stays itself where others come close.
+
+    Parameters
+    ----------
+    gain : array (levels, ..., C, C)
+        Real or complex; NaN where nothing was measured.
+    scale : array (levels,), optional
+        1/sigma^2, by which a distance of the gain to 1 becomes a stiffness; default: the same at every level.
+
+    Returns
+    -------
+    gain : array (levels, ...)
+    vector : array (levels, ..., C)
+        Its largest component is positive.
+
+    Raises
+    ------
+    ValueError
+        Last two axes that differ.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastcrit._dispersion import collective_modes
+    >>> value, vector = collective_modes(np.full((1, 3, 3), 0.3))
+    >>> value.round(9).tolist(), (vector * 3**0.5).round(9).tolist()
+    ([0.9], [[1.0, 1.0, 1.0]])
+    """
+    matrix = np.asarray(gain)
+    C = _channels(matrix, "gain")
+    flat = _hermitian(matrix).reshape(len(matrix), -1, C, C)
+    known = np.isfinite(flat).all(axis=(-1, -2))
+    values, vectors = np.linalg.eigh(np.where(known[..., None, None], flat, np.eye(C)))
+    stiffness = (1.0 - values[..., -1]) * (1.0 if scale is None else np.asarray(scale, dtype=np.float64)[:, None])
+    out = np.full(flat.shape[:2], np.nan)
+    modes = np.full(flat.shape[:3], np.nan, dtype=vectors.dtype)
+    for m in range(flat.shape[1]):
+        levels = np.flatnonzero(known[:, m])
+        if not levels.size:
+            continue
+        comparable = np.where(np.isfinite(stiffness[levels, m]), stiffness[levels, m], np.inf)
+        softest = levels[int(np.argmin(comparable))]
+        for way in (levels[levels >= softest], levels[levels <= softest][::-1]):
+            before = None
+            for i in way:
+                j = C - 1 if before is None else int(np.argmax(np.abs(before.conj() @ vectors[i, m])))
+                before = vectors[i, m, :, j]
+                out[i, m], modes[i, m] = values[i, m, j], before
+    largest = np.take_along_axis(modes, np.argmax(np.abs(modes), axis=-1)[..., None], axis=-1)
+    with np.errstate(invalid="ignore"):
+        modes = modes * np.conj(largest) / np.abs(largest)
+    return out.reshape(matrix.shape[:-2]), modes.reshape(matrix.shape[:-1])
+
+
+def _hermitian(matrix: Any) -> Any:
+    return 0.5 * (matrix + np.conj(np.swapaxes(matrix, -1, -2)))
+
+
+def _channels(matrix: Any, name: str) -> int:
+    """Their number; ValueError unless the last two axes are channels."""
+    if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2]:
+        raise ValueError(f"{name}: expected matrices (..., C, C), got shape {matrix.shape}")
+    return int(matrix.shape[-1])
