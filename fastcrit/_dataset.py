@@ -9,15 +9,17 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from fastcrit._arrays import check_choice
-from fastcrit._lattice import Lattice
+from fastcrit._dispersion import collective_modes, dispersion_length, drift_rate, softening_scale
+from fastcrit._lattice import Lattice, lattice
 from fastcrit.correlation import FINITE_SIZE, METHODS, estimate, jackknife_error, radial_correlation
-from fastcrit.modes import dispersion_length
 from fastcrit.spectra import ModeAverages, fewest_for_errors
 
 if TYPE_CHECKING:
     from fastcrit.observe import Recorder
 
 Floats = NDArray[np.float64]
+
+DENOISED = "denoised_"  # before the names of the sums of denoised images
 
 _UNITS = {"S": "1", "C": "1", "xi": "length", "m": "1", "abs_m": "1", "chi": "1", "binder": "1"}
 
@@ -32,36 +34,9 @@ def build_dataset(rec: Recorder, lengths: tuple[str, ...]) -> xr.Dataset:
         lengths = (*lengths, "binarized")
     grid = rec.grid
     keep = grid.shells_below_nyquist
-    rows: dict[str, list[Floats]] = {}
-    flags: dict[str, list[list[str]]] = {}
-    for i, s in enumerate(rec.levels):
-        level, level_flags = _one_level(rec, i, float(s), lengths)
-        for name, values in level.items():
-            rows.setdefault(name, []).append(values)
-        for name, words in level_flags.items():
-            flags.setdefault(name, []).append(words)
-
-    channel = ["channel"] if rec.has_channels else []
-    dims = {"S": ["level", *channel, "k"], "C": ["level", *channel, "r"]}
-    data: dict[str, Any] = {}
-    for name, per_level in rows.items():
-        all_rows = np.stack(per_level)  # (level, 1 + blocks, channel, ...)
-        if not rec.has_channels:
-            all_rows = all_rows[:, :, 0]
-        shape = dims.get(name, ["level", *channel])
-        value, replicates = all_rows[:, 0], np.moveaxis(all_rows[:, 1:], 1, 0)
-        units = _UNITS.get("xi" if name.startswith("xi") else name, "1")
-        attrs: dict[str, Any] = {"long_name": _LONG_NAMES[name], "units": units}
-        data[name] = (shape, value, attrs)
-        # A length without an answer, or at the bound 0, has no error either, although its replicates may agree.
-        without = np.isnan(value) | ((value == 0) & name.startswith("xi_"))
-        errors = np.where(without, np.nan, _errors(replicates, rec.state["count"]))
-        data[f"{name}_stderr"] = (shape, errors, {**attrs, "long_name": f"jackknife error of {name}"})
-        if name not in ("S", "C"):
-            data[f"{name}_jackknife"] = (["block", *shape], replicates, {"long_name": f"{name} without each block"})
-    for name, rows_of_words in flags.items():
-        table = np.array(rows_of_words)
-        data[f"{name}_flags"] = (["level", *channel], table if rec.has_channels else table[:, 0])
+    data = _of_fields(rec, lengths, "")
+    if f"{DENOISED}count" in rec.state:
+        data |= _of_fields(rec, (*(m for m in lengths if m != "binarized"), "binarized"), DENOISED)
     coords: dict[str, Any] = {
         "level": ("level", rec.levels, {"long_name": "noise level s = sigma/alpha", "units": "1"}),
         "k": (
@@ -79,10 +54,19 @@ def build_dataset(rec: Recorder, lengths: tuple[str, ...]) -> xr.Dataset:
         "pairs": ("r", grid.lag_pairs[: grid.lags_inside], {"long_name": "lattice vectors in the shell"}),
         "n_samples": ("level", rec.state["count"].sum(axis=1), {"long_name": "samples recorded"}),
     }
+    if f"{DENOISED}count" in rec.state:
+        n_denoised = rec.state[f"{DENOISED}count"].sum(axis=1)
+        coords["n_denoised"] = ("level", n_denoised, {"long_name": "denoised images recorded"})
     if rec.has_channels:
         coords["channel"] = np.arange(rec.channels)
+    if rec.cross is not None and np.isfinite(rec.state["cross"]).all():
+        data |= _cross_spectra(rec)
+        shells = rec.cross.count
+        coords["cross_shell"] = ("cross_shell", np.arange(shells), {"long_name": "shell of cross-spectra"})
+        coords["channel_in"] = np.arange(rec.channels)
     if rec.gain_shells:
         data |= _gains(rec)
+        coords |= {"channel_in": np.arange(rec.channels)} if rec.has_channels else {}
         coords["n_gains"] = ("level", rec.state["gain_count"].sum(axis=1), {"long_name": "states with gains"})
         coords["shell"] = ("shell", list(rec.gain_shells), {"long_name": "shell of wavenumbers"})
         coords["shell_k"] = ("shell", grid.shell_k[list(rec.gain_shells)] / rec.spacing, {"units": "rad/length"})
@@ -94,7 +78,46 @@ def build_dataset(rec: Recorder, lengths: tuple[str, ...]) -> xr.Dataset:
         "k_max": rec.k_max,
         "conventions": "S = <|phi^ - <phi^>|^2>/N; k in rad per unit length; lengths with background s^2 removed",
     }
-    return xr.Dataset(data, coords, attrs)
+    ds = xr.Dataset(data, coords, attrs)
+    return with_drift(ds) if rec.gain_shells else ds
+
+
+def _of_fields(rec: Recorder, lengths: tuple[str, ...], prefix: str) -> dict[str, Any]:
+    """Variables of the states, or with the prefix of the denoised images: of these S, C and lengths."""
+    suffix = "_denoised" if prefix else ""
+    rows: dict[str, list[Floats]] = {}
+    flags: dict[str, list[list[str]]] = {}
+    for i, s in enumerate(rec.levels):
+        level, level_flags = _one_level(rec, i, float(s), lengths, prefix)
+        for name, values in level.items():
+            rows.setdefault(name, []).append(values)
+        for name, words in level_flags.items():
+            flags.setdefault(name, []).append(words)
+
+    channel = ["channel"] if rec.has_channels else []
+    dims = {"S": ["level", *channel, "k"], "C": ["level", *channel, "r"]}
+    data: dict[str, Any] = {}
+    for name, per_level in rows.items():
+        all_rows = np.stack(per_level)  # (level, 1 + blocks, channel, ...)
+        if not rec.has_channels:
+            all_rows = all_rows[:, :, 0]
+        shape = dims.get(name, ["level", *channel])
+        value, replicates = all_rows[:, 0], np.moveaxis(all_rows[:, 1:], 1, 0)
+        units = _UNITS.get("xi" if name.startswith("xi") else name, "1")
+        about = _LONG_NAMES[name] + (", of the denoised image D(y; s)" if prefix else "")
+        attrs: dict[str, Any] = {"long_name": about, "units": units}
+        full = name + suffix
+        data[full] = (shape, value, attrs)
+        # A length without an answer, or at the bound 0, has no error either, although its replicates may agree.
+        without = np.isnan(value) | ((value == 0) & name.startswith("xi_"))
+        errors = np.where(without, np.nan, _errors(replicates, rec.state[f"{prefix}count"]))
+        data[f"{full}_stderr"] = (shape, errors, {**attrs, "long_name": f"jackknife error of {full}"})
+        if name not in ("S", "C"):
+            data[f"{full}_jackknife"] = (["block", *shape], replicates, {"long_name": f"{full} without each block"})
+    for name, rows_of_words in flags.items():
+        table = np.array(rows_of_words)
+        data[f"{name}{suffix}_flags"] = (["level", *channel], table if rec.has_channels else table[:, 0])
+    return data
 
 
 _LONG_NAMES = {
@@ -109,11 +132,11 @@ _LONG_NAMES = {
 
 
 def _one_level(
-    rec: Recorder, i: int, s: float, lengths: tuple[str, ...]
+    rec: Recorder, i: int, s: float, lengths: tuple[str, ...], prefix: str
 ) -> tuple[dict[str, Floats], dict[str, list[str]]]:
     """Estimates and replicates, (1 + blocks, channels, ...) each, and flags of the lengths per channel."""
     grid = rec.grid
-    counts = rec.state["count"][i]
+    counts = rec.state[f"{prefix}count"][i]
     n = int(counts.sum())
     if n == 1:
         raise ValueError(f"level {i} (s = {s:.6g}) has a single sample; the ensemble mean needs at least 2")
@@ -133,12 +156,12 @@ def _one_level(
     if n == 0:
         empty = np.full((1, rec.channels), np.nan)
         level = {f"xi_{m}": spread(empty) for m in lengths}
-        level |= {name: spread(empty) for name in ("m", "abs_m", "chi", "binder")}
+        level |= {} if prefix else {name: spread(empty) for name in ("m", "abs_m", "chi", "binder")}
         level["S"] = spread(np.full((1, rec.channels, keep), np.nan))
         level["C"] = spread(np.full((1, rec.channels, grid.lags_inside), np.nan))
         return level, {f"xi_{m}": ["no_samples"] * rec.channels for m in lengths}
 
-    modes = _centred(rec, i, used)
+    modes = _centred(rec, i, used, prefix)
     S = modes.mean_and_replicates(modes.power)
     level = {
         "S": spread(grid.to_shells(S * grid.orbit_modes)[..., :keep] / grid.shell_modes[:keep]),
@@ -146,20 +169,22 @@ def _one_level(
     }
     flags: dict[str, list[str]] = {}
     for method in lengths:
-        source = _centred(rec, i, used, signs=True) if method == "binarized" else modes
-        # The sign of the field carries no additive background.
-        background = 0.0 if method == "binarized" else s**2
+        source = _centred(rec, i, used, prefix, signs=True) if method == "binarized" else modes
+        # Neither the sign of a field nor a denoised image carries the noise of the state.
+        background = 0.0 if method == "binarized" or prefix else s**2
         rows, words = estimate(source, method, background, k_max=rec.k_max)
         level[f"xi_{method}"] = spread(rows * rec.spacing)
         large = rows[0] / grid.side > FINITE_SIZE
         flags[f"xi_{method}"] = [
             " ".join([*w, *(["finite_size"] if big else [])]) for w, big in zip(words, large, strict=True)
         ]
-    level |= {name: spread(rows) for name, rows in _moments(rec.state["moments"][i][used], counts[used], grid).items()}
+    if not prefix:
+        moments = _moments(rec.state["moments"][i][used], counts[used], grid)
+        level |= {name: spread(rows) for name, rows in moments.items()}
     return level, flags
 
 
-def _centred(rec: Recorder, i: int, used: NDArray[np.bool_], signs: bool = False) -> ModeAverages:
+def _centred(rec: Recorder, i: int, used: NDArray[np.bool_], prefix: str = "", signs: bool = False) -> ModeAverages:
     """Block sums of power with the ensemble mean removed.
 
     |a - mu|^2 summed over a block is P_b - n_b |mu|^2 - 2 Re (A_b - n_b mu)* mu. The last term sums to zero over all
@@ -167,8 +192,8 @@ def _centred(rec: Recorder, i: int, used: NDArray[np.bool_], signs: bool = False
     would only make leave-one-out errors smaller.
     """
     grid = rec.grid
-    name = "sign_" if signs else ""
-    counts = rec.state["count"][i][used]
+    name = prefix + ("sign_" if signs else "")
+    counts = rec.state[f"{prefix}count"][i][used]
     n = counts.sum()
     power = rec.state[f"{name}power"][i][used]
     mean = rec.state[f"{name}field"][i].reshape(rec.channels, *grid.shape) / n
@@ -176,10 +201,10 @@ def _centred(rec: Recorder, i: int, used: NDArray[np.bool_], signs: bool = False
     weight = grid.half_weights
     square = np.stack([np.bincount(grid.orbit_of_mode, weight * np.abs(h) ** 2, len(grid.orbit_k)) for h in half])
     power = power - counts[:, None, None] * square / grid.sites
-    first = rec.state["first"][i][used]
+    first = rec.state[f"{prefix}first"][i][used]
     if not signs:
         index = np.array([grid.mode_index(wavenumber) for wavenumber in rec.low])
-        amplitude = rec.state["low"][i][used]
+        amplitude = rec.state[f"{prefix}low"][i][used]
         mu = half[:, index]
         deviation = amplitude[..., 0] + 1j * amplitude[..., 1] - counts[:, None, None] * mu
         cross = -2.0 * np.real(np.conj(deviation) * mu) * weight[index] / grid.sites
@@ -219,38 +244,100 @@ def _errors(replicates: Floats, counts: NDArray[np.int64]) -> Floats:
     return out
 
 
-def _gains(rec: Recorder) -> dict[str, Any]:
-    """Gains on trajectories, their softening and the equilibrium length."""
-    sums, counts = rec.state["gain"], rec.state["gain_count"]
-    total, n = sums.sum(axis=1), counts.sum(axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        gain = total / n[:, None]
-        left = (total[:, None] - sums) / (n[:, None] - counts)[..., None]
-    left = np.moveaxis(np.where(counts[..., None] > 0, left, np.nan), 1, 0)  # (block, level, shell)
-    stderr = _errors(left, counts)
-    # Softening: minus the eigenvalue of the score's Jacobian in the variance-preserving coordinate of unit-variance
-    # data.
-    with np.errstate(divide="ignore"):
-        scale = (rec.levels**2 + rec.data_std**2) / rec.levels**2
-    scale = np.where(rec.levels > 0, scale, np.nan)[:, None]
-    k2 = rec.grid.shell_k2[list(rec.gain_shells)]
-    length = ("level",)
-    data: dict[str, Any] = {
-        "gain_on_trajectories": (
-            ["level", "shell"],
-            gain,
-            {"long_name": "mode gain <e_k, J e_k> averaged over states"},
-        ),
-        "gain_on_trajectories_stderr": (["level", "shell"], stderr),
-        "gain_on_trajectories_jackknife": (["block", "level", "shell"], left),
-        "softening": (["level", "shell"], (1 - gain) * scale, {"long_name": "-lambda_k = (1 - g_k)/sigma^2"}),
-        "softening_stderr": (["level", "shell"], stderr * np.abs(scale)),
-        "softening_jackknife": (["block", "level", "shell"], (1 - left) * scale),
+def _cross_spectra(rec: Recorder) -> dict[str, Any]:
+    """P_ab(k) of the states' channels in the lowest shells, the ensemble mean removed, with its error."""
+    assert rec.cross is not None
+    sums, counts = rec.state["cross"], rec.state["count"]
+    shape = (1 + rec.blocks, len(rec.levels), *sums.shape[2:])
+    rows = np.full(shape, np.nan)
+    for i, per_block in enumerate(counts):
+        n = per_block.sum()
+        if n < fewest_for_errors("ensemble"):
+            continue
+        low = rec.state["low"][i]
+        centred = rec.cross.centred(sums[i], per_block, low, low.sum(axis=0) / n)
+        total, left = centred.sum(axis=0), n - per_block
+        rows[0, i] = total / (n - 1)
+        used = per_block > 0
+        rows[1:, i][used] = (total - centred[used]) / (left[used] - 1)[:, None, None, None]
+    dims = ["level", "cross_shell", "channel", "channel_in"]
+    return {
+        "cross_spectrum": (dims, rows[0], {"long_name": "P_ab(k) = Re <phi_a^ phi_b^*>/N, ensemble mean removed"}),
+        "cross_spectrum_stderr": (dims, _errors(rows[1:], counts)),
     }
-    if len(k2) >= 2 and rec.gain_shells[0] == 0:
-        xi = dispersion_length(k2, gain, stderr) * rec.spacing
-        replicates = dispersion_length(k2, left, stderr) * rec.spacing
-        data["xi_eq"] = (length, xi, {"long_name": "equilibrium correlation length", "units": "length"})
-        data["xi_eq_stderr"] = (length, _errors(replicates, counts))
-        data["xi_eq_jackknife"] = (["block", *length], replicates)
-    return data
+
+
+def _gains(rec: Recorder) -> dict[str, Any]:
+    """Gains on trajectories; of matrices the softest collective mode."""
+    counts = rec.state["gain_count"]
+    dims = ["level", "shell"]
+    if rec._gains_are_matrices:
+        matrix, left = _means(rec.state["gain_matrix"], counts)
+        gain, vector = collective_modes(matrix, softening_scale(rec.levels, rec.data_std))
+        # Along the same direction without each block, which differs from its own by the second order.
+        left_gain = np.einsum("lsc,blscd,lsd->bls", vector, left, vector)
+        channels = ["channel", "channel_in"]
+        data: dict[str, Any] = {
+            "gain_matrix": ([*dims, *channels], matrix, {"long_name": "G_ab(k) = <e_k in a, J e_k in b>"}),
+            "gain_matrix_stderr": ([*dims, *channels], _errors(left, counts)),
+            "gain_eigenvector": ([*dims, "channel"], vector, {"long_name": "softest collective mode"}),
+            "diagonal_gain": (dims, np.einsum("lscc->ls", matrix) / rec.channels, {"long_name": "mean of channels"}),
+        }
+        about = "gain of the softest collective mode of the channels, averaged over states"
+    else:
+        gain, left_gain = _means(rec.state["gain"], counts)
+        data, about = {}, "mode gain <e_k, J e_k> averaged over states"
+    return data | {
+        "gain_on_trajectories": (dims, gain, {"long_name": about}),
+        "gain_on_trajectories_stderr": (dims, _errors(left_gain, counts)),
+        "gain_on_trajectories_jackknife": (["block", *dims], left_gain),
+    }
+
+
+def _means(sums: Floats, counts: NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """Mean (level, ..) of sums (level, block, ..), and (block, level, ..) without each block that holds samples."""
+    total, n = sums.sum(axis=1), counts.sum(axis=1)
+    tail = (1,) * (sums.ndim - 2)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = total / n.reshape(-1, *tail)
+        left = (total[:, None] - sums) / (n[:, None] - counts).reshape(*counts.shape, *tail)
+    return mean, np.moveaxis(np.where((counts > 0).reshape(*counts.shape, *tail), left, np.nan), 1, 0)
+
+
+def with_drift(ds: xr.Dataset) -> xr.Dataset:
+    """What follows from a dataset's gains, its levels and ``data_std``: softening, drift rates, both lengths, errors.
+
+    A run of an older version gets it so, without being sampled again.
+    """
+    name = "gain_on_trajectories"
+    complete = all(f"{name}{end}" in ds for end in ("", "_stderr", "_jackknife"))
+    if "drift_rate" in ds or not complete or not {"data_std", "lattice", "spacing"} <= ds.attrs.keys():
+        return ds
+    gain, stderr, left = (ds[f"{name}{end}"].transpose(..., "level", "shell") for end in ("", "_stderr", "_jackknife"))
+    s, std = ds["level"].values, float(ds.attrs["data_std"])
+    scale = softening_scale(s, std)[:, None]
+    dims, all_dims = gain.dims, left.dims
+    data: dict[str, Any] = {
+        "softening": (dims, (1 - gain.values) * scale, {"long_name": "-lambda_k = (1 - g_k)/sigma^2"}),
+        "softening_stderr": (dims, stderr.values * scale),
+        "softening_jackknife": (all_dims, (1 - left.values) * scale),
+        "drift_rate": (
+            dims, drift_rate(gain.values, s[:, None], std),
+            {"long_name": "growth rate under the reverse drift, 1/2 - (1 - g_k)/sigma^2", "units": "1/time"},
+        ),
+        "drift_rate_stderr": (dims, stderr.values * scale),
+        "drift_rate_jackknife": (all_dims, drift_rate(left.values, s[:, None], std)),
+    }  # fmt: skip
+    grid, shells = lattice(tuple(int(n) for n in np.atleast_1d(ds.attrs["lattice"]))), ds["shell"].values
+    k2 = grid.shell_k2[shells]
+    if len(k2) >= 2 and shells[0] == 0:
+        spacing = float(ds.attrs["spacing"])
+        recorded = np.isfinite(left.values).all(axis=2)
+        for xi, of, about in (("xi_eq", "score", "equilibrium"), ("xi_drift", "drift", "drift's equilibrium")):
+            options: dict[str, Any] = {"of": of, "data_std": std}
+            value = dispersion_length(k2, gain.values, stderr.values, s=s, **options) * spacing
+            replicates = dispersion_length(k2, left.values, stderr.values, s=s, **options) * spacing
+            data[xi] = ("level", value, {"long_name": f"{about} correlation length", "units": "length"})
+            data[f"{xi}_stderr"] = ("level", _errors(replicates, recorded.T))
+            data[f"{xi}_jackknife"] = (["block", "level"], replicates)
+    return ds.assign(data)

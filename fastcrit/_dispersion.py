@@ -84,6 +84,18 @@ def drift_rate(gain: Any, s: Any, data_std: float = 1.0, process: str = "sde") -
     return 0.5 - (1.0 - gain) / (variance * (1.0 if process == "sde" else 2.0))
 
 
+def softening_scale(s: Any, data_std: float = 1.0) -> Any:
+    """1/sigma^2 = (s^2 + std^2)/s^2, which makes a stiffness of 1 - g; NaN at s = 0.
+
+    Examples
+    --------
+    >>> from fastcrit._dispersion import softening_scale
+    >>> float(softening_scale(1.0))
+    2.0
+    """
+    return 1.0 / _variance_of_noise(s, data_std)
+
+
 def _variance_of_noise(s: Any, data_std: float) -> Any:
     """sigma^2 = s^2/(s^2 + std^2) of data scaled to unit variance; NaN at s = 0."""
     if not hasattr(s, "dims"):

@@ -65,7 +65,7 @@ def _refuse_foreign(target: Path, kind: str) -> None:
     raise FileExistsError(f"{target}: exists and is not a {kind} file; it is left as it is")
 
 
-def read_state(path: Any, kind: str, version: int) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+def read_state(path: Any, kind: str, version: int | tuple[int, ...]) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Configuration and arrays of a `write_state` file; FileFormatError, naming the file, if it is not one."""
     if is_url(path):
         files, name = remote(path)
@@ -95,16 +95,20 @@ def remote(url: Any) -> tuple[Any, str]:
     return files, str(name)
 
 
-def _read(path: Path, target: str, kind: str, version: int) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+def _read(
+    path: Path, target: str, kind: str, version: int | tuple[int, ...]
+) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Of the file at ``path``, which messages call ``target``."""
     try:
         with safe_open(str(path), framework="numpy") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != kind:
                 raise FileFormatError(f"{target}: not a {kind} file (format {metadata.get('format')!r})")
-            if metadata.get("version") != str(version):
+            known = [str(v) for v in (version if isinstance(version, tuple) else (version,))]
+            if metadata.get("version") not in known:
                 raise FileFormatError(
-                    f"{target}: {kind} version {metadata.get('version')}; this fastcrit reads version {version}"
+                    f"{target}: {kind} version {metadata.get('version')}; this fastcrit reads version "
+                    f"{' and '.join(known)}"
                 )
             config = json.loads(metadata["config"])
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)

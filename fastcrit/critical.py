@@ -1,8 +1,11 @@
-"""The critical noise level from data: four signatures, each an interior and prominent extremum, or none."""
+"""The critical noise level from data: where the reverse drift loses its stability, and interior prominent extrema."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import scipy  # submodules load on first use
@@ -10,67 +13,54 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from fastcrit._arrays import check_choice, check_levels
+from fastcrit._dataset import with_drift
+from fastcrit._dispersion import drift_rate
+from fastcrit._extrema import (
+    FALSE_ALARMS,
+    FEWEST_LEVELS,
+    INSTABILITY,
+    LEAST_PROMINENCE,
+    NOT_RECORDED,
+    WEAKENING,
+    Curve,
+    Signature,
+    bootstrap_deviations,
+    crossing,
+    first_zero,
+    locate,
+    no_signature,
+)
 from fastcrit._json import strict_json
 from fastcrit.errors import NoTransitionError
 
+__all__ = [
+    "CLOCKS",
+    "GROWTHS",
+    "INSTABILITY",
+    "NOT_RECORDED",
+    "SIGNATURES",
+    "WEAKENING",
+    "CriticalPoint",
+    "Signature",
+    "critical_point",
+    "stored_critical_point",
+]
+
 Floats = NDArray[np.float64]
 
-SIGNATURES = ("softening", "xi_eq", "growth", "susceptibility")
-_OF_GAINS = ("softening", "xi_eq")
-# The reason when the dataset lacks a signature's curve: missing data, which are no answer about a transition.
-NOT_RECORDED = "not recorded"
-
+SIGNATURES = ("instability", "softening", "xi_eq", "growth", "growth_denoised", "susceptibility")
+_OF_GAINS = ("instability", "softening", "xi_eq")
+# Which length of the states, and of the denoised images, is taken for growth.
+_GROWING = {"growth": "xi_efold", "growth_denoised": "xi_binarized_denoised"}
+GROWTHS = tuple(_GROWING)
+# Clocks of growth: the log of the noise level, or of the Ornstein-Uhlenbeck time t = log(1 + s^2).
+CLOCKS = ("log s", "log t")
 # Levels over which the slope of xi is taken: a straight line through five levels in log s.
-_SLOPE_LEVELS = 5
+_SLOPE_LEVELS = FEWEST_LEVELS
 # A length counts at a level when its standard error is below this fraction of it; a softening always does.
 _WORST_RELATIVE_ERROR = 0.2
-# Noise on a monotone curve passes for an extremum once in this many tries. Four signatures are looked at, so a study
-# without a transition reports one in about one case of 250.
-_FALSE_ALARMS = 1e-3
-# Whatever the noise, an extremum must stand out by three standard errors, and by a twentieth of its own value: lengths
-# fitted to spectra of another form drift by a few per cent as the noise falls, without a transition.
-_LEAST_PROMINENCE = 3.0
-_LEAST_RELATIVE_PROMINENCE = 0.05
-# Exact gains are known to 1e-16, their softening to 1e-16 data variances over s^2: 1e-9 covers every level of use.
-_ROUNDING = 1e-9
-# Bootstrap curves compared pair of levels by pair of levels at a time: 100 x 64 x 64 doubles are 3 MB.
-_CURVES_AT_A_TIME = 100
-
-
-@dataclass(frozen=True)
-class Signature:
-    """One signature: the noise level of its extremum with a bootstrap interval, or why there is none.
-
-    Attributes
-    ----------
-    level, low, high : float
-        Noise level of the extremum and the ends of its confidence interval; NaN when there is no transition.
-    prominence, noise : float
-        How far the extremum stands out on both sides, in standard errors of the difference, and what noise makes of a
-        curve without one.
-    reason : str
-        Empty when there is a transition.
-    """
-
-    name: str
-    level: float
-    low: float
-    high: float
-    prominence: float
-    noise: float
-    reason: str = ""
-
-    @property
-    def found(self) -> bool:
-        """Whether there is a transition."""
-        return not self.reason
-
-    @property
-    def verdict(self) -> str:
-        """The level with its interval, "no transition" with the reason, or that the data to tell are missing."""
-        if self.found:
-            return f"{self.level:8.3f}  [{self.low:.3f}, {self.high:.3f}]"
-        return self.reason if self.reason == NOT_RECORDED else f"no transition ({self.reason})"
+# Rates of the drift are compared with that of noise alone, which is -1/2.
+_RATE_OF_NOISE = 0.5
 
 
 @dataclass(frozen=True, repr=False)
@@ -98,36 +88,75 @@ class CriticalPoint:
         """The signatures as JSON, in which what has no value is null."""
         return strict_json({name: asdict(s) for name, s in self.signatures.items()})
 
+    @classmethod
+    def from_json(cls, text: str, confidence: float = 0.95) -> CriticalPoint:
+        """What `to_json` has written, by an older version too."""
+        known = {f.name: f for f in fields(Signature)}
+        made = {}
+        for name, found in json.loads(text).items():
+            values: dict[str, Any] = {
+                key: float("nan") if value is None and known[key].type == "float" else value
+                for key, value in found.items() if key in known
+            }  # fmt: skip
+            made[name] = Signature(**values)
+        return cls(made, confidence)
+
     def __str__(self) -> str:
-        return "\n".join(f"{s.name:<15}{s.verdict}" for s in self.signatures.values())
+        return "\n".join(f"{s.name:<16}{s.verdict}" for s in self.signatures.values())
 
     __repr__ = __str__
+
+
+def stored_critical_point(ds: xr.Dataset) -> CriticalPoint | None:
+    """What a study has found and written into its dataset; of an older version's found anew. None for other datasets.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> from fastcrit.critical import stored_critical_point
+    >>> stored_critical_point(xr.Dataset()) is None
+    True
+    """
+    if "critical_point" not in ds.attrs:
+        return None
+    found = CriticalPoint.from_json(ds.attrs["critical_point"])
+    if set(SIGNATURES) <= set(found.signatures):
+        return found
+    return critical_point(ds, seed=int(json.loads(ds.attrs.get("config", "{}")).get("seed", 0)))
 
 
 def critical_point(
     ds: xr.Dataset,
     *,
     signature: str | None = None,
+    clock: str = "log s",
     confidence: float = 0.95,
     n_bootstrap: int = 2000,
     seed: int = 0,
 ) -> CriticalPoint:
     r"""Find the critical noise level in a recorder's dataset.
 
-    Four signatures: the minimum of the softening :math:`|\lambda_k|` at the softest recorded shell (``softening``), the
-    maximum of :math:`\xi_{eq}` (``xi_eq``), of :math:`d\xi/d(-\log s)` (``growth``, from ``xi_efold``) and
-    of the susceptibility (``susceptibility``). Each counts only as an interior extremum of the mean curve in log s
-    whose prominence, in standard errors, exceeds what the bootstrap makes of the monotone curve nearest to the mean.
-    No such extremum is an answer. (In standard errors, because their size differs a hundredfold between the ends of a
-    run.)
+    Six signatures: where the largest rate of the reverse drift crosses zero, coming from high noise (``instability``);
+    the minimum of the softening :math:`|\lambda_k|` at the softest recorded shell (``softening``), the maximum of
+    :math:`\xi_{eq}` (``xi_eq``), of :math:`d\xi/d(-\log s)` of the states (``growth``, from ``xi_efold``) and of their
+    denoised images (``growth_denoised``, from ``xi_binarized_denoised``), and of the susceptibility
+    (``susceptibility``). Each extremum counts only as an interior one of the mean curve in log s whose prominence, in
+    standard errors, exceeds what the bootstrap makes of the monotone curve nearest to the mean. No such extremum is an
+    answer. (In standard errors, because their size differs a hundredfold between the ends of a run.)
+
+    A drift that never crosses zero may have an interior prominent maximum: then ``instability`` is of kind "weakening".
+    A zero is no evidence of a transition by itself, since Gaussian data cross, too: where the level at which Gaussian
+    data of the same spectrum would cross agrees within the intervals, the level is given and there is no transition.
 
     Parameters
     ----------
     ds : xarray.Dataset
         From `Recorder.dataset`. Channels are averaged. Signatures whose curves were not recorded are listed as such:
-        ``softening`` and ``xi_eq`` need the gains that `Recorder.update_gain` takes.
+        the first three need the gains that `Recorder.update_gain` takes.
     signature : str, optional
         Look for this one only.
+    clock : "log s" or "log t"
+        Of growth: where its maximum lies depends on it. t = log(1 + s^2) is Ornstein-Uhlenbeck time.
     confidence : float
         Of the intervals, which come from a block bootstrap over trajectories (linearised: jackknife blocks are drawn
         with replacement and act through their influence on the curve).
@@ -143,12 +172,12 @@ def critical_point(
     NoTransitionError
         ``signature`` was named and is not there.
     ValueError
-        Fewer than 5 levels with samples, an unknown signature, one that was asked for and not recorded.
+        Fewer than 5 levels with samples, an unknown signature or clock, one that was asked for and not recorded.
 
     Notes
     -----
-    Source: signatures of arXiv:2603.20092; linearised bootstrap: Efron, The Jackknife, the Bootstrap and Other
-    Resampling Plans (1982), ch. 6.
+    Source: signatures of arXiv:2603.20092, the comparison with Gaussian data is ours; linearised bootstrap: Efron, The
+    Jackknife, the Bootstrap and Other Resampling Plans (1982), ch. 6.
 
     Examples
     --------
@@ -160,6 +189,7 @@ def critical_point(
     {}
     """
     names = SIGNATURES if signature is None else (check_choice(signature, SIGNATURES, "signature"),)
+    check_choice(clock, CLOCKS, "clock")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence: expected a number between 0 and 1, got {confidence!r}")
     if n_bootstrap < 100:
@@ -167,15 +197,16 @@ def critical_point(
     if not isinstance(ds, xr.Dataset) or "level" not in ds.coords or "block" not in ds.dims:
         raise ValueError("ds: expected the dataset of a Recorder, with coordinates level and block")
     levels = check_levels(ds["level"].values, allow_zero_end=True)
-    ds = ds.transpose("block", "level", "shell", ..., missing_dims="ignore")
+    ds = with_drift(ds).transpose("block", "level", "shell", ..., missing_dims="ignore")
     log_s = np.log(levels[levels > 0])
     sampled = log_s.size
     if "n_samples" in ds.coords:
         sampled = int((ds["n_samples"].values[: log_s.size] > 0).sum())
     if sampled < _SLOPE_LEVELS:
         raise ValueError(f"ds: expected at least {_SLOPE_LEVELS} positive levels with samples, got {sampled}")
+    gaussian = _gaussian_zero(ds) if "instability" in names else None
     if "channel" in ds.dims:
-        ds = ds.mean("channel", skipna=False)
+        ds = ds.drop_dims("channel_in", errors="ignore").mean("channel", skipna=False)
     rng = np.random.default_rng(seed)
     blocks = ds.sizes["block"]
     counts = rng.multinomial(blocks, np.full(blocks, 1.0 / blocks), size=n_bootstrap)
@@ -188,7 +219,12 @@ def critical_point(
             # Gains cost more than states and are often taken at some of the levels.
             part = ds.isel(level=np.flatnonzero(ds["n_gains"].values[: log_s.size] > 0))
             at = np.log(part["level"].values)
-        found[name] = _locate(name, _CURVES[name](part, at), at, draws, confidence)
+        if name == "instability":
+            found[name] = _instability(part, at, draws, confidence, gaussian)
+        elif name in _GROWING:
+            found[name] = replace(locate(name, _growth(part, name, at, clock), at, draws, confidence), clock=clock)
+        else:
+            found[name] = locate(name, _CURVES[name](part, at), at, draws, confidence)
     if signature is not None and found[signature].reason == NOT_RECORDED:
         raise ValueError(f"signature: the curve of {signature!r} was not recorded (gains are, with gain_shells=...)")
     if signature is not None and not found[signature].found:
@@ -196,49 +232,150 @@ def critical_point(
     return CriticalPoint(found, confidence)
 
 
-@dataclass(frozen=True)
-class _Curve:
-    """A curve whose maximum is the signature, and the same without each block; NaN where it has no value."""
-
-    values: Floats  # (levels,)
-    replicates: Floats  # (blocks, levels)
-
-
-def _softening(ds: xr.Dataset, log_s: Floats) -> _Curve | None:
+def _softening(ds: xr.Dataset, log_s: Floats) -> Curve | None:
     if "softening" not in ds or not log_s.size:
         return None
     values = ds["softening"].values[: log_s.size]
-    softest = int(np.argmin(np.nanmin(values, axis=0)))
-    return _Curve(-values[:, softest], -ds["softening_jackknife"].values[:, : log_s.size, softest])
+    # Noise of a gain counts for more the lower the level, so the softest is told by what is surely below.
+    sure = values + LEAST_PROMINENCE * ds["softening_stderr"].values[: log_s.size]
+    softest = int(np.argmin(np.where(np.isfinite(sure), sure, np.inf).min(axis=0)))
+    replicates = -ds["softening_jackknife"].values[:, : log_s.size, softest]
+    return Curve(-values[:, softest], replicates, _shell(ds, softest))
 
 
-def _xi_eq(ds: xr.Dataset, log_s: Floats) -> _Curve | None:
+def _xi_eq(ds: xr.Dataset, log_s: Floats) -> Curve | None:
     if "xi_eq" not in ds or not log_s.size:
         return None
     return _measured(ds["xi_eq"].values, ds["xi_eq_stderr"].values, ds["xi_eq_jackknife"].values, log_s.size)
 
 
-def _growth(ds: xr.Dataset, log_s: Floats) -> _Curve | None:
-    name = "xi_efold"
+def _growth(ds: xr.Dataset, signature: str, log_s: Floats, clock: str) -> Curve | None:
+    name = _GROWING[signature]
     if name not in ds:
         return None
     xi = _measured(ds[name].values, ds[f"{name}_stderr"].values, ds[f"{name}_jackknife"].values, log_s.size)
-    return _Curve(_slope(xi.values, -log_s), _slope(xi.replicates, -log_s))
+    time = -log_s if clock == "log s" else -np.log(np.log1p(np.exp(2.0 * log_s)))
+    return Curve(_slope(xi.values, time), _slope(xi.replicates, time))
 
 
-def _susceptibility(ds: xr.Dataset, log_s: Floats) -> _Curve | None:
+def _susceptibility(ds: xr.Dataset, log_s: Floats) -> Curve | None:
     if "chi" not in ds:
         return None
-    return _Curve(ds["chi"].values[: log_s.size], ds["chi_jackknife"].values[:, : log_s.size])
+    return Curve(ds["chi"].values[: log_s.size], ds["chi_jackknife"].values[:, : log_s.size])
 
 
-_CURVES = {"softening": _softening, "xi_eq": _xi_eq, "growth": _growth, "susceptibility": _susceptibility}
+_CURVES = {"softening": _softening, "xi_eq": _xi_eq, "susceptibility": _susceptibility}
 
 
-def _measured(values: Floats, errors: Floats, replicates: Floats, n: int) -> _Curve:
+def _shell(ds: xr.Dataset, column: int) -> int:
+    return int(ds["shell"].values[column]) if "shell" in ds.coords else column
+
+
+def _instability(
+    ds: xr.Dataset, log_s: Floats, draws: Floats, confidence: float, gaussian: Callable[[float], float] | None
+) -> Signature:
+    """The zero of the largest drift rate that comes first from high noise, or where the rate weakens."""
+    name = "instability"
+    beside: dict[str, Any] = {}
+    if gaussian:
+        z = float(scipy.special.ndtri(0.5 + 0.5 * confidence))
+        beside = {"gaussian": gaussian(0.0), "gaussian_low": gaussian(-z), "gaussian_high": gaussian(z)}
+    if "drift_rate" not in ds or not log_s.size:
+        return no_signature(name, NOT_RECORDED)
+    rates, errors = ds["drift_rate"].values[: log_s.size], ds["drift_rate_stderr"].values[: log_s.size]
+    replicates = ds["drift_rate_jackknife"].values[:, : log_s.size]
+    crossing: tuple[float, int, Signature] | None = None
+    for column in range(rates.shape[1]):
+        curve = Curve(rates[:, column], replicates[..., column], _shell(ds, column))
+        zero = first_zero(name, curve, errors[:, column], log_s, draws, confidence)
+        if zero is not None and (crossing is None or zero.level > crossing[0]):
+            crossing = zero.level, column, zero
+    if crossing is not None:
+        found = replace(crossing[2], **beside)
+        if np.isinf(found.level):
+            return replace(no_signature(name, "the drift is unstable at the highest recorded level"), **beside)
+        # Gaussian data pass for others once in FALSE_ALARMS tries; the spectrum's error is from so many blocks.
+        z = float(scipy.special.stdtrit(ds.sizes["block"] - 1, 1.0 - 0.5 * FALSE_ALARMS))
+        if gaussian and gaussian(z) >= found.low and gaussian(-z) <= found.high:
+            return replace(found, reason="Gaussian data of this spectrum cross there, too")
+        return found
+    # As in _softening: told by what is surely above.
+    sure = np.where(np.isfinite(errors), rates - LEAST_PROMINENCE * errors, -np.inf)
+    softest = int(np.argmax(sure.max(axis=0, initial=-np.inf)))
+    curve = Curve(rates[:, softest], replicates[..., softest], _shell(ds, softest))
+    weak = locate(name, curve, log_s, draws, confidence, scale=_RATE_OF_NOISE)
+    if not weak.found:
+        return replace(weak, **beside)
+    use = np.isfinite(curve.replicates).all(axis=1)
+    at = int(np.argmin(np.abs(log_s - np.log(weak.level))))
+    values = curve.values[at] + bootstrap_deviations(curve.values, curve.replicates[use], draws[:, use])[:, at]
+    tail = 50.0 * (1.0 - confidence)
+    low, high = np.percentile(values, [tail, 100.0 - tail])
+    depth: dict[str, Any] = {"depth": float(curve.values[at]), "depth_low": float(low), "depth_high": float(high)}
+    return replace(weak, kind=WEAKENING, **depth, **beside)
+
+
+def _gaussian_zero(ds: xr.Dataset) -> Callable[[float], float] | None:
+    """Level at which the drift of Gaussian data of the same spectrum crosses zero, for a spectrum z errors higher.
+
+    From the data's own bound where a study has it, else from the spectrum that the trajectories end with; 0 where it
+    does not cross. None where the spectrum is not known.
+    """
+    if "data_std" not in ds.attrs or "drift_rate" not in ds:
+        return None
+    std, s = float(ds.attrs["data_std"]), ds["level"].values
+    if "gaussian_bound" in ds:
+        bound, error = (ds[f"gaussian_bound{end}"].transpose("level", "shell").values for end in ("", "_stderr"))
+        use = s > 0
+        return lambda z: _zero_of_exact(np.log(s[use]), drift_rate(bound + z * error, s[:, None], std)[use])
+    found = _last_spectrum(ds)
+    if found is None or not np.isfinite(found[0]).any():
+        return None
+    k = int(np.nanargmax(found[0]))
+    power, relative = float(found[0][k]), float(found[1][k] / found[0][k])
+    if power <= 0:
+        return lambda z: 0.0
+    # A power is a mean of squares, and its error in proportion to it.
+    return lambda z: float(np.sqrt(max(0.0, power * np.exp(z * relative) - 2.0 * std**2)))
+
+
+def _last_spectrum(ds: xr.Dataset) -> tuple[Floats, Floats] | None:
+    """Power of the data by shell and its error, of several channels the largest along any direction."""
+    s = ds["level"].values
+    counted = ds["n_samples"].values if "n_samples" in ds.coords else np.ones(len(s))
+    ends_at = np.flatnonzero((s > 0) & (counted > 0))
+    if not ends_at.size:
+        return None
+    last, noise = int(ends_at[-1]), float(s[ends_at[-1]]) ** 2
+    if "gain_matrix" in ds and "cross_spectrum" in ds:
+        dims = ("level", "cross_shell", "channel", "channel_in")
+        matrix, error = (ds[f"cross_spectrum{end}"].transpose(*dims).values[last] for end in ("", "_stderr"))
+        if not np.isfinite(matrix).all():
+            return None
+        values, vectors = np.linalg.eigh(matrix)
+        share = vectors[..., -1] ** 2
+        # Errors of the entries as if they were one: where channels go together, they are.
+        return values[:, -1] - noise, np.sqrt(np.einsum("sa,sab,sb->s", share, error**2, share))
+    if "S" in ds and "channel" not in ds["S"].dims and "shell" in ds.coords:
+        shells = ds["shell"].values[ds["shell"].values < ds.sizes["k"]]
+        S, error = (ds[name].transpose("level", "k").values[last][shells] for name in ("S", "S_stderr"))
+        return S - noise, error
+    return None
+
+
+def _zero_of_exact(x: Floats, rates: Floats) -> float:
+    """Level of the first zero of the largest of exact rates (levels, shells); 0 where there is none."""
+    largest = rates.max(axis=1)
+    above = np.flatnonzero(largest > 0)
+    if not above.size:
+        return 0.0
+    return float(np.exp(crossing(x, largest, above[0]) if above[0] else x[0]))
+
+
+def _measured(values: Floats, errors: Floats, replicates: Floats, n: int) -> Curve:
     """The levels at which a length is known to better than _WORST_RELATIVE_ERROR; others become NaN."""
     known = np.isfinite(values[:n]) & (errors[:n] <= _WORST_RELATIVE_ERROR * np.abs(values[:n]))
-    return _Curve(np.where(known, values[:n], np.nan), np.where(known, replicates[:, :n], np.nan))
+    return Curve(np.where(known, values[:n], np.nan), np.where(known, replicates[:, :n], np.nan))
 
 
 def _slope(xi: Floats, x: Floats) -> Floats:
@@ -250,112 +387,3 @@ def _slope(xi: Floats, x: Floats) -> Floats:
         dx = x[window] - x[window].mean()
         out[..., i] = xi[..., window] @ dx / (dx @ dx)
     return out
-
-
-def _locate(name: str, curve: _Curve | None, log_s: Floats, draws: Floats, confidence: float) -> Signature:
-    def none(reason: str, prominence: float = np.nan, noise: float = np.nan) -> Signature:
-        return Signature(name, np.nan, np.nan, np.nan, prominence, noise, reason)
-
-    if curve is None:
-        return none(NOT_RECORDED)
-    use = _longest_run(np.isfinite(curve.values))
-    if use.size < _SLOPE_LEVELS:
-        return none(f"the curve is measured at {use.size} neighbouring levels, too few for an extremum")
-    blocks = np.isfinite(curve.replicates[:, use]).all(axis=1)
-    if blocks.sum() < 8:
-        return none(f"{int(blocks.sum())} blocks of trajectories with a value at these levels, too few for an interval")
-    x, mean = log_s[use], curve.values[use]
-    replicates = curve.replicates[blocks][:, use]
-    deviations = _bootstrap_deviations(mean, replicates, draws[:, blocks])
-    scatter = _scatter_of_differences(deviations, mean)
-    where, prominence = (float(v[0]) for v in _extrema(x, mean[None], scatter))
-    if np.isnan(where):
-        return none("no interior extremum", 0.0)
-    monotone = _nearest_monotone(mean, deviations)
-    normal = float(np.quantile(_extrema(x, monotone + deviations, scatter)[1], 1.0 - _FALSE_ALARMS))
-    # The scatter is known from B blocks only, so what is normal in the bootstrap is Student's t in the data.
-    noise = float(scipy.special.stdtrit(blocks.sum() - 1, scipy.special.ndtr(normal)))
-    if not prominence > max(noise, _LEAST_PROMINENCE):
-        return none("prominence within noise", prominence, noise)
-    height = float(_extrema(x, mean[None], np.ones_like(scatter))[1][0])
-    share = height / max(abs(float(np.interp(where, x[::-1], mean[::-1]))), np.finfo(float).tiny)
-    if share < _LEAST_RELATIVE_PROMINENCE:
-        return none(f"the extremum stands out by {share:.1%} only", prominence, noise)
-    locations, _ = _extrema(x, mean + deviations, scatter)
-    tail = 50.0 * (1.0 - confidence)
-    low, high = np.nanpercentile(locations, [tail, 100.0 - tail])
-    # Between levels the place is that of a parabola's vertex, good to about a sixth of their distance at worst.
-    distance = np.sort(np.abs(x - where))
-    grid = (distance[0] + distance[1]) / 6.0
-    begin, end = where - np.hypot(where - min(low, where), grid), where + np.hypot(max(high, where) - where, grid)
-    level, low, high = (float(np.exp(v)) for v in (where, begin, end))
-    return Signature(name, level, low, high, prominence, noise)
-
-
-def _bootstrap_deviations(mean: Floats, replicates: Floats, draws: Floats) -> Floats:
-    """Curves of the bootstrap less their mean: each drawn block counts with its jackknife influence."""
-    B = len(replicates)
-    influence = (B - 1) * (mean - replicates)
-    influence = influence - influence.mean(axis=0)
-    # sqrt(B/(B-1)): a bootstrap of B blocks underestimates the variance by (B-1)/B.
-    return np.asarray((draws - draws.mean(axis=1, keepdims=True)) @ influence / B * np.sqrt(B / (B - 1)))
-
-
-def _scatter_of_differences(deviations: Floats, mean: Floats) -> Floats:
-    """Standard deviation of the bootstrap's curve[i] - curve[j], (levels, levels); positive off the diagonal."""
-    covariance = np.atleast_2d(np.cov(deviations.T))
-    variance = np.diag(covariance)
-    square = variance[:, None] + variance[None, :] - 2.0 * covariance
-    # A curve without any noise (an exact gain, say) differs from a constant by rounding only.
-    rounding = _ROUNDING * np.abs(mean).max() + np.finfo(float).tiny
-    return np.asarray(np.maximum(np.sqrt(np.maximum(square, 0.0)), rounding))
-
-
-def _extrema(x: Floats, curves: Floats, scatter: Floats) -> tuple[Floats, Floats]:
-    """Place and prominence of the most prominent interior maximum of every curve (rows); NaN and 0 where there is none.
-
-    Candidates are the peaks of `scipy.signal.find_peaks`. The prominence of a peak is the smaller, over its two sides,
-    of the largest drop to any level there, each drop in standard errors of that difference.
-    """
-    places = np.full(len(curves), np.nan)
-    heights = np.zeros(len(curves))
-    n = x.size
-    left = np.tri(n, k=-1, dtype=bool)
-    for begin in range(0, len(curves), _CURVES_AT_A_TIME):
-        part = curves[begin : begin + _CURVES_AT_A_TIME]
-        drop = (part[:, :, None] - part[:, None, :]) / scatter
-        to_left = np.where(left, drop, 0.0).max(axis=2)
-        to_right = np.where(left.T, drop, 0.0).max(axis=2)
-        prominence = np.minimum(to_left, to_right)
-        for row, curve in enumerate(part):
-            peaks, _ = scipy.signal.find_peaks(curve)
-            if peaks.size:
-                p = int(peaks[np.argmax(prominence[row, peaks])])
-                places[begin + row] = _vertex(x[p - 1 : p + 2], curve[p - 1 : p + 2])
-                heights[begin + row] = prominence[row, p]
-    return places, heights
-
-
-def _vertex(x: Floats, y: Floats) -> float:
-    """Maximum of the parabola through three points, the middle one the highest."""
-    left, right = np.diff(y) / np.diff(x)
-    curvature = (right - left) / (x[2] - x[0])
-    vertex = 0.5 * (x[0] + x[1]) - left / (2.0 * curvature) if curvature != 0 else x[1]
-    return float(np.clip(vertex, min(x[0], x[2]), max(x[0], x[2])))
-
-
-def _nearest_monotone(mean: Floats, deviations: Floats) -> Floats:
-    """The rising or falling curve that fits the mean best in standard errors."""
-    spread = np.maximum(deviations.std(axis=0), 1e-12 * np.abs(mean).max() + np.finfo(float).tiny)
-    fits = [scipy.optimize.isotonic_regression(mean, weights=spread**-2, increasing=up).x for up in (True, False)]
-    return np.asarray(min(fits, key=lambda f: float((((mean - f) / spread) ** 2).sum())))
-
-
-def _longest_run(good: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Indices of the longest run of True."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], good, [False]]).astype(np.int8)))
-    if edges.size == 0:
-        return np.zeros(0, np.int64)
-    begins, ends = edges[::2], edges[1::2]
-    longest = int(np.argmax(ends - begins))
-    return np.arange(begins[longest], ends[longest])

@@ -9,9 +9,9 @@ import scipy  # submodules load on first use
 from numpy.typing import NDArray
 
 from fastcrit._arrays import check_choice, check_levels, check_positive, to_real
+from fastcrit._dispersion import dispersion_length
 from fastcrit._lattice import Lattice
 from fastcrit._lattice import lattice as lattice_tables
-from fastcrit.modes import dispersion_length
 
 if TYPE_CHECKING:
     from fastcrit.observe import Recorder
@@ -139,7 +139,8 @@ class GaussianTheory:
                     noise = _normal((seed, i), y.shape)
                     y = self._filter(y, shrink) + self._filter(noise, np.sqrt(shrink * (before**2 - s**2)))
             if recorder is not None:
-                recorder.update(i, y.astype(dtype))
+                denoised = self._filter(y, P / (P + s**2)) if s > 0 else y
+                recorder.update(i, y.astype(dtype), denoised=denoised.astype(dtype))
                 if recorder.gain_shells:
                     gain = self.shell_gain(float(s))[list(recorder.gain_shells)]
                     recorder.update_gain(i, np.broadcast_to(gain, (n_samples, gain.size)))

@@ -22,7 +22,8 @@ from fastcrit._arrays import (
     to_fields,
     to_real,
 )
-from fastcrit._dataset import build_dataset
+from fastcrit._cross import CrossShells
+from fastcrit._dataset import DENOISED, build_dataset
 from fastcrit._lattice import lattice, selection
 from fastcrit._placement import find_device, placed_as, to_host, zeros_on
 from fastcrit._statefile import read_state, write_state
@@ -35,15 +36,20 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 FORMAT = "fastcrit.recorder"
-FORMAT_VERSION = 1
+# Version 1 had no denoised images and nothing of channels together; it is still read.
+FORMAT_VERSION = 2
+
+# Sums of states; those of denoised images have the same names behind DENOISED.
+_OF_STATES = ("count", "power", "low", "first", "moments", "field", "sign_power", "sign_field")
 
 
 class Recorder:
     r"""Statistics of states y at noise levels s, per level, jackknife block and channel.
 
     Kept per level and block: the power of every class of equivalent modes (from which shells, correlations and
-    likelihood fits all follow), the lowest modes themselves, moments of the order parameter and of the gains; per level
-    the summed field, so that the ensemble mean can be removed at the end. Nothing grows with the number of samples.
+    likelihood fits all follow), the lowest modes themselves and how channels go together in them, moments of the order
+    parameter and of the gains; per level the summed field, so that the ensemble mean can be removed at the end. Nothing
+    grows with the number of samples. What samplers know besides, the denoised image D(y; s), is kept likewise.
 
     Sample j (counted from 0 in the order of recording, or from ``sample=`` of `update`) is in block j mod ``blocks``.
     States of float32 are transformed in float32 (the mean, k = 0, in float64): where their mean field has structure a
@@ -79,6 +85,9 @@ class Recorder:
         Also record the sign of the field (the length ``xi_binarized``); costs as much again.
     gain_shells : sequence of int
         Shells whose mode gains will be given to `update_gain`, in ascending order.
+    denoised : bool
+        Also keep what a sampler, or ``update(.., denoised=D)``, gives of the denoised images, with their signs: as much
+        memory as a second recorder, once the first arrive.
     device : torch.device or str, optional
         Where the sums live and where states must be: a CUDA device, or None (or "cpu") for the host, by the compiled
         core. States are never copied from one to the other.
@@ -112,6 +121,7 @@ class Recorder:
         low_modes: int = 8,
         binarized: bool = False,
         gain_shells: Sequence[int] = (),
+        denoised: bool = True,
         device: Any = None,
     ) -> None:
         self.levels = check_levels(levels, allow_zero_end=True)
@@ -129,6 +139,7 @@ class Recorder:
         self.data_std = check_positive(data_std, "data_std")
         self.low_modes = int(low_modes)
         self.binarized = bool(binarized)
+        self.denoised = bool(denoised)
         self.grid = lattice(self.shape[-ndim:])
         self.k_max = self.low_modes * 2.0 * np.pi / (self.grid.side * self.spacing)
         self.has_channels = len(self.shape) == ndim + 1
@@ -143,23 +154,30 @@ class Recorder:
             )
         self.low = sorted(_low_modes(self.grid.shape, self.low_modes), key=self.grid.mode_index)
         self._low_indices = tuple(self.grid.mode_index(n) for n in self.low)
+        self.cross = CrossShells(self.grid, self._low_indices) if self.channels > 1 else None
         self.device = find_device(device)
         self._next = np.zeros(len(self.levels), np.int64)
         self._next_gain = np.zeros(len(self.levels), np.int64)
+        self._gains_are_matrices: bool | None = None
         self.state = self._empty_state()
-        self._bad: Any = None  # (2, levels) on a device: the first field and the first gain that were not finite
+        # (3, levels) on a device: the first field, gain and denoised field that were not finite.
+        self._bad: Any = None
         if self.device is not None:
-            self._bad = zeros_on(self.device)((2, len(self.levels)), np.int64).fill_(2**63 - 1)
+            self._bad = zeros_on(self.device)((3, len(self.levels)), np.int64).fill_(2**63 - 1)
             self._spectrometer().upload(self._low_indices)
+            if self.cross:
+                self.cross.upload(self.device)
 
-    def update(self, i: int, y: Any, *, sample: int | None = None) -> None:
-        """Add a batch of states at ``levels[i]``.
+    def update(self, i: int, y: Any, *, denoised: Any = None, sample: int | None = None) -> None:
+        """Add a batch of states at ``levels[i]``, and their denoised images.
 
         Parameters
         ----------
         i : int
             Index of the level.
         y : array or tensor (batch, *shape)
+        denoised : array or tensor (batch, *shape), optional
+            D(y; s); passed over by a recorder made with ``denoised=False``.
         sample : int, optional
             Number of the batch's first sample in the whole run; default: as many as this level has seen.
 
@@ -177,42 +195,44 @@ class Recorder:
         it finds in ``y``, under the sample numbers of the captured call: to the same jackknife blocks.
         """
         i = self._check_level(i)
-        self._check_device(y, "y")
-        array: Any = to_fields(y, "y") if self.device else to_real(y, "y")
-        if tuple(array.shape[1:]) != self.shape or array.ndim == 0:
-            raise ValueError(f"y: expected states of shape (batch, *{self.shape}), got {tuple(array.shape)}")
-        if len(array) == 0:
-            raise ValueError("y: empty batch")
+        states = self._batch(y, "y")
+        images = None if denoised is None or not self.denoised else self._batch(denoised, "denoised")
+        if images is not None and len(images) != len(states):
+            raise ValueError(f"denoised: expected as many images as states, {len(states)}, got {len(images)}")
         first = self._first_sample(sample, self._next[i])
-        level = {name: values[i] for name, values in self.state.items() if not name.startswith("gain")}
+        if images is not None:
+            self._make_room()
+        sums = self._sums(i, "")
         if self.device is not None:
-            flat = array.reshape(-1, *self.grid.shape)
-            self._spectrometer().record(
-                flat, self.channels, first, self._low_indices, self.blocks, level, self._bad[0, i]
-            )
-            self._next[i] = first + len(array)
+            self._record(sums, states, first, self._bad[0, i])
+            if images is not None:
+                self._record(self._sums(i, DENOISED), images, first, self._bad[2, i])
+            self._next[i] = first + len(states)
             return
-        # The core adds a whole piece or nothing. Where an array has to be copied piece by piece, whatever stops it
-        # half-way, an interrupt included, leaves the level as it was.
-        backup = {} if array.flags.c_contiguous else {name: values.copy() for name, values in level.items()}
-        counted = level["count"].sum()
+        # The core adds a whole piece or nothing. Where there are several, whatever stops it half-way, an interrupt
+        # included, leaves the level as it was.
+        whole = images is None and states.flags.c_contiguous
+        backup = {} if whole else {name: values.copy() for name, values in sums.items()}
+        counted = sums["count"].sum()
         try:
-            for begin, piece in parts(array):
-                self._add(level, piece, first + begin, begin)
+            for begin, piece in parts(states):
+                self._add(sums, piece, first + begin, begin, "y")
+            if images is not None:
+                self._add_images(i, images, first)
         except BaseException:
             for name, before in backup.items():
-                level[name][...] = before
+                sums[name][...] = before
             raise
         finally:
-            if level["count"].sum() > counted:
-                self._next[i] = first + len(array)
+            if sums["count"].sum() > counted:
+                self._next[i] = first + len(states)
 
     def __call__(self, i: int, s: float, y: Any, D: Any) -> None:
-        """Observe a sampler: `update` with the states of level ``i``; ValueError unless ``s`` is that level."""
+        """Observe a sampler: `update` with what it has at level ``i``; ValueError unless ``s`` is that level."""
         level = self.levels[self._check_level(i)]
         if not np.isclose(level, s, rtol=1e-6, atol=0):
             raise ValueError(f"levels: this recorder has {level:.6g} at index {i}, the sampler {float(s):.6g}")
-        self.update(i, y)
+        self.update(i, y, denoised=D)
 
     def positions_in(self, levels: Any) -> dict[int, int]:
         """Where this recorder's levels are among a sampler's: {index in ``levels``: index here}.
@@ -232,14 +252,17 @@ class Recorder:
         return found
 
     def update_gain(self, i: int, gain: Any, *, sample: int | None = None) -> None:
-        """Add mode gains (batch, len(gain_shells)) of states at ``levels[i]``: the real part, averaged over a shell.
+        """Add mode gains of states at ``levels[i]``: the real part, averaged over a shell.
 
-        Arrays, or a tensor on the recorder's device. (`mode_response` returns arrays: they are small.)
+        Numbers (batch, len(gain_shells)), or of several channels matrices (batch, len(gain_shells), C, C) as
+        `ModeResponse.matrix_samples` has them; from these the softest collective mode is found when all are there. One
+        recorder takes one kind. Arrays, or a tensor on the recorder's device. (`mode_response` returns arrays: they are
+        small.)
 
         Raises
         ------
         ValueError
-            As for `update`; also when the recorder was made without ``gain_shells``.
+            As for `update`; also when the recorder was made without ``gain_shells``, or has gains of the other kind.
         """
         i = self._check_level(i)
         if not self.gain_shells:
@@ -249,12 +272,23 @@ class Recorder:
             values = to_fields(gain, "gain").double()
         else:
             values = to_real(gain, "gain").astype(np.float64)
-        if values.ndim != 2 or values.shape[1] != len(self.gain_shells) or len(values) == 0:
-            raise ValueError(f"gain: expected shape (batch, {len(self.gain_shells)}), got {tuple(values.shape)}")
+        shells, C = len(self.gain_shells), self.channels
+        matrices = values.ndim == 4
+        if tuple(values.shape[1:]) != ((shells, C, C) if matrices else (shells,)) or len(values) == 0:
+            also = f" or (batch, {shells}, {C}, {C})" if C > 1 else ""
+            raise ValueError(f"gain: expected shape (batch, {shells}){also}, got {tuple(values.shape)}")
         first = self._first_sample(sample, self._next_gain[i])
-        sums, count = self.state["gain"][i], self.state["gain_count"][i]
         if not is_tensor(values):
             check_finite(values, values, 0, (len(values),), "gain")
+        if C > 1:
+            if self._gains_are_matrices not in (None, matrices):
+                kind = "numbers" if matrices else "matrices"
+                raise ValueError(f"gain: this recorder has gains that are {kind}, got shape {tuple(values.shape)}")
+            self._gains_are_matrices = matrices
+        elif matrices:
+            values, matrices = values[..., 0, 0], False
+        name = "gain_matrix" if matrices else "gain"
+        sums, count = self.state[name][i], self.state["gain_count"][i]
         if self.device is None:
             add_to_blocks(sums, values, first)
             add_to_blocks(count, np.ones(len(values), np.int64), first)
@@ -268,8 +302,10 @@ class Recorder:
         """ValueError, naming level and sample, if a state recorded on a device was not finite; waits for the device."""
         if self.device is None:
             return
-        fields, gains = to_host(self._bad)
-        for name, per_level, columns in (("y", fields, self.channels), ("gain", gains, 1)):
+        fields, gains, images = to_host(self._bad)
+        for name, per_level, columns in (
+            ("y", fields, self.channels), ("gain", gains, 1), ("denoised", images, self.channels)
+        ):  # fmt: skip
             for i in np.flatnonzero(per_level < 2**63 - 1):
                 raise ValueError(
                     f"{name}: NaN, an infinite value or one too large for its type in sample {per_level[i] // columns} "
@@ -299,11 +335,18 @@ class Recorder:
             if other.blocks > self.blocks:
                 raise ValueError(f"merge: expected at most {self.blocks} blocks, as there are here, got {other.blocks}")
             place = [(first + b) % self.blocks for b in range(other.blocks)]
-        for name, array in self.state.items():
+        kinds = {self._gains_are_matrices, other._gains_are_matrices} - {None}
+        if len(kinds) > 1:
+            raise ValueError("merge: recorders differ in their gains: numbers in one, matrices in the other")
+        if DENOISED + "count" in other.state:
+            self._make_room()
+        for name, theirs_there in other.state.items():
+            array = self.state[name]
             if name.endswith("field"):  # has no blocks
-                array += placed_as(array, other.state[name])
+                array += placed_as(array, theirs_there)
             else:
-                array[:, place] += placed_as(array, other.state[name])
+                array[:, place] += placed_as(array, theirs_there)
+        self._gains_are_matrices = next(iter(kinds), None)
         # Halves of the largest sample number: their sum is still one.
         self._next = np.minimum(self._next, 2**61) + np.minimum(other._next, 2**61 - 1)
         self._next_gain = np.minimum(self._next_gain, 2**61) + np.minimum(other._next_gain, 2**61 - 1)
@@ -311,7 +354,7 @@ class Recorder:
     def save(self, path: Any) -> None:
         """Write everything to one file (safetensors, with a format version and a checksum), atomically."""
         counters = {"next": self._next, "next_gain": self._next_gain}
-        write_state(path, FORMAT, FORMAT_VERSION, self.config(), {**self._on_host().state, **counters})
+        write_state(path, FORMAT, FORMAT_VERSION, self.config(), {**self.sums(), **counters})
 
     @classmethod
     def load(cls, path: Any, *, device: Any = None) -> Recorder:
@@ -324,12 +367,28 @@ class Recorder:
         FileFormatError
             The file is damaged, or is not a fastcrit recorder; the message names it.
         """
-        config, arrays = read_state(path, FORMAT, FORMAT_VERSION)
+        config, arrays = read_state(path, FORMAT, (1, FORMAT_VERSION))
         recorder = cls(**config, device=device)
         recorder._next = arrays.pop("next")
         recorder._next_gain = arrays.pop("next_gain")
-        recorder.state = {name: placed_as(recorder.state[name], values) for name, values in arrays.items()}
+        recorder.set_sums(arrays)
         return recorder
+
+    def sums(self) -> dict[str, Any]:
+        """Everything recorded, as arrays on the host by name; ValueError if a state on a device was not finite."""
+        return self._on_host().state
+
+    def set_sums(self, sums: dict[str, Any]) -> None:
+        """Replace everything recorded by what `sums` of a recorder made alike has returned."""
+        if DENOISED + "count" in sums:
+            self._make_room()
+        for name, array in self.state.items():
+            if name in sums:
+                array[...] = placed_as(array, sums[name])
+            else:  # of an older version: unknown where there are samples, not 0
+                array[...] = np.nan if name == "cross" else 0
+        if self.channels > 1 and self.gain_shells and bool((self.state["gain_count"] > 0).any()):
+            self._gains_are_matrices = bool((self.state["gain_matrix"] != 0).any())
 
     def __repr__(self) -> str:
         shape = " x ".join(map(str, self.shape))
@@ -349,6 +408,7 @@ class Recorder:
             "low_modes": self.low_modes,
             "binarized": self.binarized,
             "gain_shells": list(self.gain_shells),
+            "denoised": self.denoised,
         }
         return dict(json.loads(json.dumps(made)))
 
@@ -356,8 +416,11 @@ class Recorder:
         """Everything recorded as an `xarray.Dataset` with dims level, k, r, shell and (for (C, H, W) states) channel.
 
         ``S``, ``C``, ``xi_<method>``, ``m`` (mean), ``abs_m``, ``chi``, ``binder``, ``gain_on_trajectories``,
-        ``softening`` and ``xi_eq`` with ``_stderr`` and (but for S and C) over dim block ``_jackknife``, the value
-        without that block.
+        ``softening``, ``drift_rate``, ``xi_eq`` and ``xi_drift`` with ``_stderr`` and (but for S and C) over dim block
+        ``_jackknife``, the value without that block. Of denoised images ``S_denoised``, ``C_denoised`` and
+        ``xi_<method>_denoised``, ``binarized`` among them. Of several channels ``cross_spectrum`` of the lowest shells;
+        gains that are matrices become ``gain_matrix``, and the gain is that of the softest collective mode, whose
+        direction is ``gain_eigenvector``.
         Lengths have the state's own noise s^2 taken out as a known background; ``xi_<method>_flags`` says where they
         have no answer. Levels without samples are NaN.
 
@@ -383,6 +446,26 @@ class Recorder:
         [10.0, 1.0]
         """
         return build_dataset(self._on_host(), tuple(lengths))
+
+    def _batch(self, y: Any, name: str) -> Any:
+        """A batch of states as the sums take them; ValueError for another shape or device."""
+        self._check_device(y, name)
+        array: Any = to_fields(y, name) if self.device else to_real(y, name)
+        if tuple(array.shape[1:]) != self.shape or array.ndim == 0:
+            raise ValueError(f"{name}: expected states of shape (batch, *{self.shape}), got {tuple(array.shape)}")
+        if len(array) == 0:
+            raise ValueError(f"{name}: empty batch")
+        return array
+
+    def _sums(self, i: int, prefix: str) -> dict[str, Any]:
+        """Of states or of denoised images at a level."""
+        names = _OF_STATES if prefix else (*_OF_STATES, "cross")
+        return {name: self.state[prefix + name][i] for name in names if prefix + name in self.state}
+
+    def _make_room(self) -> None:
+        """Sums of denoised images, with their signs."""
+        if DENOISED + "count" not in self.state:
+            self.state |= {DENOISED + name: values for name, values in self._empty_sums(signs=True).items()}
 
     def _check_level(self, i: int) -> int:
         if isinstance(i, bool) or not isinstance(i, (int, np.integer)) or not 0 <= i < len(self.levels):
@@ -425,20 +508,65 @@ class Recorder:
             raise ValueError(f"sample: expected the number of the batch's first sample, >= 0, got {sample!r}")
         return int(sample)
 
-    def _add(self, level: dict[str, NDArray[Any]], piece: Any, first: int, begin: int) -> None:
-        """Add samples ``first``, .. of the run to the arrays of a level; in their batch they begin at ``begin``."""
+    def _add(self, sums: dict[str, NDArray[Any]], piece: Any, first: int, begin: int, name: str) -> None:
+        """Add samples ``first``, .. of the run to the sums of a level; in their batch they begin at ``begin``."""
         flat = piece.reshape(-1, *self.grid.shape)
         modes = selection(self.grid.shape, self._low_indices)
-        bad = self.grid.core.record(flat, self.channels, first, modes, self.blocks, level)
+        products = None
+        if self.cross is not None and "cross" in sums:
+            amplitudes = self.grid.core.power(flat, "orbits", selected=modes)[1].astype(np.float64)
+            amplitudes[:, 0, 0] = flat.sum(axis=tuple(range(1, flat.ndim)), dtype=np.float64)
+            with np.errstate(invalid="ignore", over="ignore"):  # what is not finite, the core refuses
+                products = self.cross.products(amplitudes.reshape(len(piece), self.channels, -1, 2))
+        bad = self.grid.core.record(flat, self.channels, first, modes, self.blocks, sums)
         if bad < len(flat):
             power, _ = self.grid.core.power(flat[bad : bad + 1], "orbits")
-            check_finite(flat[bad : bad + 1], power, begin + bad // self.channels, (2**62,), "y")
-            raise FloatingPointError(f"y: sample {begin + bad // self.channels} was not finite, and is no longer")
+            check_finite(flat[bad : bad + 1], power, begin + bad // self.channels, (2**62,), name)
+            raise FloatingPointError(f"{name}: sample {begin + bad // self.channels} was not finite, and is no longer")
+        if products is not None:
+            add_to_blocks(sums["cross"], products, first)
+
+    def _add_images(self, i: int, images: Any, first: int) -> None:
+        """Add denoised images, all or none."""
+        sums = self._sums(i, DENOISED)
+        backup = {} if images.flags.c_contiguous else {name: values.copy() for name, values in sums.items()}
+        try:
+            for begin, piece in parts(images):
+                self._add(sums, piece, first + begin, begin, "denoised")
+        except BaseException:
+            for name, before in backup.items():
+                sums[name][...] = before
+            raise
+
+    def _record(self, sums: dict[str, Any], batch: Any, first: int, bad: Any) -> None:
+        """Add a batch on a device, without waiting for it."""
+        flat = batch.reshape(-1, *self.grid.shape)
+        spectrometer = self._spectrometer()
+        of_states = {name: values for name, values in sums.items() if name != "cross"}
+        spectrometer.record(flat, self.channels, first, self._low_indices, self.blocks, of_states, bad)
+        if self.cross is not None and "cross" in sums:
+            from fastcrit.torch_spectra import add_cross
+
+            add_cross(spectrometer, self.cross, flat, self.channels, first, self._low_indices, sums["cross"])
 
     def _empty_state(self) -> dict[str, Any]:
         levels, blocks, C = len(self.levels), self.blocks, self.channels
         zeros = zeros_on(self.device)
-        state = {
+        state = self._empty_sums(self.binarized)
+        if self.cross is not None:
+            state["cross"] = zeros((levels, blocks, self.cross.count, C, C))
+        if self.gain_shells:
+            shells = len(self.gain_shells)
+            state["gain"] = zeros((levels, blocks, shells))
+            state["gain_count"] = zeros((levels, blocks), np.int64)
+            if C > 1:
+                state["gain_matrix"] = zeros((levels, blocks, shells, C, C))
+        return state
+
+    def _empty_sums(self, signs: bool) -> dict[str, Any]:
+        levels, blocks, C = len(self.levels), self.blocks, self.channels
+        zeros = zeros_on(self.device)
+        sums = {
             "count": zeros((levels, blocks), np.int64),
             "power": zeros((levels, blocks, C, len(self.grid.orbit_k))),
             "low": zeros((levels, blocks, C, len(self.low), 2)),
@@ -446,13 +574,10 @@ class Recorder:
             "moments": zeros((levels, blocks, C, 4)),
             "field": zeros((levels, C, self.grid.sites)),
         }
-        if self.binarized:
-            state["sign_power"] = zeros(state["power"].shape)
-            state["sign_field"] = zeros(state["field"].shape)
-        if self.gain_shells:
-            state["gain"] = zeros((levels, blocks, len(self.gain_shells)))
-            state["gain_count"] = zeros((levels, blocks), np.int64)
-        return state
+        if signs:
+            sums["sign_power"] = zeros(sums["power"].shape)
+            sums["sign_field"] = zeros(sums["field"].shape)
+        return sums
 
 
 def _low_modes(shape: tuple[int, ...], low: int) -> list[tuple[int, ...]]:

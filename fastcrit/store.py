@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from fastcrit._dataset import with_drift
 from fastcrit._extras import need
 from fastcrit.errors import FileFormatError
 
@@ -154,7 +155,7 @@ def save_dataset(ds: xr.Dataset, path: str | os.PathLike[str]) -> None:
 
 
 def load_dataset(path: str | os.PathLike[str]) -> xr.Dataset:
-    """Read a dataset written by `save_dataset`, whole, into memory.
+    """Read a dataset written by `save_dataset`, whole, into memory; where it has gains, with what follows from them.
 
     Raises
     ------
@@ -182,7 +183,7 @@ def load_dataset(path: str | os.PathLike[str]) -> xr.Dataset:
     ds.attrs = {name: value for name, value in ds.attrs.items() if name not in _MARKS}
     if _digest(ds) != expected:
         raise FileFormatError(f"{target}: damaged: the checksum does not match the contents")
-    return ds
+    return with_drift(ds)
 
 
 def load_array(path: str | os.PathLike[str], name: str | None = None) -> Any:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ from fastcrit import _core
 from fastcrit._arrays import check_finite
 from fastcrit._lattice import Lattice, lattice
 from fastcrit._sums import Trend
+
+if TYPE_CHECKING:
+    from fastcrit._cross import CrossShells
 
 Floats = NDArray[np.float64]
 
@@ -394,12 +397,34 @@ def add_to_blocks(blocks: Tensor, values: Tensor, first: int) -> None:
         blocks[: len(rows) - head] += rows[head:]
 
 
+def add_cross(
+    spectrometer: TorchSpectrometer,
+    cross: CrossShells,
+    fields: Tensor,
+    channels: int,
+    first: int,
+    selected: tuple[int, ...],
+    sums: Tensor,
+) -> None:
+    """Add products of channels (see _cross.py) to sums by block, but for samples with a result that is not finite."""
+    step = max(1, PIECE_BYTES // (4 * channels * fields[0].numel())) * channels
+    for begin in range(0, len(fields), step):
+        piece = fields[begin : begin + step]
+        power, amplitudes = spectrometer.power(piece, "orbits", selected=selected)
+        amplitudes = amplitudes.double()
+        amplitudes[:, 0, 0] = piece.sum(dim=tuple(range(1, piece.ndim)), dtype=torch.float64)
+        products = cross.products(amplitudes.view(len(piece) // channels, channels, -1, 2))
+        finite = power.sum(dim=1, dtype=torch.float64).isfinite().view(-1, channels).all(dim=1)
+        add_to_blocks(sums, products.masked_fill(~finite[:, None, None, None], 0.0), first + begin // channels)
+
+
 def add_gains(values: Tensor, first: int, gain: Tensor, count: Tensor, bad: Tensor) -> None:
-    """Add gains (batch, shells) to sums by block, but for samples that are not finite: their first lowers ``bad``."""
-    finite = values.isfinite().all(dim=1)
+    """Add gains (batch, shells, ..) to sums by block, but for samples that are not finite: the first lowers ``bad``."""
+    finite = values.isfinite().flatten(1).all(dim=1)
     number = torch.arange(first, first + len(values), device=values.device)
     bad.copy_(torch.minimum(bad, number.masked_fill_(finite, NONE_BAD).min()))
-    add_to_blocks(gain, values.masked_fill(~finite[:, None], 0.0), first)
+    left_out = ~finite.view(-1, *[1] * (values.ndim - 1))
+    add_to_blocks(gain, values.masked_fill(left_out, 0.0), first)
     add_to_blocks(count, finite.long(), first)
 
 

@@ -60,10 +60,10 @@ def sample(
         device; its result then differs with the batch by the network's rounding only, and a run that goes on from
         another's states (``initial``) has noise of its own.
     recorder : Recorder, optional
-        Records the states at those of its levels that are among ``levels`` (they must all be), the first and the last
-        included. Every call adds to it; a call with the same samples counts them twice. From a GPU, states are copied
-        to a recorder on the host at each of its levels, which waits for the device; one made with ``device="cuda"``
-        reads them where they are.
+        Records the states and their denoised images at those of its levels that are among ``levels`` (they must all
+        be), the first and the last included. Every call adds to it; a call with the same samples counts them twice.
+        From a GPU, states are copied to a recorder on the host at each of its levels, which waits for the device; one
+        made with ``device="cuda"`` reads them where they are.
     guidance : Weight, optional
         Guidance as a function of the noise level: `Constant`, `Interval`, `Pulse`, or sums and products of them. The
         weight of a step's first level is held over both evaluations of a Heun step. See `guided`.
@@ -72,7 +72,7 @@ def sample(
     observers : sequence of callables or Recorders
         Each is called for every batch at every level as ``observer(i, s, y, D)`` with y and D = D(y; s) of shape
         (batch, C, H, W), without waiting for the device. Tensors belong to the solver: copy what you change or keep.
-        At the last level D costs one evaluation more; at s = 0 it is the state.
+        At the last level D costs one evaluation more, for a recorder of denoised images too; at s = 0 it is the state.
     shape : (C, H, W), optional
         Of a state, where ``D.shape`` is None.
     first_sample : int
@@ -243,7 +243,7 @@ class _Watcher:
 
     def __init__(self, observer: Any, levels: Any, shape: tuple[int, ...]) -> None:
         self.observer = observer
-        self.needs_denoised = not isinstance(observer, Recorder)
+        self.needs_denoised = not isinstance(observer, Recorder) or observer.denoised
         self.steps: dict[int, int] | None = None
         if isinstance(observer, Recorder):
             if observer.shape != shape and (1, *observer.shape) != shape:
@@ -261,8 +261,9 @@ class _Watcher:
         if self.steps is None:
             self.observer(i, s, y, D)
         else:
-            states = y.reshape(len(y), *self.observer.shape)
-            self.observer.update(self.steps[i], states if self.observer.device else states.cpu(), sample=first)
+            both = (x if x is None else x.reshape(len(y), *self.observer.shape) for x in (y, D))
+            states, denoised = (x if x is None or self.observer.device else x.cpu() for x in both)
+            self.observer.update(self.steps[i], states, denoised=denoised, sample=first)
 
 
 def _state_shape(D: Denoiser, shape: Sequence[int] | None, initial: Tensor | None, n_samples: int) -> tuple[int, ...]:

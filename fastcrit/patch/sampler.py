@@ -76,8 +76,9 @@ def sample(
     seed : int
         0 <= seed < 2^64. Sample j is a function of the dictionary, the levels, the solver, the seed and j alone.
     recorder : Recorder, optional
-        Records the states at those of its levels that are among ``levels`` (they must all be), the first and the last
-        included, and the gains of its ``gain_shells`` from the model's own posterior covariance.
+        Records the states and their denoised images at those of its levels that are among ``levels`` (they must all
+        be), the first and the last included, and the gains of its ``gain_shells`` from the model's own posterior
+        covariance.
     boundary : "periodic" or "zero"
         What lies outside the lattice. Default: periodic, and zero for a position-specific dictionary, as theory has it.
     observers : sequence of callables
@@ -306,7 +307,10 @@ def _classes_that_reach(j: int, n: int) -> NDArray[np.int64]:
 
 
 def _record(model: _Model, recorder: Any, index: int, states: Any, s: float, first_sample: int) -> None:
-    recorder.update(index, states, sample=first_sample)
+    denoised = None
+    if recorder.denoised:
+        denoised = model.denoise(states, s) if s > 0 else states
+    recorder.update(index, states, denoised=denoised, sample=first_sample)
     if not recorder.gain_shells:
         return
     kernel = model.response(states, s)

@@ -320,7 +320,7 @@ class _Job:
             if found is None:
                 return None
             part = Recorder(**study.recorder_options(D, study.blocks_a_chunk))
-            part.state = found[1]
+            part.set_sums(found[1])
             whole.merge(part, first_block=c * study.blocks_a_chunk)
         labels = study.labels(D, range(study.samples))
         ds = whole.dataset().merge(strip(D, labels, study.grid(D), study.solver, study.seed, study.samples))

@@ -47,7 +47,7 @@ class TrajectorySampler:
             sample(
                 D, watch.labels, n, study.grid(D), study.solver, study.seed, watch, first_sample=first, batch_size=n,
             )  # fmt: skip
-        state = watch._on_host().state
+        state = watch.sums()
         watch.spent["network"] = time.perf_counter() - begin - sum(watch.spent.values())
         watch.spent["store"] += self.spent_on_files
         self.spent_on_files = 0.0
@@ -76,12 +76,12 @@ class _Watch(Recorder):
         self.spent = dict.fromkeys(PARTS, 0.0)
         self._sampler, self._keep_on = sampler, keep_on
 
-    def update(self, i: int, y: Any, *, sample: int | None = None) -> None:
+    def update(self, i: int, y: Any, *, denoised: Any = None, sample: int | None = None) -> None:
         """Called by the sampler at every level."""
         assert sample is not None
         self._keep_on(f"level {i}")
         times = [time.perf_counter()]
-        super().update(i, y, sample=sample)
+        super().update(i, y, denoised=denoised, sample=sample)
         times.append(time.perf_counter())
         self._gains(i, y, sample)
         times.append(time.perf_counter())
