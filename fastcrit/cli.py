@@ -18,6 +18,7 @@ from fastcrit import observe, store
 from fastcrit._config_file import with_config_file
 from fastcrit._json import strict_json
 from fastcrit.analyze import cluster, table, table_json
+from fastcrit.critical import stored_critical_point
 from fastcrit.errors import FileFormatError, IncompleteRunError
 
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -131,8 +132,9 @@ def _study_fashion_mnist(
     low: Annotated[float, typer.Option(help="Lowest noise level.")] = 0.02,
     solver: Annotated[DenoiserSolverName, typer.Option(help="Of the reverse process.")] = DenoiserSolverName.dpmpp_2m,
     gain_samples: Annotated[int, typer.Option(help="States whose gains are measured, each way.")] = 64,
-    gain_every: Annotated[int, typer.Option(help="Gains at every so many levels.")] = 2,
-    waves: Annotated[int, typer.Option(help="Wavevectors of a shell for each of these states.")] = 1,
+    gain_every: Annotated[int, typer.Option(help="Gains at every so many levels.")] = 1,
+    probes: Annotated[int, typer.Option(help="Tangents of random phases for each of these states: all shells.")] = 1,
+    waves: Annotated[int | None, typer.Option(help="Instead, so many wavevectors of each shell.")] = None,
     seed: Annotated[int, typer.Option(help="Of the trajectories.")] = 0,
     device: Annotated[str, typer.Option(help="Where to sample and to measure, as torch names it.")] = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
@@ -147,7 +149,7 @@ def _study_fashion_mnist(
     studies = {
         name: FashionMnistStudy(
             net=name, samples=samples, levels=levels, high=high, low=low, solver=solver.value,
-            gain_samples=gain_samples, gain_every=gain_every, waves=waves, seed=seed,
+            gain_samples=gain_samples, gain_every=gain_every, probes=probes, waves=waves, seed=seed,
         )
         for name in net or SHIPPED
     }  # fmt: skip
@@ -237,7 +239,8 @@ def _study_imagenet(
     classes: Annotated[int | None, typer.Option(help="Sample j has label j mod this; default: all. 0: none.")] = None,
     gain_share: Annotated[float, typer.Option(help="Share of the samples whose gains are measured.")] = 0.02,
     gain_every: Annotated[int, typer.Option(help="Gains at every so many levels.")] = 1,
-    waves: Annotated[int, typer.Option(help="Wavevectors of a shell for each of these states.")] = 1,
+    probes: Annotated[int, typer.Option(help="Tangents of random phases for each of these states: all shells.")] = 1,
+    waves: Annotated[int | None, typer.Option(help="Instead, so many wavevectors of each shell.")] = None,
     guidance_weight: Annotated[float | None, typer.Option(help="Guide with this weight.")] = None,
     guidance_center: Annotated[float | None, typer.Option(help="At this noise level; default: everywhere.")] = None,
     guidance_width: Annotated[float, typer.Option(help="Width there, in log s.")] = 1.0,
@@ -260,7 +263,7 @@ def _study_imagenet(
     config = ImageNetStudy(
         edm2=edm2_path, guide=guide_path, trust_pickle=trust_pickle, diffusers=folder,
         null_label=null_label, samples=samples, chunk=chunk, batch=batch, levels=levels, high=high, low=low,
-        solver=solver.value, classes=classes, gain_share=gain_share, gain_every=gain_every, waves=waves,
+        solver=solver.value, classes=classes, gain_share=gain_share, gain_every=gain_every, probes=probes, waves=waves,
         guidance_weight=guidance_weight, guidance_center=guidance_center, guidance_width=guidance_width, seed=seed,
         save_states=save_states, threads=threads,
     )  # fmt: skip
@@ -403,7 +406,7 @@ def _print_result(ds: xr.Dataset, as_json: bool) -> None:
 
         print(guidance_verdict.as_json(ds) if as_json else guidance_verdict.summary(ds))
         return
-    found = fastcrit.critical_point(ds)
+    found = stored_critical_point(ds) or fastcrit.critical_point(ds)
     print(found.to_json() if as_json else found)
 
 

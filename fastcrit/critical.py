@@ -43,6 +43,7 @@ __all__ = [
     "CriticalPoint",
     "Signature",
     "critical_point",
+    "gaussian_rates",
     "stored_critical_point",
 ]
 
@@ -146,7 +147,8 @@ def critical_point(
 
     A drift that never crosses zero may have an interior prominent maximum: then ``instability`` is of kind "weakening".
     A zero is no evidence of a transition by itself, since Gaussian data cross, too: where the level at which Gaussian
-    data of the same spectrum would cross agrees within the intervals, the level is given and there is no transition.
+    data of the same spectrum would cross agrees within the errors, and the rate does not fall again below it, the level
+    is given and there is no transition.
 
     Parameters
     ----------
@@ -254,8 +256,10 @@ def _growth(ds: xr.Dataset, signature: str, log_s: Floats, clock: str) -> Curve 
     if name not in ds:
         return None
     xi = _measured(ds[name].values, ds[f"{name}_stderr"].values, ds[f"{name}_jackknife"].values, log_s.size)
-    time = -log_s if clock == "log s" else -np.log(np.log1p(np.exp(2.0 * log_s)))
-    return Curve(_slope(xi.values, time), _slope(xi.replicates, time))
+    # d log t/d log s of t = log(1 + s^2). (A slope over levels uneven in log t would lean to one side.)
+    square = np.exp(2.0 * log_s)
+    pace = 1.0 if clock == "log s" else 2.0 * square / ((1.0 + square) * np.log1p(square))
+    return Curve(_slope(xi.values, -log_s) / pace, _slope(xi.replicates, -log_s) / pace)
 
 
 def _susceptibility(ds: xr.Dataset, log_s: Floats) -> Curve | None:
@@ -294,9 +298,13 @@ def _instability(
         found = replace(crossing[2], **beside)
         if np.isinf(found.level):
             return replace(no_signature(name, "the drift is unstable at the highest recorded level"), **beside)
-        # Gaussian data pass for others once in FALSE_ALARMS tries; the spectrum's error is from so many blocks.
+        # Gaussian data pass for others once in FALSE_ALARMS tries; the spectrum's error is from so many blocks. Their
+        # rate never falls again, so that one which does is another's.
         z = float(scipy.special.stdtrit(ds.sizes["block"] - 1, 1.0 - 0.5 * FALSE_ALARMS))
-        if gaussian and gaussian(z) >= found.low and gaussian(-z) <= found.high:
+        alike = gaussian is not None and gaussian(z) >= found.low and gaussian(-z) <= found.high
+        column = crossing[1]
+        curve = Curve(rates[:, column], replicates[..., column])
+        if alike and not locate(name, curve, log_s, draws, confidence, scale=_RATE_OF_NOISE).found:
             return replace(found, reason="Gaussian data of this spectrum cross there, too")
         return found
     # As in _softening: told by what is surely above.
@@ -329,18 +337,46 @@ def _gaussian_zero(ds: xr.Dataset) -> Callable[[float], float] | None:
         use = s > 0
         return lambda z: _zero_of_exact(np.log(s[use]), drift_rate(bound + z * error, s[:, None], std)[use])
     found = _last_spectrum(ds)
-    if found is None or not np.isfinite(found[0]).any():
+    if found is None or not (found[0] > 0).any():
         return None
-    k = int(np.nanargmax(found[0]))
-    power, relative = float(found[0][k]), float(found[1][k] / found[0][k])
-    if power <= 0:
-        return lambda z: 0.0
+    S, error, noise = found
+    k = int(np.nanargmax(S))
     # A power is a mean of squares, and its error in proportion to it.
-    return lambda z: float(np.sqrt(max(0.0, power * np.exp(z * relative) - 2.0 * std**2)))
+    return lambda z: float(np.sqrt(max(0.0, S[k] * np.exp(z * error[k] / S[k]) - noise - 2.0 * std**2)))
 
 
-def _last_spectrum(ds: xr.Dataset) -> tuple[Floats, Floats] | None:
-    """Power of the data by shell and its error, of several channels the largest along any direction."""
+def gaussian_rates(ds: xr.Dataset) -> xr.DataArray:
+    """Drift rates that Gaussian data of the same spectrum would have at a dataset's levels and shells.
+
+    Of the data's own bound where a study has it, else of the spectrum that the trajectories end with; NaN where that is
+    not known.
+
+    Examples
+    --------
+    >>> import fastcrit as fc
+    >>> from fastcrit.critical import gaussian_rates
+    >>> rec = fc.Recorder([8.0, 2.0, 0.05], shape=(16, 16), gain_shells=range(3))
+    >>> _ = fc.theory.GaussianTheory.ornstein_zernike(xi=2.0, lattice=16).sample(rec.levels, 512, recorder=rec)
+    >>> ds = rec.dataset()
+    >>> bool(abs(gaussian_rates(ds) - ds.drift_rate).max() < 0.1)
+    True
+    """
+    s = ds["level"].values[:, None]
+    about = {"long_name": "drift rate of Gaussian data of this spectrum", "units": "1/time"}
+    if "gaussian_bound" in ds:
+        bound = ds["gaussian_bound"].transpose("level", "shell").values
+    else:
+        found = _last_spectrum(ds)
+        bound = np.full((len(s), ds.sizes["shell"]), np.nan)
+        if found is not None:
+            known = min(len(found[0]), ds.sizes["shell"])
+            power = np.maximum(found[0][:known] - found[2], 0.0)
+            bound[:, :known] = power / (power + s**2)
+    return xr.DataArray(drift_rate(bound, s, float(ds.attrs["data_std"])), dims=("level", "shell"), attrs=about)
+
+
+def _last_spectrum(ds: xr.Dataset) -> tuple[Floats, Floats, float] | None:
+    """Power of the last states by shell, its error, and the noise in it; of channels that of the largest direction."""
     s = ds["level"].values
     counted = ds["n_samples"].values if "n_samples" in ds.coords else np.ones(len(s))
     ends_at = np.flatnonzero((s > 0) & (counted > 0))
@@ -355,11 +391,11 @@ def _last_spectrum(ds: xr.Dataset) -> tuple[Floats, Floats] | None:
         values, vectors = np.linalg.eigh(matrix)
         share = vectors[..., -1] ** 2
         # Errors of the entries as if they were one: where channels go together, they are.
-        return values[:, -1] - noise, np.sqrt(np.einsum("sa,sab,sb->s", share, error**2, share))
+        return values[:, -1], np.sqrt(np.einsum("sa,sab,sb->s", share, error**2, share)), noise
     if "S" in ds and "channel" not in ds["S"].dims and "shell" in ds.coords:
         shells = ds["shell"].values[ds["shell"].values < ds.sizes["k"]]
         S, error = (ds[name].transpose("level", "k").values[last][shells] for name in ("S", "S_stderr"))
-        return S - noise, error
+        return S, error, noise
     return None
 
 

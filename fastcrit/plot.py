@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 
 from fastcrit._extras import need
+from fastcrit.critical import stored_critical_point
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "alignment",
     "deficits",
+    "drift_rates",
     "gains",
     "lengths",
     "order_parameter",
@@ -29,10 +31,15 @@ __all__ = [
     "structure_factors",
 ]
 
+# Curves that exist where gains were taken.
+OF_GAINS = ("xi_eq", "xi_drift")
 # Okabe and Ito's palette: what is measured, what theory says, and further series.
 MEASURED, THEORY, OTHERS = "#0072B2", "#D55E00", ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-# Dashed is theory's.
-_SIGNATURE_STYLE: dict[str, Any] = {"softening": "-", "xi_eq": ":", "growth": "-.", "susceptibility": (0, (1, 4))}
+# Dashed is theory's. By the first word of what a table calls a signature.
+_SIGNATURE_STYLE: dict[str, Any] = {
+    "instability": "-", "weakening": "-", "softening": (0, (6, 2)), "xi_eq": ":", "growth": "-.",
+    "growth_denoised": (0, (3, 1, 1, 1)), "susceptibility": (0, (1, 4)),
+}  # fmt: skip
 
 
 def structure_factors(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
@@ -91,10 +98,13 @@ def lengths(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
     figure, axes = _figure(axes)
     s = ds["level"].values
     series = [
-        ("xi_eq", "equilibrium, on trajectories", MEASURED),
+        ("xi_eq", "equilibrium, of the score", MEASURED),
+        ("xi_drift", "equilibrium, of the drift", OTHERS[3]),
         ("xi_ornstein_zernike", "states, Ornstein-Zernike", OTHERS[0]),
         ("xi_efold", "states, e-fold of C(r)", OTHERS[1]),
+        ("xi_binarized_denoised", "denoised images, e-fold of the sign", OTHERS[2]),
     ]
+    top = 0.0
     for name, label, colour in series:
         if name not in ds:
             continue
@@ -102,14 +112,20 @@ def lengths(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
         # A length that is not known to its own size would only fill the figure with its error bar.
         known = np.isfinite(value) & (error < np.abs(value))
         value, error = (np.where(known, a, np.nan) for a in (value, error))  # gaps stay gaps
-        taken = with_gains(ds) if name == "xi_eq" else slice(None)
+        taken = with_gains(ds) if name in OF_GAINS else slice(None)
+        # The drift's length diverges where it loses its stability: it does not set the scale.
+        if name != "xi_drift" and known.any():
+            top = max(top, float(np.nanmax(value + error)))
         style: dict[str, Any] = {"linewidth": 1, "capsize": 2, "marker": ".", "markersize": 3}
         axes.errorbar(s[taken], value[taken], error[taken], color=colour, label=label, **style)
-    top = axes.get_ylim()[1]
+    if "xi_drift_theory" in ds:
+        label = "of the drift, self-consistent theory"
+        axes.plot(s, np.where(ds["theory_valid"], ds["xi_drift_theory"], np.nan), "--", color=OTHERS[3], label=label)
     if "xi_eq_theory" in ds:
         # It diverges at the critical level; below, y = 0 is not where the states are.
         above = s >= ds.attrs.get("theory_critical_level", 0.0)
         axes.plot(s[above], ds["xi_eq_theory"].values[above], color=THEORY, linestyle="--", label="theory at y = 0")
+    if top > 0:
         axes.set_ylim(0, 1.05 * top)
     _mark_levels(axes, ds)
     _level_axis(axes, s)
@@ -127,6 +143,20 @@ def gains(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
     axes.set_ylim(-0.1, 2.0)
     axes.set_ylabel("mode gain g")
     _title(axes.set_title, ds, "Mode gains: 1 is critical")
+    return figure
+
+
+def drift_rates(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
+    """Growth rates of modes under the reverse drift, with theory's and Gaussian data's; above 0 a wave grows."""
+    references = {
+        "drift_rate_theory": "self-consistent theory, where valid",
+        "drift_rate_gaussian": "Gaussian data of this spectrum",
+    }
+    figure, axes = _shells_over_levels(ds, "drift_rate", references, axes)
+    axes.axhline(0.0, color="0.5", linewidth=0.8)
+    axes.set_ylim(-1.0, 0.6)
+    axes.set_ylabel("growth rate (per unit of OU time)")
+    _title(axes.set_title, ds, "Reverse drift: above 0 it amplifies")
     return figure
 
 
@@ -244,7 +274,9 @@ def alignment(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
         for name, found in json.loads(ds.attrs["critical"]).items():
             panel.axvspan(found["low"], found["high"], color="0.9", linewidth=0, zorder=0)
             label = f"{name}: {found['level']:.2f}" if panel is top else None
-            panel.axvline(found["level"], color="0.3", linewidth=1, linestyle=_SIGNATURE_STYLE[name], label=label)
+            panel.axvline(
+                found["level"], color="0.3", linewidth=1, linestyle=_SIGNATURE_STYLE[name.split()[0]], label=label
+            )
         panel.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.12, 1.0), frameon=False)
     _level_axis(panels[-1], ds["level"].values if decided else ds["center"].dropna("arm").values)
     if decided:
@@ -277,7 +309,7 @@ def save_figures(ds: xr.Dataset, folder: str | os.PathLike[str]) -> list[Path]:
     if "top1" in ds:
         made["alignment"] = alignment
     if has_gains(ds):
-        made |= {"gains": gains, "softening": softening}
+        made |= {"drift_rates": drift_rates, "gains": gains, "softening": softening}
     if "chi" in ds:
         made["order_parameter"] = order_parameter
     if "response_deficit" in ds:
@@ -306,24 +338,31 @@ def _picture(field: Any) -> Any:
 def _shells_over_levels(
     ds: xr.Dataset, name: str, references: dict[str, str], axes: Axes | None
 ) -> tuple[Figure, Axes]:
-    """Curves of a few shells over the levels, dashed the first reference that the dataset has, the critical levels."""
+    """Curves of a few shells over the levels, dashed and dotted the references, and the critical levels."""
     figure, axes = _figure(axes)
     s = ds["level"].values
     taken = with_gains(ds)
-    dashed = next((reference for reference in references if reference in ds), None)
+    present = [reference for reference in references if reference in ds]
+    lines = dict(zip(present, ("--", ":"), strict=False))
     shown = [j for j in range(ds.sizes["shell"]) if j in (0, 3, 5)]
     for colour, j in zip((MEASURED, *OTHERS), shown, strict=False):
         value, error = ds[name].values[taken, j], ds[f"{name}_stderr"].values[taken, j]
         label = f"on trajectories, k = {float(ds['shell_k'][j]):.2f} rad/site"
         axes.errorbar(s[taken], value, error, color=colour, label=label, linewidth=1, capsize=2)
-        if dashed:
-            axes.plot(s[taken], ds[dashed].values[taken, j], color=colour, linestyle="--", linewidth=1)
-    if dashed:
-        axes.plot([], [], color="0.3", linestyle="--", label=f"dashed: {references[dashed]}")
+        for reference, style in lines.items():
+            axes.plot(s[taken], where_valid(ds, reference)[taken, j], color=colour, linestyle=style, linewidth=1)
+    for reference, style in lines.items():
+        axes.plot([], [], color="0.3", linestyle=style, label=references[reference])
     _mark_levels(axes, ds)
     _level_axis(axes, s)
     _legend(axes)
     return figure, axes
+
+
+def where_valid(ds: xr.Dataset, name: str) -> Any:
+    """Values (level, shell) of a reference; the self-consistent theory's where it is valid."""
+    values = ds[name].values
+    return np.where(ds["theory_valid"].values[:, None], values, np.nan) if name.endswith("_theory") else values
 
 
 def has_gains(ds: xr.Dataset) -> bool:
@@ -377,9 +416,12 @@ def _mark_levels(axes: Axes, ds: xr.Dataset) -> None:
     """Vertical lines at theory's critical level and at the signatures that were found, with their intervals."""
     if "theory_critical_level" in ds.attrs:
         s = ds.attrs["theory_critical_level"]
-        axes.axvline(s, color=THEORY, linewidth=1, label=f"theory: critical level {s:.2f}")
-    for name, found in json.loads(ds.attrs.get("critical_point", "{}")).items():
-        if not found["reason"]:
-            axes.axvspan(found["low"], found["high"], color="0.85", linewidth=0)
-            label = f"{name}: {found['level']:.2f}"
-            axes.axvline(found["level"], color="0.3", linewidth=1, linestyle=_SIGNATURE_STYLE[name], label=label)
+        axes.axvline(s, color=THEORY, linewidth=1, label=f"theory, y = 0: {s:.2f}")
+    if "theory_instability_level" in ds.attrs:
+        s = ds.attrs["theory_instability_level"]
+        axes.axvline(s, color=THEORY, linewidth=1, linestyle=":", label=f"theory, trajectories: {s:.2f}")
+    stored = stored_critical_point(ds)
+    for name, found in stored.found.items() if stored else ():
+        axes.axvspan(found.low, found.high, color="0.85", linewidth=0)
+        label = f"{found.kind or name}: {found.level:.2f}"
+        axes.axvline(found.level, color="0.3", linewidth=1, linestyle=_SIGNATURE_STYLE[name], label=label)

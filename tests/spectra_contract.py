@@ -412,6 +412,17 @@ class RecorderContract:
                 np.testing.assert_allclose(values, state_of(whole)[name], rtol=1e-11, atol=1e-11, err_msg=name)
 
 
+def cross_products(low, rec):
+    """Re phi_a^ phi_b^* / N, averaged over each whole shell, from amplitudes (n, C, low modes)."""
+    grid = rec.grid
+    index = np.array([grid.mode_index(k) for k in rec.low])
+    shell, weight = grid.shell_of_mode[index], grid.half_weights[index]
+    whole = [k for k in range(len(grid.shell_k)) if round(weight[shell == k].sum()) == grid.shell_modes[k]]
+    products = np.real(low[:, :, None] * np.conj(low[:, None])) * weight / grid.sites
+    whole = [k for i, k in enumerate(whole) if k == i]
+    return np.stack([products[..., shell == k].sum(axis=-1) / grid.shell_modes[k] for k in whole], axis=1)
+
+
 def sums_of(y, rec, first):
     """What a recorder keeps of float64 samples (n, C, lattice) that begin with number ``first``, from numpy's FFT."""
     n, C = y.shape[:2]
@@ -436,7 +447,8 @@ def sums_of(y, rec, first):
     m = y.mean(axis=axes)
     low = half[..., [grid.mode_index(k) for k in rec.low]]
     along = half[..., [grid.mode_index(k) for k in grid.axis_wavenumbers]]
-    return {
+    several = {"cross": by_block(cross_products(low, rec))} if C > 1 else {}
+    return several | {
         "count": by_block(np.ones(n, np.int64)),
         "power": by_block(orbit_sums(half)),
         "low": by_block(np.stack([low.real, low.imag], axis=-1)),

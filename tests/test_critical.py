@@ -25,8 +25,9 @@ def dataset(curves, scatter, seed, blocks=32):
         each = curve + noise
         mean = each.mean(0)
         left = (each.sum(0) - each) / (blocks - 1)
-        dims = ("level", "shell") if name == "softening" else ("level",)
-        add = (lambda a: a[..., None]) if name == "softening" else (lambda a: a)
+        by_shell = name in ("softening", "drift_rate")
+        dims = ("level", "shell") if by_shell else ("level",)
+        add = (lambda a: a[..., None]) if by_shell else (lambda a: a)
         data[name] = (dims, add(mean))
         data[f"{name}_stderr"] = (dims, add(np.full(n, scatter)))
         data[f"{name}_jackknife"] = (("block", *dims), add(left))
@@ -45,9 +46,11 @@ class TestFinding:
             "xi_eq": 1 + bump(center),
             "chi": 5 + bump(center),
             "xi_efold": 2 + np.tanh(np.log(center / LEVELS)),  # steepest at the center
+            "xi_binarized_denoised": 2 + np.tanh(np.log(center / LEVELS)),
+            "drift_rate": np.log(center / LEVELS),  # 0 there
         }
         cp = fc.critical_point(dataset(curves, 0.01, seed=1))
-        assert set(cp.found) == set(cp.signatures) == {"softening", "xi_eq", "growth", "susceptibility"}
+        assert set(cp.found) == set(cp.signatures) == set(fc.critical.SIGNATURES)
         for s in cp.found.values():
             assert s.low <= s.level <= s.high
             assert s.level == pytest.approx(center, rel=0.1)
@@ -131,7 +134,8 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"signature": "energy"}, "signature: expected one of 'softening', .* got 'energy'"),
+            ({"signature": "energy"}, "signature: expected one of 'instability', .* got 'energy'"),
+            ({"clock": "time"}, "clock: expected one of 'log s', 'log t', got 'time'"),
             ({"confidence": 95}, "confidence: expected a number between 0 and 1, got 95"),
             ({"n_bootstrap": 3}, "n_bootstrap: expected at least 100, got 3"),
         ],

@@ -13,6 +13,7 @@ import xarray as xr
 import fastcrit as fc
 from fastcrit._dataset import _centred
 from tests.oracles.spectra import shell_average, wavevectors
+from tests.spectra_contract import cross_products
 
 LEVELS = [5.0, 2.0, 0.5]
 
@@ -212,6 +213,7 @@ class TestMerging:
             "field": y.sum(axis=0, dtype=np.float64).reshape(3, -1),
             "sign_power": by_block(orbit_sums(np.abs(np.fft.rfft2(sign)) ** 2)),
             "sign_field": sign.sum(axis=0).reshape(3, -1),
+            "cross": by_block(cross_products(low, rec)),
         }
         # Sums of 429 samples a block, each right to a few eps of the field's own scale.
         tolerance = 1e-5 if dtype == np.float32 else 1e-12
@@ -228,6 +230,7 @@ class TestMerging:
             ({"spacing": 2.0}, "spacing"),
             ({"gain_shells": (0, 1)}, "gain_shells"),
             ({"binarized": True}, "binarized"),
+            ({"denoised": False}, "denoised"),
         ],
     )
     def test_recorders_that_differ_are_refused_by_name(self, options, what):

@@ -11,13 +11,15 @@ import plotly.graph_objects as go
 import xarray as xr
 from numpy.typing import NDArray
 
-from fastcrit.critical import SIGNATURES
+from fastcrit.critical import SIGNATURES, WEAKENING, stored_critical_point
 from fastcrit.plot import MEASURED, OTHERS, THEORY
 
 # Readable on white and on black alike.
 NEUTRAL = "#808080"
 COLOURS = (MEASURED, *OTHERS[:4], NEUTRAL)
-_SIGNATURE_DASH = dict(zip(SIGNATURES, ("solid", "dot", "dashdot", "longdash"), strict=True))
+_DASHES = ("solid", "dash", "dot", "dashdot", "longdashdot", "longdash")
+# By the first word of what a table calls a signature.
+_SIGNATURE_DASH = dict(zip(SIGNATURES, _DASHES, strict=True)) | {WEAKENING: "solid"}
 
 
 @dataclass(frozen=True)
@@ -61,16 +63,26 @@ def level_axis(figure: go.Figure, s: NDArray[Any]) -> None:
 
 def mark_levels(figure: go.Figure, ds: xr.Dataset) -> None:
     """Lines at the critical levels with bands for their intervals, and at theory's."""
-    found = json.loads(ds.attrs.get("critical_point", ds.attrs.get("critical", "{}")))
-    for name, at in found.items():
-        if not at.get("reason"):
-            band = {"type": "rect", "yref": "paper", "y0": 0, "y1": 1, "layer": "below"}
-            figure.add_shape(x0=at["low"], x1=at["high"], fillcolor=NEUTRAL, opacity=0.14, line_width=0, **band)
-            line = {"color": NEUTRAL, "width": 1.4, "dash": _SIGNATURE_DASH[name]}
-            _vertical(figure, at["level"], line, f"{name} {at['level']:.2f}")
-    if "theory_critical_level" in ds.attrs:
-        s = ds.attrs["theory_critical_level"]
-        _vertical(figure, s, {"color": THEORY, "width": 1.4}, f"theory {s:.2f}")
+    for name, (level, low, high) in levels_of(ds).items():
+        band = {"type": "rect", "yref": "paper", "y0": 0, "y1": 1, "layer": "below"}
+        figure.add_shape(x0=low, x1=high, fillcolor=NEUTRAL, opacity=0.14, line_width=0, **band)
+        line = {"color": NEUTRAL, "width": 1.4, "dash": _SIGNATURE_DASH[name.split()[0]]}
+        _vertical(figure, level, line, f"{name} {level:.2f}")
+    for name, where, dash in (
+        ("theory_critical_level", "y = 0", "solid"), ("theory_instability_level", "trajectories", "dot")
+    ):  # fmt: skip
+        if name in ds.attrs:
+            s = ds.attrs[name]
+            _vertical(figure, s, {"color": THEORY, "width": 1.4, "dash": dash}, f"theory, {where} {s:.2f}")
+
+
+def levels_of(ds: xr.Dataset) -> dict[str, tuple[float, float, float]]:
+    """Critical levels found, with their intervals: a study's own, or those that a guidance experiment carries."""
+    if "critical" in ds.attrs:
+        carried = json.loads(ds.attrs["critical"])
+        return {name: (s["level"], s["low"], s["high"]) for name, s in carried.items()}
+    stored = stored_critical_point(ds)
+    return {s.kind or name: (s.level, s.low, s.high) for name, s in stored.found.items()} if stored else {}
 
 
 def _vertical(figure: go.Figure, s: float, line: dict[str, Any], name: str) -> None:

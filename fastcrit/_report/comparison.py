@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from fastcrit._report.axes import COLOURS, Panel, curve, level_axis, positive
-from fastcrit.critical import SIGNATURES
+from fastcrit._report.axes import COLOURS, NEUTRAL, Panel, curve, level_axis, positive
+from fastcrit.critical import SIGNATURES, stored_critical_point
 from fastcrit.plot import has_gains, one_channel, with_gains
 
 _SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "star")
@@ -23,7 +21,7 @@ def panels(runs: dict[str, xr.Dataset]) -> list[Panel]:
     made = [critical_levels(runs)]
     with_gain = {name: ds for name, ds in runs.items() if has_gains(ds)}
     if len(with_gain) > 1:
-        made += [softest(with_gain), equilibrium_lengths(with_gain)]
+        made += [drifts(with_gain), softest(with_gain), equilibrium_lengths(with_gain)]
     return made
 
 
@@ -32,21 +30,22 @@ def critical_levels(runs: dict[str, xr.Dataset]) -> Panel:
     figure = go.Figure()
     said = []
     for i, (run, ds) in enumerate(runs.items()):
-        critical = json.loads(ds.attrs["critical_point"])
-        found = {name: critical[name] for name in SIGNATURES if not critical[name]["reason"]}
-        level = np.array([s["level"] for s in found.values()])
+        stored = stored_critical_point(ds)
+        found = stored.found if stored else {}
+        level = np.array([s.level for s in found.values()])
         ends = {
-            "array": [s["high"] - s["level"] for s in found.values()],
-            "arrayminus": [s["level"] - s["low"] for s in found.values()], "width": 4,
+            "array": [s.high - s.level for s in found.values()],
+            "arrayminus": [s.level - s.low for s in found.values()], "width": 4,
         }  # fmt: skip
         # Runs are set apart within a signature's row.
         height = [SIGNATURES.index(name) + 0.6 * ((i + 0.5) / len(runs) - 0.5) for name in found]
         figure.add_scatter(
-            x=level, y=height, error_x=ends, mode="markers", name=run, customdata=list(found),
+            x=level, y=height, error_x=ends, mode="markers", name=run,
+            customdata=[s.kind or name for name, s in found.items()],
             marker={"color": COLOURS[i % len(COLOURS)], "symbol": _SYMBOLS[i % len(_SYMBOLS)], "size": 9},
             hovertemplate="%{customdata}: s = %{x:.3g}",
         )  # fmt: skip
-        words = ", ".join(f"{name} {s['level']:.2f}" for name, s in found.items())
+        words = ", ".join(f"{s.kind or name} {s.level:.2f}" for name, s in found.items())
         said.append(f"{run}: {words or 'no transition'}")
     level_axis(figure, np.concatenate([positive(ds)["level"].values for ds in runs.values()]))
     rows = {"tickvals": list(range(len(SIGNATURES))), "ticktext": list(SIGNATURES)}
@@ -54,11 +53,35 @@ def critical_levels(runs: dict[str, xr.Dataset]) -> Panel:
     alt = f"Critical levels of every run with 95 % intervals. {'; '.join(said)}."
     reading = (
         "One row for each signature of a transition, one mark for each run; bars are 95 % bootstrap intervals over "
-        "trajectories. An empty row means that no run has that signature.",
+        "trajectories. An empty row means that no run has that signature. In the first row a drift that only weakens "
+        "is told from one that is unstable by its name under the mark.",
         "Runs agree where their bars overlap. A bar that spans decades says that the curve has two peaks of about the "
         "same height.",
     )
     return Panel("Critical levels of all runs", alt, reading, figure)
+
+
+def drifts(runs: dict[str, xr.Dataset]) -> Panel:
+    """Largest drift rate of every run."""
+    figure = go.Figure()
+    said = []
+    for i, (run, ds) in enumerate(runs.items()):
+        ds = positive(ds)
+        ds = ds.isel(level=with_gains(ds))
+        s, value = ds["level"].values, ds["drift_rate"].values
+        softest = np.nanargmax(np.where(np.isfinite(value), value, -np.inf), axis=1)
+        at = np.arange(len(s)), softest
+        curve(figure, s, value[at], ds["drift_rate_stderr"].values[at], run, COLOURS[i % len(COLOURS)])
+        said.append(f"{run} {value[at].max():.2f} at s = {s[value[at].argmax()]:.2f}")
+    figure.add_hline(0.0, line={"color": NEUTRAL, "width": 1})
+    level_axis(figure, np.concatenate([positive(ds)["level"].values for ds in runs.values()]))
+    figure.update_yaxes(title="largest drift rate", range=[-1.0, 0.6])
+    alt = f"Largest growth rate of the reverse drift against noise level. Highest values: {'; '.join(said)}."
+    reading = (
+        "The largest growth rate of any recorded wave under the reverse drift. Where it crosses zero, coming from high "
+        "noise (left), the drift loses its stability; where it only comes near, it weakens.",
+    )
+    return Panel("Reverse drifts compared", alt, reading, figure)
 
 
 def softest(runs: dict[str, xr.Dataset]) -> Panel:
@@ -88,17 +111,17 @@ def equilibrium_lengths(runs: dict[str, xr.Dataset]) -> Panel:
     for i, (run, ds) in enumerate(runs.items()):
         ds = positive(one_channel(ds))
         ds = ds.isel(level=with_gains(ds))
-        s, value, error = ds["level"].values, ds["xi_eq"].values, ds["xi_eq_stderr"].values
+        s, value, error = ds["level"].values, ds["xi_drift"].values, ds["xi_drift_stderr"].values
         known = np.isfinite(value) & (error < np.abs(value))
         curve(figure, s, np.where(known, value, np.nan), error, run, COLOURS[i % len(COLOURS)])
         if known.any():
             top = max(top, float((value + error)[known].max()))
             said.append(f"{run} up to {value[known].max():.2f}")
     level_axis(figure, np.concatenate([positive(ds)["level"].values for ds in runs.values()]))
-    figure.update_yaxes(title="ξ_eq (sites)", range=[0, 1.08 * top or 1.0])
+    figure.update_yaxes(title="ξ of the drift (sites)", range=[0, 1.08 * top or 1.0])
     alt = f"Equilibrium correlation length against noise level: {'; '.join(said)} sites."
     reading = (
-        "How far a perturbation of the response would reach. On continuous data it rises a second time at low noise, "
-        "where all gains go to 1 and the ratio of their small distances says little.",
+        "How far a disturbance would reach if the drift were held at that level: longest where the drift pulls the "
+        "longest wave back least, and without an end where it is unstable.",
     )
     return Panel("Equilibrium lengths compared", alt, reading, figure)

@@ -12,9 +12,10 @@ from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
 from fastcrit._report.axes import COLOURS, NEUTRAL, Panel, curve, level_axis, mark_levels, positive, small
-from fastcrit.plot import MEASURED, OTHERS, THEORY, has_gains, one_channel, with_gains
+from fastcrit.plot import MEASURED, OF_GAINS, OTHERS, THEORY, has_gains, one_channel, where_valid, with_gains
 
 _SHOWN_SHELLS = (0, 3, 5)  # the others are a click on the legend away
+_MOST_SHELLS = 12
 
 
 def panels(ds: xr.Dataset) -> list[Panel]:
@@ -23,7 +24,9 @@ def panels(ds: xr.Dataset) -> list[Panel]:
     if "S" in ds:
         made += [spectra_map(ds), spectra(ds)]
     if has_gains(ds):
-        made += [softening(ds), gains(ds)]
+        made += [drift_rates(ds), softening(ds), gains(ds)]
+    if "gain_eigenvector" in ds:
+        made.append(collective_mode(ds))
     if "S" in ds:
         made.append(lengths(ds))
     if "response_deficit" in ds:
@@ -95,20 +98,23 @@ def lengths(ds: xr.Dataset) -> Panel:
     figure = go.Figure()
     said = []
     series = [
-        ("xi_eq", "equilibrium ξ_eq", MEASURED),
+        ("xi_eq", "equilibrium, of the score", MEASURED),
+        ("xi_drift", "equilibrium, of the drift", OTHERS[3]),
         ("xi_ornstein_zernike", "states, Ornstein-Zernike fit", OTHERS[0]),
         ("xi_efold", "states, 1/e of C(r)", OTHERS[1]),
+        ("xi_binarized_denoised", "denoised images, 1/e of the sign's C(r)", OTHERS[2]),
     ]
     top = 0.0
     for name, label, colour in series:
         if name not in ds:
             continue
-        taken = with_gains(ds) if name == "xi_eq" else slice(None)
+        taken = with_gains(ds) if name in OF_GAINS else slice(None)
         value, error = ds[name].values[taken], ds[f"{name}_stderr"].values[taken]
         known = np.isfinite(value) & (error < np.abs(value))
         curve(figure, s[taken], np.where(known, value, np.nan), error, label, colour)
         if known.any():
-            top = max(top, float((value + error)[known].max()))
+            # The drift's length diverges where it loses its stability: it does not set the scale.
+            top = top if name == "xi_drift" else max(top, float((value + error)[known].max()))
             said.append(f"{label} up to {value[known].max():.2f} at s = {s[taken][np.argmax(known * value)]:.2f}")
     if "xi_eq_theory" in ds:
         above = s >= ds.attrs.get("theory_critical_level", 0.0)
@@ -119,8 +125,10 @@ def lengths(ds: xr.Dataset) -> Panel:
     figure.update_yaxes(title="correlation length (sites)", range=[0, 1.08 * top or 1.0])
     alt = f"Correlation lengths against noise level: {'; '.join(said) or 'none is known to its own size'}."
     reading = (
-        "ξ of the states is how far their pattern reaches, with the noise taken off. ξ_eq is how far a perturbation of "
-        "the denoiser's response would reach at equilibrium: it peaks where modes are softest.",
+        "ξ of the states is how far their pattern reaches, with the noise taken off; that of the denoised images what "
+        "they already have of it while the state is noise to the eye. The equilibrium lengths are how far a "
+        "disturbance would reach if the level were held: the score's peaks where modes are softest, the drift's where "
+        "it pulls back least, and it diverges where the drift is unstable.",
         "Points whose error exceeds the value are left out. Below about s = 1 on continuous data ξ_eq can rise again "
         "without meaning, since all gains go to 1 there.",
         "Dashed is theory for the homogeneous state; it diverges at the critical level."
@@ -130,9 +138,62 @@ def lengths(ds: xr.Dataset) -> Panel:
     return Panel("Correlation lengths", alt, reading, figure)
 
 
+def drift_rates(ds: xr.Dataset) -> Panel:
+    """Growth rates of modes under the reverse drift."""
+    references = {"drift_rate_theory": "self-consistent theory", "drift_rate_gaussian": "Gaussian data of its spectrum"}
+    figure, ds = _shells(ds, "drift_rate", references)
+    figure.add_hline(0.0, line={"color": NEUTRAL, "width": 1})
+    figure.update_yaxes(title="growth rate μ = 1/2 − (1 − g)/σ²", range=[-1.0, 0.6])
+    value = np.where(np.isfinite(ds["drift_rate"].values), ds["drift_rate"].values, -np.inf)
+    i, j = np.unravel_index(np.argmax(value), value.shape)
+    alt = (
+        f"Growth rates of plane waves under the reverse drift against noise level. The largest is {value[i, j]:.2f}, "
+        f"at s = {float(ds['level'][i]):.2f}, k = {float(ds['shell_k'][j]):.2f}."
+    )
+    reading = (
+        "How fast the reverse process amplifies a plane wave (above 0) or pulls it back (below); −1/2 under noise "
+        "alone. Where the first curve crosses zero, coming from the left, the drift loses its stability.",
+        "A zero is no evidence of a transition by itself: Gaussian data of the same spectrum (dotted) may cross, too. "
+        "What counts is by how much the two differ, and that a curve turns back where samples commit.",
+        "Dashed is the self-consistent theory, drawn where it calls itself valid." if "drift_rate_theory" in ds else "",
+    )
+    return Panel("Reverse drift", alt, reading, figure)
+
+
+def collective_mode(ds: xr.Dataset) -> Panel:
+    """Which mixture of the channels is softest, over noise levels."""
+    ds = positive(ds)
+    ds = ds.isel(level=with_gains(ds), shell=0)
+    s, vector = ds["level"].values, ds["gain_eigenvector"].transpose("level", "channel").values
+    figure = go.Figure()
+    names = ("red", "green", "blue") if vector.shape[1] == 3 else [f"channel {c}" for c in ds["channel"].values]
+    lines = ("#D1495B", "#3B8E5A", MEASURED) if vector.shape[1] == 3 else COLOURS
+    for c, name in enumerate(names):
+        line = {"color": lines[c % len(lines)], "width": 1.6}
+        figure.add_scatter(x=s, y=small(vector[:, c]), name=name, mode="lines+markers", line=line, marker={"size": 4})
+    if vector.shape[1] == 3:
+        # What adding the mode to grey looks like.
+        shown = np.rint(255 * np.clip(0.5 + 0.45 * vector / np.abs(vector).max(axis=1, keepdims=True), 0, 1))
+        colours = ["rgb({:.0f},{:.0f},{:.0f})".format(*c) for c in np.nan_to_num(shown)]
+        patch = {"size": 14, "symbol": "square", "color": colours, "line": {"width": 0}}
+        figure.add_scatter(
+            x=s, y=np.full(len(s), 1.15), mode="markers", marker=patch, name="as a colour", hoverinfo="skip"
+        )
+    level_axis(figure, s)
+    figure.update_yaxes(title="component of the unit vector", range=[-1.05, 1.25])
+    middle = vector[len(s) // 2]
+    said = ", ".join(f"{name} {x:.2f}" for name, x in zip(names, middle, strict=True))
+    alt = f"Components of the softest collective mode of the channels; at s = {s[len(s) // 2]:.2f}: {said}."
+    reading = (
+        "The mixture of channels that responds most to a push, of the longest recorded wave; gains, softening and "
+        "drift are those of this mixture. Of red, green and blue, equal components are brightness.",
+    )
+    return Panel("Softest mixture of channels", alt, reading, figure)
+
+
 def softening(ds: xr.Dataset) -> Panel:
     """Stiffness of the modes of a few shells."""
-    figure, ds = _shells(ds, "softening", "softening_gaussian", "Gaussian data of this spectrum")
+    figure, ds = _shells(ds, "softening", {"softening_gaussian": "Gaussian data of this spectrum"})
     figure.update_yaxes(title="softening |λ| = (1 − g)/σ²", range=[0, 1.6])
     alt = f"Softening against noise level. {_lowest(ds, 'softening')}"
     reading = (
@@ -152,7 +213,7 @@ def gains(ds: xr.Dataset) -> Panel:
     reference, label = "gaussian_bound", "Gaussian bound P/(P + s²)"
     if "gain_at_symmetric_point" in ds:
         reference, label = "gain_at_symmetric_point", "theory at y = 0"
-    figure, ds = _shells(ds, "gain_on_trajectories", reference, label)
+    figure, ds = _shells(ds, "gain_on_trajectories", {reference: label})
     figure.add_hline(1.0, line={"color": NEUTRAL, "width": 1})
     figure.update_yaxes(title="mode gain g", range=[-0.1, 2.0])
     largest = float(np.nanmax(ds["gain_on_trajectories"].values))
@@ -171,7 +232,7 @@ def gains(ds: xr.Dataset) -> Panel:
 
 def deficits(ds: xr.Dataset) -> Panel:
     """Response deficit on reverse and forward trajectories."""
-    figure, ds = _shells(ds, "response_deficit", "forward_response_deficit", "on forward trajectories")
+    figure, ds = _shells(ds, "response_deficit", {"forward_response_deficit": "on forward trajectories"})
     figure.add_hline(0.0, line={"color": NEUTRAL, "width": 1})
     figure.update_yaxes(title="response deficit", range=[-1.0, 1.05])
     value = ds["response_deficit"].values
@@ -215,23 +276,26 @@ def _spectra(ds: xr.Dataset) -> tuple[NDArray[Any], ...]:
     return tuple(ds[name].values for name in ("level", "k", "S", "S_stderr"))
 
 
-def _shells(ds: xr.Dataset, name: str, reference: str, label: str) -> tuple[go.Figure, xr.Dataset]:
-    """Curves of all shells with errors, dashed the reference where there is one; and the dataset where gains are."""
+def _shells(ds: xr.Dataset, name: str, references: dict[str, str]) -> tuple[go.Figure, xr.Dataset]:
+    """Curves of all shells with errors, dashed and dotted the references there are; and the dataset where gains are."""
     ds = positive(ds)
     ds = ds.isel(level=with_gains(ds))
     s = ds["level"].values
     figure = go.Figure()
-    for j, colour in zip(range(ds.sizes["shell"]), COLOURS, strict=False):
+    dashes = {reference: dash for reference, dash in zip(references, ("dash", "dot"), strict=False) if reference in ds}
+    for j in range(min(ds.sizes["shell"], _MOST_SHELLS)):
+        colour = COLOURS[j % len(COLOURS)]
         group: dict[str, Any] = {"legendgroup": str(j), "visible": True if j in _SHOWN_SHELLS else "legendonly"}
         about = f"k = {float(ds['shell_k'][j]):.2f}"
         curve(figure, s, ds[name].values[:, j], ds[f"{name}_stderr"].values[:, j], about, colour, **group)
-        if reference in ds:
-            dashed = {"mode": "lines", "line": {"color": colour, "dash": "dash", "width": 1.2}}
-            value = small(ds[reference].values[:, j])
-            figure.add_scatter(x=s, y=value, name=f"{about}, {label}", showlegend=False, **dashed, **group)
-    if reference in ds:
-        style = {"mode": "lines", "line": {"color": NEUTRAL, "dash": "dash"}}
-        figure.add_scatter(x=[None], y=[None], name=f"dashed: {label}", **style)
+        for reference, dash in dashes.items():
+            style = {"mode": "lines", "line": {"color": colour, "dash": dash, "width": 1.2}}
+            value = small(where_valid(ds, reference)[:, j])
+            about_it = f"{about}, {references[reference]}"
+            figure.add_scatter(x=s, y=value, name=about_it, showlegend=False, **style, **group)
+    for reference, dash in dashes.items():
+        style = {"mode": "lines", "line": {"color": NEUTRAL, "dash": dash}}
+        figure.add_scatter(x=[None], y=[None], name=references[reference], **style)
     level_axis(figure, s)
     mark_levels(figure, ds)
     return figure, ds

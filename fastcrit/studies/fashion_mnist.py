@@ -19,10 +19,11 @@ from fastcrit._arrays import check_choice, check_positive
 from fastcrit._extras import need
 from fastcrit._lattice import lattice
 from fastcrit.correlation import jackknife_error
-from fastcrit.critical import critical_point
+from fastcrit.critical import INSTABILITY, WEAKENING, Signature, gaussian_rates
 from fastcrit.errors import FileFormatError
 from fastcrit.modes import gaussian_bound, mode_response, response_deficit
 from fastcrit.observe import Recorder
+from fastcrit.studies import result
 from fastcrit.studies.strip import strip
 
 if TYPE_CHECKING:
@@ -31,7 +32,10 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 DIRECTIONS = ("reverse", "forward")
-_SHELLS = range(6)
+# Shells of the gains at the mean image, each from all its waves.
+_LOWEST = range(6)
+# Of the levels with gains, every so many is one with gains at the mean image.
+_MEAN_EVERY = 2
 # States between two saves of a run. Gains are taken on the first states, so they come first.
 _CHUNK = 64
 # A gain this many standard errors above the bound is listed.
@@ -53,8 +57,10 @@ class FashionMnistStudy:
     solver : "dpmpp-2m", "heun", "euler" or "sde"
     gain_samples, gain_every : int
         Gains are measured on the first ``gain_samples`` states of each direction, at every ``gain_every``-th level.
-    waves : int
-        Wavevectors a shell for each of these states.
+    probes : int
+        Tangents of random phases a state, from each of which all shells follow.
+    waves : int, optional
+        Instead of these, so many wavevectors of each shell.
     seed : int
     blocks : int
         Jackknife blocks.
@@ -67,17 +73,20 @@ class FashionMnistStudy:
     low: float = 0.02
     solver: str = "dpmpp-2m"
     gain_samples: int = 64
-    gain_every: int = 2
-    waves: int = 1
+    gain_every: int = 1
+    probes: int = 1
+    waves: int | None = None
     seed: int = 0
     blocks: int = 32
 
     def __post_init__(self) -> None:
         for name, lowest in (
-            ("samples", 3), ("levels", 5), ("gain_samples", 2), ("gain_every", 1), ("waves", 1), ("seed", 0),
-            ("blocks", 2),
+            ("samples", 3), ("levels", 5), ("gain_samples", 2), ("gain_every", 1), ("probes", 1), ("waves", 1),
+            ("seed", 0), ("blocks", 2),
         ):  # fmt: skip
             value = getattr(self, name)
+            if name == "waves" and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not lowest <= value < 2**64:
                 raise ValueError(f"{name}: expected an integer of at least {lowest}, got {value!r}")
             object.__setattr__(self, name, int(value))
@@ -157,8 +166,9 @@ class FashionMnistStudy:
     def _recorder(self, D: Denoiser, folder: Path | None, direction: str) -> Recorder:
         side = (D.shape or ())[1:]
         recorder = Recorder(
-            self.grid, shape=side, blocks=self.blocks, data_std=D.data_std or 1.0, gain_shells=_SHELLS, device=D.device
-        )
+            self.grid, shape=side, blocks=self.blocks, data_std=D.data_std or 1.0, gain_shells=_shells(side),
+            device=D.device,
+        )  # fmt: skip
         if folder is not None and _saved(folder, direction).exists():
             loaded = Recorder.load(_saved(folder, direction), device=D.device)
             if loaded.config() != recorder.config():
@@ -168,19 +178,21 @@ class FashionMnistStudy:
 
     def _dataset(self, recorders: dict[str, Recorder], D: Denoiser, images: NDArray[np.float32]) -> xr.Dataset:
         ds = recorders["reverse"].dataset()
+        shells = ds["shell"].values
         forward = recorders["forward"].dataset()
         kept = [
             str(name) for name in forward.data_vars
             if not str(name).endswith(("_jackknife", "_flags")) and name not in ("C", "C_stderr")
         ]  # fmt: skip
         ds = ds.assign({f"forward_{name}": forward[name].variable for name in kept})
-        bound, bound_error = data_bound(images, ds["level"].values, _SHELLS, D.shift)
+        bound, bound_error = data_bound(images, ds["level"].values, shells, D.shift)
         about = "P/(P + s^2) of the data, averaged over the shell's modes: what Gaussian response would be"
         ds["gaussian_bound"] = (("level", "shell"), bound, {"long_name": about})
         scale = (ds["level"].values ** 2 + ds.attrs["data_std"] ** 2) / ds["level"].values ** 2
         ds["gaussian_bound_stderr"] = (("level", "shell"), bound_error)
         about = "softening of Gaussian data of this spectrum"
         ds["softening_gaussian"] = (("level", "shell"), (1 - bound) * scale[:, None], {"long_name": about})
+        ds["drift_rate_gaussian"] = gaussian_rates(ds)
         for prefix in ("", "forward_"):
             gain = ds[f"{prefix}gain_on_trajectories"]
             ds[f"{prefix}response_deficit"] = (
@@ -190,25 +202,25 @@ class FashionMnistStudy:
                 ds[f"{prefix}gain_on_trajectories_stderr"].values / bound, gain.values * bound_error / bound**2
             )
             ds[f"{prefix}response_deficit_stderr"] = (gain.dims, error)
-        ds = ds.merge(self._mean_image(D, images)).merge(
+        ds = ds.merge(self._mean_image(D, images, len(shells))).merge(
             strip(D, None, self.grid, self.solver, self.seed, self.samples)
         )
         name = self.net if os.sep not in self.net else Path(self.net).name
         ds.attrs |= {"title": f"network {name} for Fashion-MNIST", "fastcrit": fastcrit.__version__}
         ds.attrs |= {"config": json.dumps(self.config(D)), "card": json.dumps(D.card)}
-        ds.attrs["critical_point"] = critical_point(ds, seed=self.seed).to_json()
+        ds.attrs |= result.find_critical(ds, self.seed)
         return ds
 
-    def _mean_image(self, D: Denoiser, images: NDArray[np.float32]) -> xr.Dataset:
-        """Gains and leakage at the mean image, the state of no information: one state, every wavevector."""
+    def _mean_image(self, D: Denoiser, images: NDArray[np.float32], shells: int) -> xr.Dataset:
+        """Gains and leakage at the mean image, the state of no information: every wavevector of the lowest shells."""
         import torch
 
         y = torch.from_numpy(_mean_image(images, D.shift).astype(np.float32))[None, None].to(D.device)
         levels = self.grid
-        gain, leakage = np.full((2, len(levels), len(_SHELLS)), np.nan)
-        for i in range(0, len(levels), self.gain_every):
-            response = mode_response(D, y, float(levels[i]), _SHELLS)
-            gain[i], leakage[i] = response.gain, response.leakage
+        gain, leakage = np.full((2, len(levels), shells), np.nan)
+        for i in range(0, len(levels), _MEAN_EVERY * self.gain_every):
+            response = mode_response(D, y, float(levels[i]), _LOWEST[:shells])
+            gain[i, : len(response.gain)], leakage[i, : len(response.gain)] = response.gain, response.leakage
         dims = ("level", "shell")
         return xr.Dataset(
             {
@@ -255,15 +267,25 @@ class _Run:
         )
         for i, s in enumerate(self.study.grid.tolist()):
             y = (x0 + s * noise).to(self.D.device)
-            self.recorder.update(i, y[:, 0], sample=first)
+            with torch.no_grad():
+                denoised = self.D(y, s)
+            self.recorder.update(i, y[:, 0], denoised=denoised[:, 0], sample=first)
             self._gains(i, s, y, first)
 
     def _gains(self, i: int, s: float, y: Any, first: int) -> None:
         some = y[: max(0, self.study.gain_samples - first)]
         if i % self.study.gain_every == 0 and len(some):
             seed = self.study.seed * len(self.study.grid) + i
-            response = mode_response(self.D, some, s, _SHELLS, waves=self.study.waves, seed=seed, first_sample=first)
+            how = result.probing(self.study.probes, self.study.waves)
+            response = mode_response(
+                self.D, some, s, self.recorder.gain_shells, seed=seed, first_sample=first, **how
+            )  # fmt: skip
             self.recorder.update_gain(i, response.samples, sample=first)
+
+
+def _shells(side: tuple[int, ...]) -> range:
+    """All below the Nyquist wavenumber."""
+    return range(lattice(side).shells_below_nyquist)
 
 
 def data_bound(
@@ -318,19 +340,15 @@ def violations(ds: xr.Dataset) -> list[str]:
 
 def summary(ds: xr.Dataset) -> str:
     """The table of a finished study: signatures, the softest mode, where the bound is exceeded."""
-    config = json.loads(ds.attrs["config"])
+    config = result.config_of(ds)
     n = int(ds["n_samples"].max())
     lines = [
         f"{ds.attrs['title']}; {n} trajectories each way, {config['levels']} levels, {config['solver']}, seed "
         f"{config['seed']}; gains of {int(ds['n_gains'].max())} states at {int((ds['n_gains'] > 0).sum())} levels",
         "",
-        f"{'':24}{'noise level s':>14}   {'95 % interval':<18}",
+        result.header(),
+        *result.table(ds),
     ]
-    for name, found in json.loads(ds.attrs["critical_point"]).items():
-        if found["reason"]:
-            lines.append(f"{name:24}no transition: {found['reason']}")
-        else:
-            lines.append(f"{name:24}{found['level']:14.4f}   [{found['low']:.3f}, {found['high']:.3f}]")
     measured = np.flatnonzero(ds["n_gains"].values > 0)
     above = violations(ds)
     total = 2 * len(measured) * ds.sizes["shell"]
@@ -345,24 +363,40 @@ def summary(ds: xr.Dataset) -> str:
 
 def compare(datasets: dict[str, xr.Dataset]) -> str:
     """Signatures of several networks side by side, and by how much intervals that do not overlap lie apart."""
-    found = {name: json.loads(ds.attrs["critical_point"]) for name, ds in datasets.items()}
-    lines = [f"{'':16}" + "".join(f"{name:>28}" for name in found)]
+    found = {name: result.signatures(ds) for name, ds in datasets.items()}
+    lines = [f"{'':24}" + "".join(f"{name:>24}" for name in found)]
     apart = []
-    for signature in ("softening", "xi_eq", "growth", "susceptibility"):
-        row = f"{signature:16}"
+    for signature in next(iter(found.values())):
+        row = f"{signature:24}"
         for each in found.values():
             s = each[signature]
-            cell = "no transition" if s["reason"] else f"{s['level']:.3f} [{s['low']:.3f}, {s['high']:.3f}]"
-            row += f"{cell:>28}"
+            cell = f"{s.level:.3f} [{s.low:.3f}, {s.high:.3f}]" if s.found else "no transition"
+            row += f"{cell:>24}"
         lines.append(row)
-        there = {name: each[signature] for name, each in found.items() if not each[signature]["reason"]}
+        there = {name: each[signature] for name, each in found.items() if each[signature].found}
+        if signature == INSTABILITY:
+            lines += _beside_instability(found)
         names = list(there)
         for i, a in enumerate(names):
             for b in names[i + 1 :]:
-                gap = max(there[a]["low"], there[b]["low"]) / min(there[a]["high"], there[b]["high"])
+                gap = max(there[a].low, there[b].low) / min(there[a].high, there[b].high)
                 if gap > 1:
                     apart.append(f"{signature}: the intervals of {a} and {b} lie {100 * (gap - 1):.1f} % apart in s")
     return "\n".join([*lines, "", *(apart or ["All intervals overlap."])])
+
+
+def _beside_instability(found: dict[str, dict[str, Signature]]) -> list[str]:
+    """Rows below that of the drift: what kind, how deep, and what Gaussian data would do."""
+    each = [s[INSTABILITY] for s in found.values()]
+    kinds = "".join(f"{s.kind or '-':>24}" for s in each)
+    depths = "".join(
+        f"{f'{s.depth:.3f} [{s.depth_low:.3f}, {s.depth_high:.3f}]' if s.kind == WEAKENING else '-':>24}" for s in each
+    )
+    gaussian = "".join(
+        f"{f'{s.gaussian:.3f} [{s.gaussian_low:.3f}, {s.gaussian_high:.3f}]' if s.gaussian > 0 else 'never':>24}"
+        for s in each
+    )
+    return [f"{'  kind':24}{kinds}", f"{'  largest drift rate':24}{depths}", f"{'  Gaussian data':24}{gaussian}"]
 
 
 def run_all(
@@ -394,7 +428,7 @@ def run_all(
         own = folder / _folder_name(name)
         if (own / "dataset.zarr").exists():
             ds = store.load_dataset(own / "dataset.zarr")
-            if json.loads(ds.attrs["config"]) != study.config(diffusion.pretrained(study.net)):
+            if result.config_of(ds) != study.config(diffusion.pretrained(study.net)):
                 raise ValueError(f"out: {own} was made with another configuration")
         else:
             ds = study.run(own, resume=resume and own.exists(), device=device, progress=progress)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastcrit import data, store
+from fastcrit.studies import result
 from fastcrit.studies.labels import classes_but, labels_of
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def subject_of(study: GuidanceStudy, device: str) -> Subject:
         hint = f"; it holds the studies {', '.join(inner)}: name one of these folders" if inner else ""
         raise FileNotFoundError(f"run: no finished study in {folder}{hint}")
     ds = store.load_dataset(folder / "dataset.zarr")
-    config = json.loads(ds.attrs.get("config", "{}"))
+    config = result.config_of(ds)
     guide = real = null_label = None
     if config.get("study") == "fashion-mnist":
         if study.edm2 or study.diffusers or study.guide or study.judge:
@@ -161,9 +161,9 @@ def subject_of(study: GuidanceStudy, device: str) -> Subject:
     if study.high > highest * (1 + 1e-6):
         raise ValueError(f"high: expected at most {highest:.6g}, the network's highest noise level, got {study.high:g}")
     found = {
-        name: {k: s[k] for k in ("level", "low", "high")}
-        for name, s in json.loads(ds.attrs["critical_point"]).items()
-        if not s["reason"]
+        s.kind or name: {"level": s.level, "low": s.low, "high": s.high}
+        for name, s in result.signatures(ds).items()
+        if s.found
     }
     subject = Subject(folder.name, D, guide, found, classes, null_label, judge, real)
     subject.try_out(study.high)

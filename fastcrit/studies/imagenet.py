@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 import fastcrit
 from fastcrit import schedules
 from fastcrit._arrays import check_choice, check_integer, check_positive, check_seed, check_threads
+from fastcrit._lattice import lattice
 from fastcrit._statefile import is_url
-from fastcrit.critical import critical_point
+from fastcrit.critical import gaussian_rates
 from fastcrit.observe import Recorder
+from fastcrit.studies import result
 from fastcrit.studies.chunks import Chunks
 from fastcrit.studies.labels import classes_but, labels_of
 from fastcrit.studies.ranks import Rank
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
+# Of waves, whose cost is that of their number.
 _SHELLS = 6
 # Where the model lies on this machine; what it is, its checksum says.
 _PLACES = ("edm2", "guide", "diffusers", "trust_pickle")
@@ -66,9 +69,11 @@ class ImageNetStudy:
     classes : int, optional
         Sample j has label j mod ``classes``, passing over ``null_label``; default: all that the network knows. 0: no
         labels.
-    gain_share, gain_every, waves : float, int, int
+    gain_share, gain_every, probes : float, int, int
         Gains are measured on about this share of the samples, drawn by seed and number of the sample, at every
-        ``gain_every``-th level, for ``waves`` wavevectors of each shell.
+        ``gain_every``-th level, by ``probes`` tangents of random phases in each channel, which give all shells.
+    waves : int, optional
+        Instead of these, so many wavevectors of each of the lowest shells.
     guidance_weight, guidance_center, guidance_width : float, optional
         Guide with this weight: around a noise level, over ``guidance_width`` in log s; without a center, everywhere.
     blocks : int
@@ -101,7 +106,8 @@ class ImageNetStudy:
     classes: int | None = None
     gain_share: float = 0.02
     gain_every: int = 1
-    waves: int = 1
+    probes: int = 1
+    waves: int | None = None
     guidance_weight: float | None = None
     guidance_center: float | None = None
     guidance_width: float = 1.0
@@ -123,10 +129,11 @@ class ImageNetStudy:
         if self.batch == 0:
             object.__setattr__(self, "batch", max(n for n in range(1, 65) if self.chunk % n == 0))
         for name, lowest in (
-            ("samples", 3), ("chunk", 2), ("batch", 1), ("levels", 5), ("gain_every", 1), ("waves", 1), ("seed", 0),
-            ("blocks", 2), ("threads", 1),
+            ("samples", 3), ("chunk", 2), ("batch", 1), ("levels", 5), ("gain_every", 1), ("probes", 1), ("waves", 1),
+            ("seed", 0), ("blocks", 2), ("threads", 1),
         ):  # fmt: skip
-            object.__setattr__(self, name, check_integer(getattr(self, name), name, lowest))
+            if not (name == "waves" and self.waves is None):
+                object.__setattr__(self, name, check_integer(getattr(self, name), name, lowest))
         check_seed(self.seed)
         check_threads(self.threads)
         if self.chunk % self.batch:
@@ -258,12 +265,13 @@ class ImageNetStudy:
     def recorder_options(self, D: Denoiser, blocks: int) -> dict[str, Any]:
         """Arguments of the run's recorder, or with fewer blocks of a chunk's."""
         assert D.shape is not None
+        shells = lattice(tuple(D.shape[1:])).shells_below_nyquist
         return {
             "levels": self.grid(D),
             "shape": D.shape,
             "blocks": blocks,
             "data_std": D.data_std or 1.0,
-            "gain_shells": range(min(_SHELLS, min(D.shape[1:]) // 2 + 1)),
+            "gain_shells": range(shells if self.waves is None else min(_SHELLS, shells)),
         }
 
 
@@ -332,13 +340,15 @@ class _Job:
                 ds[f"{name}_pixels"] = scaled.assign_attrs(long_name=about, units="nominal image pixels")
         ds.attrs |= {"title": f"model {D.name}", "fastcrit": fastcrit.__version__, "model": D.name}
         ds.attrs |= {"pixels_per_site": 0 if pixels is None else pixels, "config": json.dumps(self.config)}
-        ds.attrs["critical_point"] = critical_point(ds, seed=study.seed).to_json()
+        if "drift_rate" in ds:
+            ds["drift_rate_gaussian"] = gaussian_rates(ds)
+        ds.attrs |= result.find_critical(ds, study.seed)
         return ds
 
 
 def summary(ds: xr.Dataset) -> str:
     """The table of a finished study: signatures, and lengths at their levels."""
-    config = json.loads(ds.attrs["config"])
+    config = result.config_of(ds)
     shape = " x ".join(map(str, ds.attrs["lattice"]))
     pixels = ds.attrs["pixels_per_site"]
     lines = [
@@ -349,15 +359,16 @@ def summary(ds: xr.Dataset) -> str:
         f"{'':24}{'noise level s':>14}   {'95 % interval':<22}{'xi_efold there':>15}"
         + (f"{'in image pixels':>17}" if pixels > 1 else ""),
     ]
-    for name, found in json.loads(ds.attrs["critical_point"]).items():
-        if found["reason"]:
-            lines.append(f"{name:24}{found['reason']}")
+    for name, found in result.signatures(ds).items():
+        if not found.found:
+            lines.append(f"{name:24}{found.reason}")
             continue
-        near = int(np.abs(np.log(ds["level"].values / found["level"])).argmin())
+        near = int(np.abs(np.log(ds["level"].values / found.level)).argmin())
         xi = float(ds["xi_efold"][near].mean())
-        interval = f"[{found['low']:.4g}, {found['high']:.4g}]"
+        interval = f"[{found.low:.4g}, {found.high:.4g}]"
         lines.append(
-            f"{name:24}{found['level']:14.4f}   {interval:<22}{xi:15.3f}"
+            f"{name:24}{found.level:14.4f}   {interval:<22}{xi:15.3f}"
             + (f"{xi * pixels:17.2f}" if pixels > 1 else "")
+            + (f"  {found.remark}" if found.kind else "")
         )
     return "\n".join(lines)

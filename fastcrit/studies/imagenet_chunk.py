@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fastcrit.diffusion import sample
 from fastcrit.modes import mode_response
 from fastcrit.observe import Recorder
+from fastcrit.studies import result
 
 if TYPE_CHECKING:
     from fastcrit.diffusion.denoiser import Denoiser
@@ -100,9 +101,10 @@ class _Watch(Recorder):
             response = mode_response(
                 D, y[chosen].to(D.device or "cpu"), float(self.levels[i]), self.gain_shells,
                 None if self.labels is None else self.labels[chosen],
-                method=self._sampler.method, waves=study.waves, seed=study.seed * study.levels + i, first_sample=first,
+                method=self._sampler.method, seed=study.seed * study.levels + i, first_sample=first,
+                **result.probing(study.probes, study.waves),
             )  # fmt: skip
-            self.update_gain(i, response.samples)
+            self.update_gain(i, response.samples if self.channels == 1 else response.matrix_samples)
 
 
 def drawn(seed: int, share: float, samples: range) -> list[int]:

@@ -18,10 +18,11 @@ import fastcrit
 from fastcrit import data, schedules, store
 from fastcrit._arrays import check_choice, check_integer, check_positive
 from fastcrit._extras import need
-from fastcrit.critical import critical_point
+from fastcrit.critical import gaussian_rates
 from fastcrit.errors import FileFormatError, NoTransitionError
 from fastcrit.observe import Recorder
 from fastcrit.patch.dictionary import Dictionary
+from fastcrit.studies import result
 from fastcrit.studies.strip import STRIP_SAMPLES, Strip
 from fastcrit.theory import PatchTheory
 
@@ -205,12 +206,28 @@ class PatchStudy:
             np.array([theory.xi_eq(float(s)) for s in level]),
             {"long_name": "theory: equilibrium correlation length at y = 0", "units": "length"},
         )
-        ds = ds.merge(self._strip())
+        ds = ds.merge(self._predicted(theory, level, k)).merge(self._strip())
+        ds["drift_rate_gaussian"] = gaussian_rates(ds)
         ds.attrs |= {"title": self._title(), "dictionary_mean": self.model.mean}
         ds.attrs |= {"fastcrit": fastcrit.__version__, "config": json.dumps({"study": "patch", **asdict(self)})}
-        ds.attrs |= _predictions(theory)
-        ds.attrs["critical_point"] = critical_point(ds, seed=self.seed).to_json()
+        ds.attrs |= _predictions(theory, self.solver)
+        ds.attrs |= result.find_critical(ds, self.seed)
         return ds
+
+    def _predicted(self, theory: PatchTheory, level: Floats, k: Floats) -> xr.Dataset:
+        """The drift's rates at y = 0, and along trajectories as the self-consistent theory has them."""
+        process = "sde" if self.solver == "sde" else "ode"
+        at_zero = np.array([theory.drift_rate(k, float(s), process=process) for s in level])
+        dims = ("level", "shell")
+        made = {"drift_rate_at_symmetric_point": (dims, at_zero, {"long_name": "theory: drift rate at y = 0"})}
+        closed = theory.trajectories(level, solver=self.solver)
+        for name in ("gain", "drift_rate"):
+            values = closed[name].sel(shell=list(range(len(k)))).values
+            made[f"{name}_theory"] = (dims, values, {"long_name": f"self-consistent theory: {closed[name].long_name}"})
+        made["S_theory"] = (("level", "k"), closed["S"].values, {"long_name": "self-consistent theory: S of the state"})
+        made["xi_drift_theory"] = ("level", closed["xi_drift"].values, dict(closed["xi_drift"].attrs))
+        made["theory_valid"] = ("level", closed["valid"].values, {"long_name": "where the theory calls itself valid"})
+        return xr.Dataset(made)
 
     def _title(self) -> str:
         n, count = self.size, len(self.model)
@@ -228,12 +245,15 @@ class PatchStudy:
         return kept.dataset()
 
 
-def _predictions(theory: PatchTheory) -> dict[str, Any]:
+def _predictions(theory: PatchTheory, solver: str) -> dict[str, Any]:
+    # NaN where the theory does not hold, which an attribute of a file cannot be told from a number by: left out.
+    unstable = theory.instability_level(solver)
+    found = {} if np.isnan(unstable) else {"theory_instability_level": unstable}
     try:
         level = theory.critical_level()
     except NoTransitionError as error:
-        return {"theory_no_transition": str(error)}
-    return {
+        return found | {"theory_no_transition": str(error)}
+    return found | {
         "theory_critical_level": level,
         "theory_critical_time": float(schedules.OrnsteinUhlenbeck().t(level)),
         "theory_critical_mode": list(theory.critical_mode()),
@@ -242,31 +262,29 @@ def _predictions(theory: PatchTheory) -> dict[str, Any]:
 
 def summary(ds: xr.Dataset) -> str:
     """The table of a finished study: predicted against measured critical levels."""
-    config = json.loads(ds.attrs["config"])
-    time = schedules.OrnsteinUhlenbeck().t
+    config = result.config_of(ds)
     lines = [
         f"{ds.attrs['title']}; periodic lattice of {config['lattice']} x {config['lattice']}; "
         f"{int(ds['n_samples'].max())} samples, {config['solver']}, seed {config['seed']}",
         "",
-        f"{'':24}{'noise level s':>14}   {'95 % interval':<18}{'time log(1+s^2)':>16}",
+        result.header(),
     ]
+    if "theory_instability_level" in ds.attrs:
+        lines.append(result.row("theory, trajectories", ds.attrs["theory_instability_level"], "self-consistent"))
+    else:
+        lines.append(f"{'theory, trajectories':{result.NAME}}not valid for this dictionary where the drift turns")
     if "theory_critical_level" in ds.attrs:
-        s = ds.attrs["theory_critical_level"]
         k = ds.attrs["theory_critical_mode"]
         where = "k = 0" if not any(k) else f"k = ({k[0]:.3f}, {k[1]:.3f})"
-        lines.append(f"{'theory (symmetric point)':24}{s:14.4f}   {where:<18}{float(time(s)):16.4f}")
+        lines.append(result.row("theory, score at y = 0", ds.attrs["theory_critical_level"], where))
     else:
-        lines.append(f"{'theory (symmetric point)':24}no transition: {ds.attrs['theory_no_transition']}")
-    for name, found in json.loads(ds.attrs.get("critical_point", "{}")).items():
-        if found["reason"]:
-            lines.append(f"{name:24}no transition: {found['reason']}")
-        else:
-            interval = f"[{found['low']:.3f}, {found['high']:.3f}]"
-            lines.append(f"{name:24}{found['level']:14.4f}   {interval:<18}{float(time(found['level'])):16.4f}")
+        lines.append(f"{'theory, score at y = 0':{result.NAME}}no transition: {ds.attrs['theory_no_transition']}")
     lines += [
+        *result.table(ds),
         "",
-        "Theory: where the homogeneous state y = 0 becomes unstable (its gain is 1). Signatures: where the states of",
-        "noisy trajectories, whose gain stays below 1, are softest and commit.",
+        "instability: on trajectories the largest growth rate of the reverse drift becomes positive, which the",
+        "self-consistent theory predicts. Later: softening, where the score is least stiff, and growth, where lengths",
+        "grow fastest by either clock. Theory's second line is where the gain of the state y = 0 reaches 1.",
     ]
     mean = ds.attrs["dictionary_mean"]
     if config["dictionary"] == "binary" and abs(mean) > 1e-9:

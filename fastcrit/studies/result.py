@@ -12,7 +12,7 @@ from fastcrit.critical import CLOCKS, GROWTHS, INSTABILITY, Signature, critical_
 from fastcrit.schedules import OrnsteinUhlenbeck
 
 # Width of the first column of a study's table.
-_NAME = 26
+NAME = 26
 
 
 def config_of(ds: xr.Dataset) -> dict[str, Any]:
@@ -26,6 +26,18 @@ def config_of(ds: xr.Dataset) -> dict[str, Any]:
     {'seed': 1}
     """
     return dict(json.loads(ds.attrs.get("config", "{}")))
+
+
+def probing(probes: int, waves: int | None) -> dict[str, Any]:
+    """Arguments of `mode_response` that say how a study of a network takes gains.
+
+    Examples
+    --------
+    >>> from fastcrit.studies.result import probing
+    >>> probing(1, None)
+    {'probe': 'random_phase', 'probes': 1}
+    """
+    return {"probe": "random_phase", "probes": probes} if waves is None else {"probe": "waves", "waves": waves}
 
 
 def find_critical(ds: xr.Dataset, seed: int) -> dict[str, str]:
@@ -61,12 +73,12 @@ def table(ds: xr.Dataset) -> list[str]:
             about = f"  {s.reason or _about(s)}" if s.reason or _about(s) else ""
             lines.append(f"{row(label, s.level, f'[{s.low:.3f}, {s.high:.3f}]')}{about}")
         else:
-            lines.append(f"{label:{_NAME}}{s.reason if not s.recorded else f'no transition: {s.reason}'}")
+            lines.append(f"{label:{NAME}}{s.reason if not s.recorded else f'no transition: {s.reason}'}")
         if s.gaussian > 0:
             beside = f"[{s.gaussian_low:.3f}, {s.gaussian_high:.3f}]"
             lines.append(row("  Gaussian, same spectrum", s.gaussian, beside))
         elif s.gaussian == 0:
-            lines.append(f"{'  Gaussian, same spectrum':{_NAME}}never unstable")
+            lines.append(f"{'  Gaussian, same spectrum':{NAME}}never unstable")
     return lines
 
 
@@ -78,9 +90,9 @@ def _about(s: Signature) -> str:
 
 def row(label: str, level: float, interval: str) -> str:
     """A line of the table, with the time that belongs to a level."""
-    return f"{label:{_NAME}}{level:12.4f}   {interval:<20}{float(OrnsteinUhlenbeck().t(level)):14.4f}"
+    return f"{label:{NAME}}{level:12.4f}   {interval:<20}{float(OrnsteinUhlenbeck().t(level)):14.4f}"
 
 
 def header() -> str:
     """The line above the table."""
-    return f"{'':{_NAME}}{'noise level s':>12}   {'95 % interval':<20}{'t = log(1+s²)':>14}"
+    return f"{'':{NAME}}{'noise level s':>12}   {'95 % interval':<20}{'t = log(1+s²)':>14}"
