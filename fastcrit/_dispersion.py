@@ -20,7 +20,7 @@ _DISPERSIONS = ("score", "drift")
 # Errors below this are rounding: weights made of them would be noise, and all shells count alike.
 _EXACT = 1e-9
 # Directions in which the bound is below this share of its largest eigenvalue carry no power: no gain is defined there.
-_NO_POWER = 1e-10
+_NO_POWER = 1e-6
 _NEVER_LARGEST = 1e9
 
 
@@ -221,17 +221,20 @@ def gaussian_bound(power: Any, s: Any, *, channels: bool = False) -> Any:
     >>> float(fc.modes.gaussian_bound(4.0, 2.0))
     0.5
     >>> grey = np.full((3, 3), 4.0)  # one field three times over: P = 12 along (1, 1, 1)
-    >>> float(fc.modes.gaussian_bound(grey, 2.0, channels=True).trace())  # 12/(12 + 4)
+    >>> round(float(fc.modes.gaussian_bound(grey, 2.0, channels=True).trace()), 9)  # 12/(12 + 4)
     0.75
     """
     power = np.asarray(power)
     if not channels:
         power = power.astype(np.float64)
         return power / (power + np.square(np.asarray(s, dtype=np.float64)))
-    C = _channels(power, "power")
-    noise = np.square(np.asarray(s, dtype=np.float64))[..., None, None] * np.eye(C)
-    # P and P + s^2 commute, so the order of the factors does not matter.
-    return np.linalg.solve(power + noise, np.broadcast_to(power, np.broadcast_shapes(power.shape, noise.shape)))
+    _channels(power, "power")
+    values, vectors = _eigen(power)
+    # P and P + s^2 share their eigenvectors. Where P has no power the bound is 0, at s = 0 too.
+    values = np.where(values <= _NO_POWER * values[..., -1:], 0.0, values)
+    total = values + np.square(np.asarray(s, dtype=np.float64))[..., None]
+    share = values / np.where(total == 0, 1.0, total)
+    return (vectors * share[..., None, :]) @ np.conj(np.swapaxes(vectors, -1, -2))
 
 
 def response_deficit(gain: Any, bound: Any, *, channels: bool = False) -> Any:
@@ -240,7 +243,7 @@ def response_deficit(gain: Any, bound: Any, *, channels: bool = False) -> Any:
     It rises where states commit. Below 0 by more than its error, the denoiser is not the posterior's mean. The standard
     error is that of the gain over the bound. Of several channels it is the smallest eigenvalue of
     :math:`1 - B^{-1/2} G B^{-1/2}`, the direction that comes closest to the bound B or exceeds it most; directions
-    without power are left out.
+    without power are left out. NaN where a matrix has NaN or the bound no power at all.
 
     Parameters
     ----------
@@ -268,13 +271,13 @@ def response_deficit(gain: Any, bound: Any, *, channels: bool = False) -> Any:
     gain, bound = np.asarray(gain), np.asarray(bound)
     if _channels(gain, "gain") != _channels(bound, "bound"):
         raise ValueError(f"bound: expected {gain.shape[-1]} channels, as gain has, got {bound.shape[-1]}")
-    values, vectors = np.linalg.eigh(_hermitian(bound))
+    values, vectors = _eigen(bound)
     carried = values > _NO_POWER * values[..., -1:]
     root = vectors * np.where(carried, np.where(carried, values, 1.0) ** -0.5, 0.0)[..., None, :]
     whitened = np.conj(np.swapaxes(root, -1, -2)) @ _hermitian(gain) @ root
     # A direction without power has rows of 0, which must not pass for the largest of gains that are all negative.
     whitened = whitened - _NEVER_LARGEST * (~carried)[..., None] * np.eye(gain.shape[-1])
-    return 1.0 - np.linalg.eigvalsh(whitened)[..., -1]
+    return np.where(carried.any(axis=-1), 1.0 - _eigen(whitened)[0][..., -1], np.nan)[()]
 
 
 def collective_modes(gain: Any, scale: Any = None) -> tuple[Floats, Floats]:
@@ -337,6 +340,13 @@ def collective_modes(gain: Any, scale: Any = None) -> tuple[Floats, Floats]:
 
 def _hermitian(matrix: Any) -> Any:
     return 0.5 * (matrix + np.conj(np.swapaxes(matrix, -1, -2)))
+
+
+def _eigen(matrix: Any) -> tuple[Any, Any]:
+    """Eigenvalues, ascending, and eigenvectors of the Hermitian part; NaN for values where an entry is not finite."""
+    known = np.isfinite(matrix).all(axis=(-1, -2))
+    values, vectors = np.linalg.eigh(np.where(known[..., None, None], _hermitian(matrix), 0.0))
+    return np.where(known[..., None], values, np.nan), vectors
 
 
 def _channels(matrix: Any, name: str) -> int:

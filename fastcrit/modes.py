@@ -8,7 +8,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,9 +15,10 @@ from numpy.typing import NDArray
 
 from fastcrit._arrays import check_choice, check_integer, check_positive
 from fastcrit._derivative import METHODS, Derivative, forward_derivatives
-from fastcrit._dispersion import dispersion_length, drift_rate, gaussian_bound, response_deficit
+from fastcrit._dispersion import collective_modes, dispersion_length, drift_rate, gaussian_bound, response_deficit
 from fastcrit._extras import need
-from fastcrit._lattice import lattice
+from fastcrit._lattice import Lattice, lattice
+from fastcrit._probes import Measured, draw_waves, measure_random_phases, measure_waves
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,25 +37,41 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 
+PROBES = ("waves", "random_phase")
+
 
 @dataclass(frozen=True)
 class ModeResponse:
-    """Gains of plane waves at given states, shell by shell.
+    r"""Gains of plane waves at given states, shell by shell.
+
+    Of several channels a shell has a matrix, :math:`G_{ab} = \mathrm{Re} \langle e_k \text{ in channel } a, J e_k
+    \text{ in channel } b \rangle`, averaged over its modes (k and -k, so that the imaginary part cancels) and over
+    states. What is called gain is that of the softest collective mode u, the leading eigenvalue of the Hermitian part
+    of G: a network that answers with p times the mean of three channels has :math:`G = p\,11^T/3`, gain p along
+    :math:`u = (1, 1, 1)/\sqrt 3`, and p/3 on the diagonal. Of one channel the matrix is the gain.
 
     Attributes
     ----------
     shells, k, k2 : (shells,)
         Numbers of the shells, mean |k| (rad per site) and mean lattice momentum of their modes.
     gain, stderr : (shells,)
-        Re <e_k, J e_k>, averaged over wavevectors, channels and states; standard error over states (NaN for one state).
+        u^T G u; standard error over states, at this u (NaN for one state).
+    eigenvector : (shells, C)
+        u, of norm 1, its largest component positive.
+    gain_matrix : (shells, C, C)
+        G: output, then input channel. Symmetric on average for an exact posterior mean.
+    diagonal_gain : (shells,)
+        Mean of the diagonal of G: Re <e_k, J e_k> averaged over channels.
     drift : (shells,)
-        Im <e_k, J e_k>, likewise: of waves that travel. Modes k and -k cancel unless one is told apart; reported as
-        the root mean square over wavevectors.
+        Im <e_k, J e_k>: of waves that travel. Modes k and -k cancel unless one is told apart; reported as the root mean
+        square over wavevectors, channels and states. NaN from random phases, which do not tell.
     leakage : (shells,)
-        What of J e_k lies in other modes than k, ||J e_k - g_k e_k||/||J e_k||, averaged likewise: 0 where D is
-        translation-equivariant and the state homogeneous.
+        What of J e_k lies in other modes than k, ||J e_k - g_k e_k||/||J e_k||, averaged likewise, over waves in one
+        channel: 0 where D is translation-equivariant and the state homogeneous. NaN from random phases.
     samples : (states, shells)
-        Gain of every state, as `Recorder.update_gain` takes it.
+        u^T G u of every state, with the u of all: their mean is the gain.
+    matrix_samples : (states, shells, C, C)
+        G of every state, as `Recorder.update_gain` takes it.
     s : float
         Noise level.
     method : str
@@ -67,9 +83,13 @@ class ModeResponse:
     k2: Floats
     gain: Floats
     stderr: Floats
+    eigenvector: Floats
+    gain_matrix: Floats
+    diagonal_gain: Floats
     drift: Floats
     leakage: Floats
     samples: Floats
+    matrix_samples: Floats
     s: float
     method: str
 
@@ -86,14 +106,16 @@ def mode_response(
     shells: Sequence[int] | None = None,
     labels: Any = None,
     *,
+    probe: str = "waves",
     waves: int | None = None,
+    probes: int = 1,
     seed: int = 0,
     first_sample: int = 0,
     method: str = "auto",
     step: float | None = None,
     memory: int = 1 << 30,
 ) -> ModeResponse:
-    r"""Measure g_k = <e_k, J e_k>, J = dD/dy, along cos and sin of the wavevectors of each shell.
+    r"""Measure g_k = <e_k, J e_k>, J = dD/dy, wave by wave, or of all shells at once by tangents of random phase.
 
     Parameters
     ----------
@@ -103,13 +125,19 @@ def mode_response(
     s : float
         Noise level.
     shells : sequence of int, optional
-        Shells of wavenumbers, ascending, as in spectra. Default: the first six that the lattice has.
+        Shells of wavenumbers, ascending, as in spectra. Default: the first six that the lattice has; with random
+        phases, which have them all for one price, those below Nyquist.
     labels : optional
         As for D.
+    probe : "waves" or "random_phase"
+        Along cos and sin of the wavevectors of each shell: exact, if all are taken. Or along fields that hold all
+        modes at random phase: unbiased, all shells at once.
     waves : int, optional
         Wavevectors (up to sign) of each shell that are drawn for each state, without repetition; default: all.
+    probes : int
+        Fields of random phase a state and channel.
     seed, first_sample : int
-        Of that draw: the wavevectors of state i are a function of seed and first_sample + i.
+        Of those draws: the wavevectors or phases of state i are a function of seed and first_sample + i.
     method : "auto", "jvp", "vjp" or "central"
         Forward-mode derivatives; twice reverse mode; central differences of fourth order. "auto" takes the first of
         them that runs and, on one probe, agrees with central differences: a network that detaches or rounds inside has
@@ -127,12 +155,20 @@ def mode_response(
     Raises
     ------
     ValueError
-        States, level or labels that D refuses; shells that are not there; another method.
+        States, level or labels that D refuses; shells that are not there; another probe or method; ``waves`` with
+        random phases, or ``probes`` with waves.
     FloatingPointError
         A gain is NaN or infinite.
 
     Notes
     -----
+    A field v of random phase has |<e_k, v>| = 1 at all k but 0, and independent uniform phases (signs at modes that are
+    their own opposite), so that conj(v_k) (Jv)_k has the mean g_k. Its noise is what J brings in from other modes: none
+    where D is translation-equivariant and the state homogeneous. The k = 0 shell is measured along the constant wave.
+    For the same error of shells 1 to 5 of a shipped network, one such field took 1/7 (s = 8) to 1/1.2 (s = 1) of the
+    time of one wave in each of six shells, four of them 1/15 to 1/2 (benches/probes.py).
+    The largest eigenvalue of a matrix with errors is too large on average; average ``matrix_samples`` of many states.
+
     Scaled-dot-product attention runs under torch's MATH backend, since its fused kernels have no forward derivative.
     Fourth-order differences of step h err by h^4 |D^(5)|/30, plus rounding 1.5 eps |D|/h: both near eps^(4/5).
 
@@ -140,29 +176,24 @@ def mode_response(
     --------
     >>> import torch, fastcrit as fc
     >>> D = fc.diffusion.from_gaussian(fc.theory.GaussianTheory.ornstein_zernike(xi=2.0, lattice=8))
-    >>> g = fc.mode_response(D, torch.zeros(1, 1, 8, 8, dtype=torch.float64), 2.0, shells=range(3))
+    >>> y = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
+    >>> g = fc.mode_response(D, y, 2.0, shells=range(3))
     >>> round(float(g.gain[0]), 9), g.method
     (0.5, 'jvp')
+    >>> fc.mode_response(D, y, 2.0, probe="random_phase").shells
+    (0, 1, 2, 3, 4)
     """
     torch = need("torch", "mode_response")
     if not hasattr(D, "check_level"):
         raise TypeError(f"D: expected a Denoiser, such as fc.diffusion.from_edm(net), got {type(D).__name__}")
     s = D.check_level(s)
     check_choice(method, ("auto", *METHODS), "method")
-    if not isinstance(y, torch.Tensor) or y.ndim != 4 or not len(y) or y.dtype not in (torch.float32, torch.float64):
-        got = f"{y.dtype} {tuple(y.shape)}" if isinstance(y, torch.Tensor) else type(y).__name__
-        raise ValueError(f"y: expected a float32 or float64 tensor (states, C, H, W), got {got}")
-    if waves is not None and (isinstance(waves, bool) or not isinstance(waves, (int, np.integer)) or waves < 1):
-        raise ValueError(f"waves: expected a positive integer or None for all, got {waves!r}")
-    for name, value in (("seed", seed), ("first_sample", first_sample)):
-        check_integer(value, name, 0)
-    if not isinstance(shells, (Sequence, np.ndarray, type(None))):
-        raise TypeError(f"shells: expected a sequence of shell numbers, got {shells!r}")
+    _check_states(y)
+    _check_draws(probe, waves, probes)
+    key = [check_integer(seed, "seed", 0), check_integer(first_sample, "first_sample", 0)]
     grid = lattice(tuple(int(n) for n in y.shape[-2:]))
-    chosen = list(range(min(6, grid.shells_below_nyquist))) if shells is None else [operator.index(k) for k in shells]
-    if not chosen or chosen[0] < 0 or chosen[-1] >= len(grid.shell_k) or chosen != sorted(set(chosen)):
-        raise ValueError(f"shells: expected ascending numbers below {len(grid.shell_k)}, got {chosen}")
-    y = y.detach()
+    chosen = _chosen_shells(shells, grid, 6 if probe == "waves" else None)
+    y = y.detach().contiguous()  # forward derivatives take no expanded states
     prepared = D.prepare_labels(labels, len(y), y.device)
     largest = float(torch.finfo(y.dtype).eps) ** 0.2 * (1.0 + s)
     take = Derivative(D, s, method, largest if step is None else check_positive(step, "step"))
@@ -170,121 +201,68 @@ def mode_response(
         if method == "auto" or (method == "central" and step is None):
             take.choose(y, prepared, method, fixed=step is not None)
         rows = max(1, int(memory) // take.bytes_a_row(y[:1], None if prepared is None else prepared[:1]))
-        plan = _draw_plan(grid.shape, chosen, len(y), waves, [seed, first_sample])
-        gain, drift, leakage = _respond_all(take, y, prepared, plan, rows)
-    samples = plan.average(gain)
-    if not np.isfinite(samples).all():
-        bad = int(np.argmin(np.isfinite(samples).all(axis=1)))
-        raise FloatingPointError(f"y: the response of state {bad} at s = {s:.6g} is NaN or infinite")
-    return ModeResponse(
-        shells=tuple(chosen),
-        k=grid.shell_k[chosen],
-        k2=grid.shell_k2[chosen],
-        gain=samples.mean(axis=0),
-        stderr=_standard_error(samples),
-        drift=np.sqrt(plan.average(drift**2).mean(axis=0)),
-        leakage=plan.average(leakage).mean(axis=0),
-        samples=samples,
-        s=s,
-        method=take.method,
-    )
+        if probe == "waves":
+            measured = measure_waves(take, y, prepared, draw_waves(grid.shape, chosen, len(y), waves, key), rows)
+        else:
+            measured = measure_random_phases(take, y, prepared, chosen, probes, key, rows)
+    finite = np.isfinite(measured.matrix).all(axis=(1, 2, 3))
+    if not finite.all():
+        raise FloatingPointError(f"y: the response of state {int(np.argmin(finite))} at s = {s:.6g} is NaN or infinite")
+    return _summary(measured, chosen, grid, s, take.method)
 
 
-@lru_cache(maxsize=64)
-def _waves_of_shell(shape: tuple[int, ...], shell: int) -> tuple[Floats, NDArray[np.bool_]]:
-    """Wavevectors of a shell, one of each pair k and -k, and which of them are their own opposite."""
-    grid = lattice(shape)
-    inside = grid.shell_of_mode == shell
-    sides = np.array(shape)
-    n = np.rint(grid.half_wavevectors[inside] * sides / (2 * np.pi)).astype(np.int64) % sides
-    opposite = -n % sides
-    first = [tuple(a) <= tuple(b) for a, b in zip(n.tolist(), opposite.tolist(), strict=True)]
-    both = {tuple(a) for a in n.tolist()}
-    # A mode on the edge of the half spectrum has its opposite there too; elsewhere it stands for both.
-    keep = np.array([f or tuple(b) not in both for f, b in zip(first, opposite.tolist(), strict=True)])
-    return 2 * np.pi * n[keep] / sides, (n[keep] == opposite[keep]).all(axis=1)
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """Waves to measure at every state."""
-
-    column: NDArray[np.int64]  # (waves,): which of the chosen shells
-    k: Floats  # (states, waves, 2)
-    own: NDArray[np.bool_]  # (states, waves): k is its own opposite
-    share: Floats  # (waves,): mean of the weights below over all waves of the shell
-
-    def average(self, values: Floats) -> Floats:
-        """Averages (states, shells) of values (channels, states, waves); a wave counts twice if for k and -k."""
-        weight = np.where(self.own, 1.0, 2.0)
-        total = weight * values.mean(axis=0)
-        starts = np.flatnonzero(np.diff(self.column, prepend=-1))
-        # Divided by the weight that a draw has on average, not by its own: that would favour modes of lesser weight.
-        return np.asarray(np.add.reduceat(total / self.share, starts, axis=1) / np.bincount(self.column))
-
-
-def _draw_plan(shape: tuple[int, ...], shells: list[int], states: int, waves: int | None, seed: list[int]) -> _Plan:
-    found = [_waves_of_shell(shape, shell) for shell in shells]
-    sizes = [len(k) if waves is None else min(waves, len(k)) for k, _ in found]
-    k, own = [], []
-    for i in range(states):
-        rng = np.random.default_rng([seed[0], seed[1] + i])
-        drawn = [
-            np.arange(size) if size == len(all_k) else rng.choice(len(all_k), size, replace=False)
-            for size, (all_k, _) in zip(sizes, found, strict=True)
-        ]
-        k.append(np.concatenate([all_k[some] for some, (all_k, _) in zip(drawn, found, strict=True)]))
-        own.append(np.concatenate([all_own[some] for some, (_, all_own) in zip(drawn, found, strict=True)]))
-    share = [np.where(all_own, 1.0, 2.0).mean() for _, all_own in found]
-    column = np.repeat(np.arange(len(shells)), sizes)
-    return _Plan(column, np.stack(k), np.stack(own), np.asarray(share)[column])
-
-
-def _respond_all(
-    take: Derivative, y: Tensor, labels: Tensor | None, plan: _Plan, rows: int
-) -> tuple[Floats, Floats, Floats]:
-    """Re and Im of <e_k, J e_k> and the leakage, (channels, states, waves) each, ``rows`` products at a time."""
-    C, (states, waves) = y.shape[1], plan.own.shape
-    together = max(1, min(waves, rows // 2))  # a wave is two tangents
-    batch = max(1, rows // (2 * together))
-    out = np.empty((3, C, states, waves))
-    for c in range(C):
-        for i in range(0, states, batch):
-            some = slice(i, i + batch)
-            for j in range(0, waves, together):
-                part = slice(j, j + together)
-                few = None if labels is None else labels[some]
-                out[:, c, some, part] = _respond(take, y[some], few, c, plan.k[some, part], plan.own[some, part])
-    return out[0], out[1], out[2]
-
-
-def _respond(
-    take: Derivative, y: Tensor, labels: Tensor | None, channel: int, k: Floats, own: NDArray[np.bool_]
-) -> Floats:
-    """Re, Im and leakage, (3, states, waves), of waves in one channel.
-
-    With e = (c + i s)/sqrt 2 and waves c, s of norm 1 (2^(1/2) and 0 where k is its own opposite).
-    """
+def _check_states(y: Any) -> None:
     import torch
 
-    H, W = y.shape[2:]
-    k = np.moveaxis(k, 0, 1)[..., None, None]  # (waves, states, 2, 1, 1)
-    phase = k[:, :, 0] * np.arange(H)[:, None] + k[:, :, 1] * np.arange(W)
-    cosine, sine = np.cos(phase), np.where(own.T[..., None, None], 0.0, np.sin(phase))
-    c, s = (torch.from_numpy(wave * np.sqrt(2.0 / (H * W))).to(y) for wave in (cosine, sine))
-    tangents = y.new_zeros(2 * len(c), *y.shape)
-    tangents[:, :, channel] = torch.cat([c, s])
-    Jc, Js = take(y, tangents, labels).double().chunk(2)
-    c, s = c.double()[:, :, None], s.double()[:, :, None]
+    if not isinstance(y, torch.Tensor) or y.ndim != 4 or not len(y) or y.dtype not in (torch.float32, torch.float64):
+        got = f"{y.dtype} {tuple(y.shape)}" if isinstance(y, torch.Tensor) else type(y).__name__
+        raise ValueError(f"y: expected a float32 or float64 tensor (states, C, H, W), got {got}")
 
-    def dot(a: Tensor, b: Tensor) -> Tensor:  # (waves, states, channels, 1, 1)
-        return (a * b).sum((3, 4), keepdim=True)
 
-    re, im = (dot(c, Jc) + dot(s, Js)) / 2, (dot(c, Js) - dot(s, Jc)) / 2
-    rest = ((Jc - re * c + im * s).square() + (Js - re * s - im * c).square()).sum((2, 3, 4))
-    whole = (Jc.square() + Js.square()).sum((2, 3, 4)).clamp_min(torch.finfo(torch.float64).tiny)
-    result = torch.stack([re[:, :, channel, 0, 0], im[:, :, channel, 0, 0], (rest / whole).sqrt()])
-    return np.asarray(result.transpose(1, 2).cpu().numpy())
+def _check_draws(probe: str, waves: int | None, probes: int) -> None:
+    check_choice(probe, PROBES, "probe")
+    if waves is not None and (isinstance(waves, bool) or not isinstance(waves, (int, np.integer)) or waves < 1):
+        raise ValueError(f"waves: expected a positive integer or None for all, got {waves!r}")
+    check_integer(probes, "probes", 1)
+    if probe == "random_phase" and waves is not None:
+        raise ValueError(f'waves: expected None with probe="random_phase", which draws none, got {waves}')
+    if probe == "waves" and probes != 1:
+        raise ValueError(f'probes: expected 1 with probe="waves", which has no random phases, got {probes}')
+
+
+def _chosen_shells(shells: Any, grid: Lattice, default: int | None) -> list[int]:
+    """The shells, or the first ``default`` of those below Nyquist (None: all)."""
+    if not isinstance(shells, (Sequence, np.ndarray, type(None))):
+        raise TypeError(f"shells: expected a sequence of shell numbers, got {shells!r}")
+    if shells is None:
+        return list(range(grid.shells_below_nyquist))[:default]
+    chosen = [operator.index(k) for k in shells]
+    if not chosen or chosen[0] < 0 or chosen[-1] >= len(grid.shell_k) or chosen != sorted(set(chosen)):
+        raise ValueError(f"shells: expected ascending numbers below {len(grid.shell_k)}, got {chosen}")
+    return chosen
+
+
+def _summary(measured: Measured, shells: list[int], grid: Lattice, s: float, method: str) -> ModeResponse:
+    """Averages over states, and the softest collective mode of each shell."""
+    matrix = measured.matrix.mean(axis=0)
+    mode = collective_modes(matrix[None])[1][0]
+    samples = np.einsum("ka,nkab,kb->nk", mode, measured.matrix, mode)
+    return ModeResponse(
+        shells=tuple(shells),
+        k=grid.shell_k[shells],
+        k2=grid.shell_k2[shells],
+        gain=samples.mean(axis=0),
+        stderr=_standard_error(samples),
+        eigenvector=mode,
+        gain_matrix=matrix,
+        diagonal_gain=np.diagonal(matrix, axis1=1, axis2=2).mean(axis=1),
+        drift=np.sqrt(measured.drift2.mean(axis=0)),
+        leakage=measured.leakage.mean(axis=0),
+        samples=samples,
+        matrix_samples=measured.matrix,
+        s=s,
+        method=method,
+    )
 
 
 def _standard_error(samples: Floats) -> Floats:

@@ -8,7 +8,7 @@ import torch
 
 import fastcrit as fc
 from fastcrit._lattice import lattice
-from fastcrit.modes import _waves_of_shell
+from fastcrit._probes import waves_of_shell
 from tests.networks import SmallConvolutional
 
 
@@ -68,38 +68,45 @@ class TestAgainstTheory:
 
 
 class TestAgainstTheJacobian:
-    @pytest.mark.parametrize("channels", [1, 3])
+    @pytest.mark.parametrize(("channels", "shape"), [(1, (6, 9)), (3, (6, 9)), (3, (7, 5))])
     @pytest.mark.parametrize("padding_mode", ["zeros", "circular"])
-    def test_every_number_from_j_written_out(self, channels, padding_mode):
+    def test_every_number_from_j_written_out(self, channels, shape, padding_mode):
         with torch.random.fork_rng():
             torch.manual_seed(3)
             net = SmallConvolutional(channels, padding_mode=padding_mode).double().eval()
         D = fc.diffusion.from_epsilon(net)
-        shape, s = (6, 9), 1.3
+        s, shells = 1.3, range(min(shape) // 2 + 1)
         y = torch.randn(2, channels, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-        g = fc.mode_response(D, y, s, range(4))
+        g = fc.mode_response(D, y, s, shells)
         N = shape[0] * shape[1]
         x = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1).reshape(-1, 2)
-        gains, leaks = np.empty((2, 2, 4))
+        matrices = np.empty((2, len(shells), channels, channels))
+        leaks, drift2 = np.empty((2, 2, len(shells)))
         for i in range(2):
             J = (
                 torch.autograd.functional.jacobian(lambda y: D(y, s), y[i : i + 1])
                 .numpy()
                 .reshape(channels, N, channels, N)
             )
-            for shell in range(4):
-                gain, leak = [], []
+            for shell in shells:
+                matrix, leak = [], []
                 for k in all_modes_of(shape, shell):
                     e = np.exp(1j * x @ k) / np.sqrt(N)
+                    matrix.append(np.einsum("i,aibj,j->ab", e.conj(), J, e))
                     for c in range(channels):
                         Je = J[:, :, c] @ e
-                        overlap = Je @ e.conj()
-                        gain.append(overlap[c].real)
-                        leak.append(np.linalg.norm(Je - overlap[:, None] * e) / np.linalg.norm(Je))
-                gains[i, shell], leaks[i, shell] = np.mean(gain), np.mean(leak)
-        np.testing.assert_allclose(g.samples, gains, atol=1e-12)
+                        leak.append(np.linalg.norm(Je - (Je @ e.conj())[:, None] * e) / np.linalg.norm(Je))
+                np.testing.assert_allclose(np.mean(matrix, axis=0).imag, 0, atol=1e-12)  # k and -k
+                matrices[i, shell], leaks[i, shell] = np.mean(matrix, axis=0).real, np.mean(leak)
+                drift2[i, shell] = np.mean(np.diagonal(matrix, axis1=1, axis2=2).imag ** 2)
+        gains = np.trace(matrices, axis1=2, axis2=3) / channels
+        np.testing.assert_allclose(g.matrix_samples, matrices, atol=1e-12)
+        np.testing.assert_allclose(g.diagonal_gain, gains.mean(axis=0), atol=1e-12)
         np.testing.assert_allclose(g.leakage, leaks.mean(axis=0), atol=1e-12)
-        np.testing.assert_allclose(g.stderr, gains.std(axis=0, ddof=1) / np.sqrt(2), atol=1e-12)
+        np.testing.assert_allclose(g.drift, np.sqrt(drift2.mean(axis=0)), atol=1e-12)
+        np.testing.assert_allclose(g.stderr, g.samples.std(axis=0, ddof=1) / np.sqrt(2), atol=1e-12)
+        if channels == 1:
+            np.testing.assert_allclose(g.samples, gains, atol=1e-12)
 
     def test_leakage_is_that_of_broken_equivariance(self):
         y = torch.full((1, 1, 12, 12), 0.3)
@@ -194,7 +201,7 @@ class TestSamplingOfWaves:
     def test_waves_of_a_shell_are_one_of_each_pair(self):
         for shape in ((8, 8), (7, 9), (6, 10), (1, 8)):
             for shell in range(len(lattice(shape).shell_k)):
-                k, own = _waves_of_shell(shape, shell)
+                k, own = waves_of_shell(shape, shell)
                 expected = {tuple(np.rint(m * np.array(shape) / (2 * np.pi)).astype(int) % shape) for m in
                             (all_modes_of(shape, shell) if min(shape) > 1 else [])}  # fmt: skip
                 both = {tuple(np.rint(sign * v * np.array(shape) / (2 * np.pi)).astype(int) % shape)
@@ -287,9 +294,18 @@ class TestErrors:
             (lambda: run(D, y, 1.0, []), ValueError, "shells: expected ascending numbers below"),
             (lambda: run(D, y, 1.0, method="fd"), ValueError, "method: expected one of"),
             (lambda: run(D, y, 1.0, waves=0), ValueError, "waves: expected a positive integer"),
+            (lambda: run(D, y, 1.0, probe="phases"), ValueError, "probe: expected one of"),
+            (lambda: run(D, y, 1.0, probe="random_phase", waves=2), ValueError, "waves: expected None with probe="),
+            (lambda: run(D, y, 1.0, probe="random_phase", probes=0), ValueError, "probes: expected an integer"),
+            (lambda: run(D, y, 1.0, probes=2), ValueError, 'probes: expected 1 with probe="waves"'),
             (lambda: run(D, y, 1.0, step=-1.0), ValueError, "step: expected a positive number"),
             (lambda: run(D, y, 1.0, labels=[1, 2]), ValueError, "labels: .* takes no labels"),
             (lambda: run(D, y + float("nan"), 1.0, [0]), FloatingPointError, "y: the response of state 0 at s = 1"),
+            (
+                lambda: run(D, y + torch.tensor([0, np.inf])[:, None, None, None], 1.0, probe="random_phase"),
+                FloatingPointError,
+                "y: the response of state 1 at s = 1",
+            ),
         ):
             with pytest.raises(error, match=message):
                 call()
