@@ -132,7 +132,7 @@ def _study_fashion_mnist(
     low: Annotated[float, typer.Option(help="Lowest noise level.")] = 0.02,
     solver: Annotated[DenoiserSolverName, typer.Option(help="Of the reverse process.")] = DenoiserSolverName.dpmpp_2m,
     gain_samples: Annotated[int, typer.Option(help="States whose gains are measured, each way.")] = 64,
-    gain_every: Annotated[int, typer.Option(help="Gains at every so many levels.")] = 1,
+    gain_every: Annotated[int, typer.Option(help="Gains at every so many levels.")] = 2,
     probes: Annotated[int, typer.Option(help="Tangents of random phases for each of these states: all shells.")] = 1,
     waves: Annotated[int | None, typer.Option(help="Instead, so many wavevectors of each shell.")] = None,
     seed: Annotated[int, typer.Option(help="Of the trajectories.")] = 0,

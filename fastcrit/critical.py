@@ -99,7 +99,8 @@ class CriticalPoint:
                 key: float("nan") if value is None and known[key].type == "float" else value
                 for key, value in found.items() if key in known
             }  # fmt: skip
-            made[name] = Signature(**values)
+            unknown = dict.fromkeys(("level", "low", "high", "prominence", "noise"), float("nan"))
+            made[name] = Signature(**{"name": name, **unknown, **values})
         return cls(made, confidence)
 
     def __str__(self) -> str:
@@ -121,7 +122,7 @@ def stored_critical_point(ds: xr.Dataset) -> CriticalPoint | None:
     if "critical_point" not in ds.attrs:
         return None
     found = CriticalPoint.from_json(ds.attrs["critical_point"])
-    if set(SIGNATURES) <= set(found.signatures):
+    if "instability" in found.signatures or "drift_rate" not in ds:
         return found
     return critical_point(ds, seed=int(json.loads(ds.attrs.get("config", "{}")).get("seed", 0)))
 

@@ -343,8 +343,17 @@ class TestResult:
         sample(
             D, labels, 3, study.grid(D), "heun", 0, observers=[lambda i, s, y, D_y: kept.update({i: y.clone()})]
         )  # fmt: skip
-        g = fc.mode_response(D, kept[4], float(study.grid(D)[4]), range(5), labels, waves=1, seed=4)
-        np.testing.assert_allclose(ds["gain_on_trajectories"][4], g.gain, rtol=1e-5)
+        shells = ds["shell"].values
+        g = fc.mode_response(D, kept[4], float(study.grid(D)[4]), shells, labels, probe="random_phase", seed=4)
+        np.testing.assert_allclose(ds["gain_matrix"][4], g.gain_matrix, rtol=1e-5, atol=1e-7)
+        u = ds["gain_eigenvector"][4].values
+        along = np.einsum("ka,kab,kb->k", u, g.gain_matrix, u)
+        np.testing.assert_allclose(ds["gain_on_trajectories"][4], along, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(ds["diagonal_gain"][4], g.diagonal_gain, rtol=1e-5, atol=1e-7)
+        waves = ImageNetStudy(model, **{**QUICK, "samples": 3, "chunk": 3, "batch": 3, "gain_share": 1.0, "waves": 2})
+        again = waves.run(tmp_path / "waves")
+        g = fc.mode_response(D, kept[4], float(study.grid(D)[4]), again["shell"].values, labels, waves=2, seed=4)
+        np.testing.assert_allclose(again["gain_matrix"][4], g.gain_matrix, rtol=1e-5, atol=1e-7)
 
     def test_lengths_of_latents_in_image_pixels_too(self, tmp_path):
         latents = edm2_pickle(tmp_path / "net.pkl", StabilityVAEEncoder(), channels=4)

@@ -34,8 +34,6 @@ Floats = NDArray[np.float64]
 DIRECTIONS = ("reverse", "forward")
 # Shells of the gains at the mean image, each from all its waves.
 _LOWEST = range(6)
-# Of the levels with gains, every so many is one with gains at the mean image.
-_MEAN_EVERY = 2
 # States between two saves of a run. Gains are taken on the first states, so they come first.
 _CHUNK = 64
 # A gain this many standard errors above the bound is listed.
@@ -73,7 +71,7 @@ class FashionMnistStudy:
     low: float = 0.02
     solver: str = "dpmpp-2m"
     gain_samples: int = 64
-    gain_every: int = 1
+    gain_every: int = 2
     probes: int = 1
     waves: int | None = None
     seed: int = 0
@@ -218,7 +216,7 @@ class FashionMnistStudy:
         y = torch.from_numpy(_mean_image(images, D.shift).astype(np.float32))[None, None].to(D.device)
         levels = self.grid
         gain, leakage = np.full((2, len(levels), shells), np.nan)
-        for i in range(0, len(levels), _MEAN_EVERY * self.gain_every):
+        for i in range(0, len(levels), self.gain_every):
             response = mode_response(D, y, float(levels[i]), _LOWEST[:shells])
             gain[i, : len(response.gain)], leakage[i, : len(response.gain)] = response.gain, response.leakage
         dims = ("level", "shell")

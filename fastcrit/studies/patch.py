@@ -30,6 +30,8 @@ Floats = NDArray[np.float64]
 
 DICTIONARIES = ("binary", "fashion-mnist")
 _SHELLS = range(6)
+# Whose drift is measured, whatever solver made the trajectories, and so predicted.
+_PROCESS = "sde"
 
 
 @dataclass(frozen=True)
@@ -216,11 +218,10 @@ class PatchStudy:
 
     def _predicted(self, theory: PatchTheory, level: Floats, k: Floats) -> xr.Dataset:
         """The drift's rates at y = 0, and along trajectories as the self-consistent theory has them."""
-        process = "sde" if self.solver == "sde" else "ode"
-        at_zero = np.array([theory.drift_rate(k, float(s), process=process) for s in level])
+        at_zero = np.array([theory.drift_rate(k, float(s)) for s in level])
         dims = ("level", "shell")
-        made = {"drift_rate_at_symmetric_point": (dims, at_zero, {"long_name": "theory: drift rate at y = 0"})}
-        closed = theory.trajectories(level, solver=self.solver)
+        made: dict[str, Any] = {"drift_rate_at_symmetric_point": (dims, at_zero, {"long_name": "theory: drift rate at y = 0"})}
+        closed = theory.trajectories(level, solver=self.solver, process=_PROCESS)
         for name in ("gain", "drift_rate"):
             values = closed[name].sel(shell=list(range(len(k)))).values
             made[f"{name}_theory"] = (dims, values, {"long_name": f"self-consistent theory: {closed[name].long_name}"})
@@ -247,7 +248,7 @@ class PatchStudy:
 
 def _predictions(theory: PatchTheory, solver: str) -> dict[str, Any]:
     # NaN where the theory does not hold, which an attribute of a file cannot be told from a number by: left out.
-    unstable = theory.instability_level(solver)
+    unstable = theory.instability_level(solver, process=_PROCESS)
     found = {} if np.isnan(unstable) else {"theory_instability_level": unstable}
     try:
         level = theory.critical_level()

@@ -56,7 +56,7 @@ def signatures(ds: xr.Dataset) -> dict[str, Signature]:
         return {}
     rows = {name: s for name, s in found.signatures.items() if name not in GROWTHS}
     log_t = json.loads(ds.attrs.get("growth_log_t", "{}"))
-    for name in GROWTHS:
+    for name in (name for name in GROWTHS if name in found.signatures):
         rows[f"{name} ({found[name].clock})" if found[name].clock else name] = found[name]
         if name in log_t:
             again = type(found).from_json(strict_json({name: log_t[name]}))[name]
