@@ -29,6 +29,8 @@ METHODS = ("auto", "quadrature", "qmc")
 # The largest step in log s that is made when nobody says how many. The error is of first order, as the sampler's own:
 # steps of 0.04 put the drift's zero of the +-1 pair 0.4 % above its limit of small steps, steps of 0.01 0.1 %.
 LARGEST_STEP = 0.04
+# Of the zero that the theory predicts, which belongs to no sampler's grid.
+_STEP_OF_ZERO = 0.01
 
 # What makes a response trusted. Measured with the sampler in shells 0 to 5, the linear response to each sample's own
 # noise as control variate: for the pair of n = 3, 5 and 7, the pair with 4, 8 and 16 random patterns (lattice 80, 512
@@ -305,7 +307,7 @@ def find_instability(closure: Closure, high: float, low: float, std: float, proc
         return float(drift_rate(point.response.gain.real.max(), point.s, std, process))
 
     above = None
-    for point in closure.march(np.geomspace(high, low, int(np.ceil(np.log(high / low) / LARGEST_STEP)) + 1)):
+    for point in closure.march(np.geomspace(high, low, int(np.ceil(np.log(high / low) / _STEP_OF_ZERO)) + 1)):
         if not point.response.trusted:
             break
         if rate(point) >= 0:

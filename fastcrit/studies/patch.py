@@ -220,7 +220,9 @@ class PatchStudy:
         """The drift's rates at y = 0, and along trajectories as the self-consistent theory has them."""
         at_zero = np.array([theory.drift_rate(k, float(s)) for s in level])
         dims = ("level", "shell")
-        made: dict[str, Any] = {"drift_rate_at_symmetric_point": (dims, at_zero, {"long_name": "theory: drift rate at y = 0"})}
+        made: dict[str, Any] = {
+            "drift_rate_at_symmetric_point": (dims, at_zero, {"long_name": "theory: drift rate at y = 0"})
+        }
         closed = theory.trajectories(level, solver=self.solver, process=_PROCESS)
         for name in ("gain", "drift_rate"):
             values = closed[name].sel(shell=list(range(len(k)))).values
