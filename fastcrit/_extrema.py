@@ -97,12 +97,17 @@ class Signature:
         return f"{self.level:8.3f}  [{self.low:.3f}, {self.high:.3f}]"
 
     @property
+    def crossing(self) -> str:
+        """Of a weakening: whether its largest rate is surely below 0."""
+        return "no instability" if self.depth_high < 0 else "an instability is not shown"
+
+    @property
     def remark(self) -> str:
         """What there is to say of a level besides its interval; may be empty."""
         said = []
         if self.kind == WEAKENING:
             said.append(
-                f"weakening, no instability: largest drift rate {self.depth:.3f} "
+                f"weakening, {self.crossing}: largest drift rate {self.depth:.3f} "
                 f"[{self.depth_low:.3f}, {self.depth_high:.3f}]"
             )
         elif self.kind == INSTABILITY:

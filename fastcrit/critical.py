@@ -390,9 +390,9 @@ def _last_spectrum(ds: xr.Dataset) -> tuple[Floats, Floats, float] | None:
         if not np.isfinite(matrix).all():
             return None
         values, vectors = np.linalg.eigh(matrix)
-        share = vectors[..., -1] ** 2
-        # Errors of the entries as if they were one: where channels go together, they are.
-        return values[:, -1], np.sqrt(np.einsum("sa,sab,sb->s", share, error**2, share)), noise
+        share = np.abs(vectors[..., -1])
+        # As if the errors of all entries went together, which they do where the channels do; elsewhere they are less.
+        return values[:, -1], np.einsum("sa,sab,sb->s", share, error, share), noise
     if "S" in ds and "channel" not in ds["S"].dims and "shell" in ds.coords:
         shells = ds["shell"].values[ds["shell"].values < ds.sizes["k"]]
         S, error = (ds[name].transpose("level", "k").values[last][shells] for name in ("S", "S_stderr"))

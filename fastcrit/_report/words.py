@@ -75,8 +75,8 @@ def _drift(ds: xr.Dataset, s: Signature) -> list[str]:
     """What became of the reverse drift, what theory says, and what Gaussian data would do."""
     if s.kind == WEAKENING:
         said = [
-            f"The reverse drift weakens, without an instability, at noise level s = {_interval(s)}: its largest growth "
-            f"rate there is {s.depth:.3f} [{s.depth_low:.3f}, {s.depth_high:.3f}], against −0.5 under noise alone."
+            f"The reverse drift weakens at noise level s = {_interval(s)}, {s.crossing}: its largest growth rate there "
+            f"is {s.depth:.3f} [{s.depth_low:.3f}, {s.depth_high:.3f}], against −0.5 under noise alone."
         ]
     elif s.kind == INSTABILITY:
         said = [
@@ -155,7 +155,7 @@ def critical_rows(ds: xr.Dataset) -> list[dict[str, str]]:
             rows.append({"name": name, "level": "–", "interval": "–", "time": "–", "about": about})
         else:
             weak = s.kind == WEAKENING
-            about = f"the reverse drift is weakest: rate {s.depth:.3f}, no instability" if weak else _WHAT[s.name]
+            about = f"the reverse drift is weakest: rate {s.depth:.3f}, {s.crossing}" if weak else _WHAT[s.name]
             about += f"; {s.reason}" if s.reason else ""
             rows.append(_row(s.kind or name, s.level, f"[{s.low:.3f}, {s.high:.3f}]", about))
         if s.gaussian > 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -323,17 +324,40 @@ def _mean_image(images: NDArray[np.float32], shift: int | None) -> Floats:
 def violations(ds: xr.Dataset) -> list[str]:
     """Levels and shells at which a measured gain exceeds the Gaussian bound by more than its error allows."""
     found = []
+    for direction, i, j in _exceeding(ds):
+        prefix = "" if direction == "reverse" else "forward_"
+        bound, error = ds["gaussian_bound"].values[i, j], ds[f"{prefix}response_deficit_stderr"].values[i, j]
+        found.append(
+            f"{direction:<8} s = {float(ds['level'][i]):8.3f}  shell {int(ds['shell'][j])}: gain "
+            f"{ds[f'{prefix}gain_on_trajectories'].values[i, j]:.4f} +- {error * bound:.4f}, bound {bound:.4f}"
+        )
+    return found
+
+
+def _exceeding(ds: xr.Dataset) -> list[tuple[str, int, int]]:
+    """Direction, level and column of each of them."""
+    found = []
     for direction in DIRECTIONS:
         prefix = "" if direction == "reverse" else "forward_"
         deficit, error = (ds[f"{prefix}response_deficit{e}"].values for e in ("", "_stderr"))
-        gain = ds[f"{prefix}gain_on_trajectories"].values
-        for i, j in np.argwhere(deficit < -_VIOLATION * error):
-            found.append(
-                f"{direction:<8} s = {float(ds['level'][i]):8.3f}  shell {int(ds['shell'][j])}: gain "
-                f"{gain[i, j]:.4f} +- {error[i, j] * float(ds['gaussian_bound'][i, j]):.4f}, "
-                f"bound {float(ds['gaussian_bound'][i, j]):.4f}"
-            )
+        found += [(direction, int(i), int(j)) for i, j in np.argwhere(deficit < -_VIOLATION * error)]
     return found
+
+
+def _violation_lines(ds: xr.Dataset) -> list[str]:
+    """A line for each direction and level: which shells, and the gain that exceeds its bound by most."""
+    lines = []
+    for (direction, i), group in itertools.groupby(_exceeding(ds), lambda each: each[:2]):
+        columns = [j for _, _, j in group]
+        gain = ds["gain_on_trajectories" if direction == "reverse" else "forward_gain_on_trajectories"].values[i]
+        bound = ds["gaussian_bound"].values[i]
+        most = max(columns, key=lambda j: gain[j] - bound[j])
+        shells = ", ".join(str(int(ds["shell"][j])) for j in columns)
+        lines.append(
+            f"{direction:<8} s = {float(ds['level'][i]):8.3f}  gain {gain[most]:.4f}, bound {bound[most]:.4f} in shell "
+            f"{int(ds['shell'][most])}; shells {shells}"
+        )
+    return lines
 
 
 def summary(ds: xr.Dataset) -> str:
@@ -354,7 +378,7 @@ def summary(ds: xr.Dataset) -> str:
         "",
         f"Gains above the Gaussian bound by more than {_VIOLATION:g} standard errors: {len(above)} of {total}",
         "(errors of both; where response is Gaussian, noise alone does that at 2 in 100):",
-        *above,
+        *_violation_lines(ds),
     ]
     return "\n".join(lines)
 

@@ -84,7 +84,7 @@ def table(ds: xr.Dataset) -> list[str]:
 
 def _about(s: Signature) -> str:
     if s.kind and s.kind != INSTABILITY:
-        return f"largest drift rate {s.depth:.3f} [{s.depth_low:.3f}, {s.depth_high:.3f}]: no instability"
+        return f"largest drift rate {s.depth:.3f} [{s.depth_low:.3f}, {s.depth_high:.3f}]: {s.crossing}"
     return f"shell {s.shell}" if s.shell else ""
 
 
