@@ -30,7 +30,7 @@ METHODS = ("auto", "quadrature", "qmc")
 # steps of 0.04 put the drift's zero of the +-1 pair 0.4 % above its limit of small steps, steps of 0.01 0.1 %.
 LARGEST_STEP = 0.04
 # Of the zero that the theory predicts, which belongs to no sampler's grid.
-_STEP_OF_ZERO = 0.01
+_STEP_OF_ZERO = 0.02
 
 # What makes a response trusted. Measured with the sampler in shells 0 to 5, the linear response to each sample's own
 # noise as control variate: for the pair of n = 3, 5 and 7, the pair with 4, 8 and 16 random patterns (lattice 80, 512

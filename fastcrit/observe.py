@@ -515,7 +515,9 @@ class Recorder:
         products = None
         if self.cross is not None and "cross" in sums:
             amplitudes = self.grid.core.power(flat, "orbits", selected=modes)[1].astype(np.float64)
-            amplitudes[:, 0, 0] = flat.sum(axis=tuple(range(1, flat.ndim)), dtype=np.float64)
+            first_modes = np.empty((1 + 2 * self.ndim, len(flat)))
+            self.grid.core.first_modes(flat, first_modes)
+            amplitudes[:, 0, 0] = first_modes[0]  # k = 0 as float64 has it
             with np.errstate(invalid="ignore", over="ignore"):  # what is not finite, the core refuses
                 products = self.cross.products(amplitudes.reshape(len(piece), self.channels, -1, 2))
         bad = self.grid.core.record(flat, self.channels, first, modes, self.blocks, sums)

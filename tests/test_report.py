@@ -27,7 +27,7 @@ from fastcrit.studies.fashion_mnist import run_all
 from tests.networks import edm2_pickle
 
 LARGEST = 8e6
-PANELS = {"patch": 6, "network": 7, "guidance": 3, "large": 4, "several": 17}
+PANELS = {"patch": 7, "network": 8, "guidance": 3, "large": 4, "several": 20}
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,7 @@ def verdict(ds: xr.Dataset) -> list[str]:
         together = max(s.low for s in found.values()) <= min(s.high for s in found.values())
         said.append(
             f"The levels found lie within a factor of {stored.spread:.2f}, and their intervals "
-            f"{'overlap' if together else 'do not all overlap'}: they answer different questions."
+            f"{'overlap' if together else 'do not all overlap'}."
         )
     if "theory_critical_level" in ds.attrs:
         s = ds.attrs["theory_critical_level"]
@@ -116,8 +116,8 @@ def comparison(runs: dict[str, xr.Dataset]) -> list[str]:
     if len(critical) < 2:
         return []
     said = []
-    for name in SIGNATURES:
-        found = [each[name] for each in critical if each[name].found]
+    for name in (n for n in SIGNATURES if any(n in each.signatures for each in critical)):
+        found = [each.found[name] for each in critical if name in each.found]
         if not found:
             said.append(f"{_sentence(name)}: no transition in any run.")
             continue
