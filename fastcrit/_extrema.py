@@ -130,7 +130,8 @@ class Signature:
         if self.found:
             return f"{self.interval}{remark}"
         level = f"; {self.interval.strip()}{remark}" if self.level > 0 else ""
-        return f"no transition ({self.reason}){level}"
+        clock = f"; clock {self.clock}" if self.clock else ""
+        return f"no transition ({self.reason}{clock}){level}"
 
 
 @dataclass(frozen=True)

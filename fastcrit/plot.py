@@ -342,8 +342,8 @@ def _shells_over_levels(
     figure, axes = _figure(axes)
     s = ds["level"].values
     taken = with_gains(ds)
-    present = [reference for reference in references if reference in ds]
-    lines = dict(zip(present, ("--", ":"), strict=False))
+    styles = zip(references, ("--", ":"), strict=False)
+    lines = {reference: style for reference, style in styles if reference in ds}
     shown = [j for j in range(ds.sizes["shell"]) if j in (0, 3, 5)]
     for colour, j in zip((MEASURED, *OTHERS), shown, strict=False):
         value, error = ds[name].values[taken, j], ds[f"{name}_stderr"].values[taken, j]
