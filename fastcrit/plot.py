@@ -151,6 +151,7 @@ def drift_rates(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
     references = {
         "drift_rate_theory": "self-consistent theory, where valid",
         "drift_rate_gaussian": "Gaussian data of this spectrum",
+        "drift_rate_at_symmetric_point": "theory at y = 0",
     }
     figure, axes = _shells_over_levels(ds, "drift_rate", references, axes)
     axes.axhline(0.0, color="0.5", linewidth=0.8)
@@ -338,11 +339,11 @@ def _picture(field: Any) -> Any:
 def _shells_over_levels(
     ds: xr.Dataset, name: str, references: dict[str, str], axes: Axes | None
 ) -> tuple[Figure, Axes]:
-    """Curves of a few shells over the levels, dashed and dotted the references, and the critical levels."""
+    """Curves of a few shells over the levels, in dashes and dots the references, and the critical levels."""
     figure, axes = _figure(axes)
     s = ds["level"].values
     taken = with_gains(ds)
-    styles = zip(references, ("--", ":"), strict=False)
+    styles = zip(references, ("--", ":", (0, (1, 4))), strict=False)
     lines = {reference: style for reference, style in styles if reference in ds}
     shown = [j for j in range(ds.sizes["shell"]) if j in (0, 3, 5)]
     for colour, j in zip((MEASURED, *OTHERS), shown, strict=False):

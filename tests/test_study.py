@@ -38,7 +38,7 @@ class TestStudy:
     def test_leaves_dataset_figures_and_table(self, finished):
         out, ds = finished
         names = {p.name for p in out.iterdir()}
-        drawn = ("structure_factors", "lengths", "gains", "softening", "order_parameter", "states")
+        drawn = ("structure_factors", "lengths", "drift_rates", "gains", "softening", "order_parameter", "states")
         figures = {f"{n}.{s}" for n in drawn for s in ("png", "svg")}
         assert names == {"config.json", "dataset.zarr", "summary.txt"} | figures
         xr.testing.assert_identical(store.load_dataset(out / "dataset.zarr"), ds)

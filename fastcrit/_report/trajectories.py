@@ -140,7 +140,10 @@ def lengths(ds: xr.Dataset) -> Panel:
 
 def drift_rates(ds: xr.Dataset) -> Panel:
     """Growth rates of modes under the reverse drift."""
-    references = {"drift_rate_theory": "self-consistent theory", "drift_rate_gaussian": "Gaussian data of its spectrum"}
+    references = {
+        "drift_rate_theory": "self-consistent theory", "drift_rate_gaussian": "Gaussian data of its spectrum",
+        "drift_rate_at_symmetric_point": "theory at y = 0",
+    }  # fmt: skip
     figure, ds = _shells(ds, "drift_rate", references)
     figure.add_hline(0.0, line={"color": NEUTRAL, "width": 1})
     figure.update_yaxes(title="growth rate μ = 1/2 − (1 − g)/σ²", range=[-1.0, 0.6])
@@ -277,12 +280,13 @@ def _spectra(ds: xr.Dataset) -> tuple[NDArray[Any], ...]:
 
 
 def _shells(ds: xr.Dataset, name: str, references: dict[str, str]) -> tuple[go.Figure, xr.Dataset]:
-    """Curves of all shells with errors, dashed and dotted the references there are; and the dataset where gains are."""
+    """Curves of all shells with errors and, in dashes and dots, their references; and the dataset where gains are."""
     ds = positive(ds)
     ds = ds.isel(level=with_gains(ds))
     s = ds["level"].values
     figure = go.Figure()
-    dashes = {reference: dash for reference, dash in zip(references, ("dash", "dot"), strict=False) if reference in ds}
+    styles = zip(references, ("dash", "dot", "dashdot"), strict=False)
+    dashes = {reference: dash for reference, dash in styles if reference in ds}
     for j in range(min(ds.sizes["shell"], _MOST_SHELLS)):
         colour = COLOURS[j % len(COLOURS)]
         group: dict[str, Any] = {"legendgroup": str(j), "visible": True if j in _SHOWN_SHELLS else "legendonly"}

@@ -273,15 +273,15 @@ def summary(ds: xr.Dataset) -> str:
         result.header(),
     ]
     if "theory_instability_level" in ds.attrs:
-        lines.append(result.row("theory, trajectories", ds.attrs["theory_instability_level"], "self-consistent"))
+        lines.append(result.row("theory (trajectories)", ds.attrs["theory_instability_level"], "self-consistent"))
     else:
-        lines.append(f"{'theory, trajectories':{result.NAME}}not valid for this dictionary where the drift turns")
+        lines.append(f"{'theory (trajectories)':{result.NAME}}not valid for this dictionary where the drift turns")
     if "theory_critical_level" in ds.attrs:
         k = ds.attrs["theory_critical_mode"]
         where = "k = 0" if not any(k) else f"k = ({k[0]:.3f}, {k[1]:.3f})"
-        lines.append(result.row("theory, score at y = 0", ds.attrs["theory_critical_level"], where))
+        lines.append(result.row("theory (symmetric point)", ds.attrs["theory_critical_level"], where))
     else:
-        lines.append(f"{'theory, score at y = 0':{result.NAME}}no transition: {ds.attrs['theory_no_transition']}")
+        lines.append(f"{'theory (symmetric point)':{result.NAME}}no transition: {ds.attrs['theory_no_transition']}")
     lines += [
         *result.table(ds),
         "",
