@@ -327,7 +327,7 @@ class TestInABrowser:
         assert page.locator("article.run:visible h2").text_content() == "network net-0.safetensors for Fashion-MNIST"
         page.locator("[role=tab]").last.click()
         assert page.locator("article.run:visible h2").text_content() == "network net-1.safetensors for Fashion-MNIST"
-        assert draw_all(page) == 10
+        assert draw_all(page) == 12
 
     def test_hovering_shows_the_value(self, opened):
         page = opened("patch")

@@ -194,7 +194,7 @@ class TestCommandLine:
             rec.update(i, rng.standard_normal((20, 8, 8)))
         rec.save(tmp_path / "recorder.safetensors")
         done = run_cli("analyze", tmp_path / "recorder.safetensors")
-        assert done.stdout.startswith("softening      not recorded")
+        assert done.stdout.startswith("instability     not recorded")
         np.save(tmp_path / "fields.npy", rng.standard_normal((30, 2, 12, 12)))
         done = run_cli("analyze", tmp_path / "fields.npy")
         assert done.returncode == 0, done.stderr
