@@ -57,19 +57,16 @@ class CrossShells:
         flat = (amplitudes * root).reshape(*amplitudes.shape[:2], -1)
         return flat @ flat.swapaxes(-1, -2)
 
-    def centred(self, products: Floats, counts: NDArray[np.int64], amplitudes: Floats, mean: Floats) -> Floats:
-        """Block sums of products with the ensemble mean removed, as of power: (blocks, shells, C, C).
+    def covariance(self, products: Floats, counts: NDArray[np.int64], amplitudes: Floats) -> Floats:
+        """Mean products with the ensemble mean removed, (sets, shells, C, C), of sets of samples.
 
-        ``amplitudes`` (blocks, C, modes, 2) are the blocks' sums, ``mean`` (C, modes, 2) that of all samples.
+        ``products`` (sets, shells, C, C) and ``amplitudes`` (sets, C, modes, 2) are sums over a set; divided by n - 1.
         """
         out = products.copy()
         for k, (at, w) in enumerate(zip(self._places, self._weights, strict=True)):
-            root = np.sqrt(w)[:, None]
-            mu = (mean[:, at] * root).reshape(len(mean), -1)
-            sums = (amplitudes[:, :, at] * root).reshape(*amplitudes.shape[:2], -1)
-            once = sums @ mu.T
-            out[:, k] += counts[:, None, None] * (mu @ mu.T) - once - once.swapaxes(-1, -2)
-        return out
+            sums = (amplitudes[:, :, at] * np.sqrt(w)[:, None]).reshape(*amplitudes.shape[:2], -1)
+            out[:, k] -= (sums @ sums.swapaxes(-1, -2)) / counts[:, None, None]
+        return out / (counts - 1)[:, None, None, None]
 
     def upload(self, device: Any) -> None:
         """Put the tables on a device, which their first use does otherwise (and waits for it)."""

@@ -138,6 +138,8 @@ def _one_level(
     grid = rec.grid
     counts = rec.state[f"{prefix}count"][i]
     n = int(counts.sum())
+    if n == 1 and prefix:
+        n = 0  # a single image has no ensemble
     if n == 1:
         raise ValueError(f"level {i} (s = {s:.6g}) has a single sample; the ensemble mean needs at least 2")
     used = counts > 0
@@ -254,12 +256,11 @@ def _cross_spectra(rec: Recorder) -> dict[str, Any]:
         n = per_block.sum()
         if n < fewest_for_errors("ensemble"):
             continue
-        low = rec.state["low"][i]
-        centred = rec.cross.centred(sums[i], per_block, low, low.sum(axis=0) / n)
-        total, left = centred.sum(axis=0), n - per_block
-        rows[0, i] = total / (n - 1)
-        used = per_block > 0
-        rows[1:, i][used] = (total - centred[used]) / (left[used] - 1)[:, None, None, None]
+        low, used = rec.state["low"][i], per_block > 0
+        products, amplitudes = sums[i].sum(axis=0), low.sum(axis=0)
+        rows[0, i] = rec.cross.covariance(products[None], np.array([n]), amplitudes[None])[0]
+        left = n - per_block[used]
+        rows[1:, i][used] = rec.cross.covariance(products - sums[i][used], left, amplitudes - low[used])
     dims = ["level", "cross_shell", "channel", "channel_in"]
     return {
         "cross_spectrum": (dims, rows[0], {"long_name": "P_ab(k) = Re <phi_a^ phi_b^*>/N, ensemble mean removed"}),
@@ -273,13 +274,14 @@ def _gains(rec: Recorder) -> dict[str, Any]:
     dims = ["level", "shell"]
     if rec._gains_are_matrices:
         matrix, left = _means(rec.state["gain_matrix"], counts)
-        gain, vector = collective_modes(matrix, softening_scale(rec.levels, rec.data_std))
+        errors = _errors(left, counts)
+        gain, vector = collective_modes(matrix, errors)
         # Along the same direction without each block, which differs from its own by the second order.
         left_gain = np.einsum("lsc,blscd,lsd->bls", vector, left, vector)
         channels = ["channel", "channel_in"]
         data: dict[str, Any] = {
             "gain_matrix": ([*dims, *channels], matrix, {"long_name": "G_ab(k) = <e_k in a, J e_k in b>"}),
-            "gain_matrix_stderr": ([*dims, *channels], _errors(left, counts)),
+            "gain_matrix_stderr": ([*dims, *channels], errors),
             "gain_eigenvector": ([*dims, "channel"], vector, {"long_name": "softest collective mode"}),
             "diagonal_gain": (dims, np.einsum("lscc->ls", matrix) / rec.channels, {"long_name": "mean of channels"}),
         }

@@ -73,7 +73,10 @@ def drift_rate(gain: Any, s: Any, data_std: float = 1.0, process: str = "sde") -
     check_choice(process, PROCESSES, "process")
     variance = _variance_of_noise(s, data_std)
     if not hasattr(gain, "dims"):
-        gain = np.asarray(gain, dtype=np.float64)
+        gain = np.asarray(getattr(gain, "gain", gain))  # a ModeResponse has them
+        if gain.dtype.kind not in "fiu":
+            raise TypeError(f"gain: expected real numbers, got dtype {gain.dtype}")
+        gain = gain.astype(np.float64)
         try:
             np.broadcast_shapes(gain.shape, np.shape(variance))
         except ValueError:
@@ -100,10 +103,11 @@ def _variance_of_noise(s: Any, data_std: float) -> Any:
     """sigma^2 = s^2/(s^2 + std^2) of data scaled to unit variance; NaN at s = 0."""
     if not hasattr(s, "dims"):
         s = np.asarray(s, dtype=np.float64)
-    if not bool((s >= 0).all()):
-        raise ValueError("s: expected noise levels >= 0, got a negative one or NaN")
-    square = s**2
-    return (square / (square + check_positive(data_std, "data_std") ** 2)) * np.where(s > 0, 1.0, np.nan)
+    if not bool(((s >= 0) & (s < np.inf)).all()):
+        raise ValueError("s: expected noise levels >= 0, got a negative one, NaN or infinity")
+    # By the ratio, whose square neither overflows nor vanishes where the levels' own would.
+    ratio = check_positive(data_std, "data_std") / (s + (s == 0))
+    return 1.0 / (1.0 + ratio**2) * np.where(s > 0, 1.0, np.nan)
 
 
 def dispersion_length(
@@ -164,7 +168,9 @@ def dispersion_length(
     check_choice(of, _DISPERSIONS, "of")
     check_choice(process, PROCESSES, "process")
     if hasattr(k2, "gain"):  # a ModeResponse
-        k2, gain, stderr, s = k2.k2, k2.gain, k2.stderr, k2.s if s is None else s
+        if s is not None and s != k2.s:
+            raise ValueError(f"s: this response was measured at s = {k2.s:.6g}, got {s!r}")
+        k2, gain, stderr, s = k2.k2, k2.gain, k2.stderr, k2.s
     k2 = np.asarray(k2, dtype=np.float64)
     gain = np.asarray(gain, dtype=np.float64)
     if k2.ndim != 1 or gain.ndim < 1 or gain.shape[-1] != k2.size:
@@ -280,18 +286,19 @@ def response_deficit(gain: Any, bound: Any, *, channels: bool = False) -> Any:
     return np.where(carried.any(axis=-1), 1.0 - _eigen(whitened)[0][..., -1], np.nan)[()]
 
 
-def collective_modes(gain: Any, scale: Any = None) -> tuple[Floats, Floats]:
+def collective_modes(gain: Any, error: Any = None) -> tuple[Floats, Floats]:
     r"""Softest collective mode of gain matrices: its gain and its unit vector in channel space, level by level.
 
-    The leading eigenvalue of the Hermitian part at the level where the mode is softest; from there to both ends the
-    eigenvector that overlaps most with its neighbour's, so that a mode stays itself where others come close.
+    The leading eigenvalue of the Hermitian part. Where others come so close that errors could have put them in front,
+    the mode stays itself: from the level where the leading one is best told from the next, to both ends, the
+    eigenvector that overlaps most with its neighbour's is kept as long as no other is ahead of it by more than errors.
 
     Parameters
     ----------
     gain : array (levels, ..., C, C)
         Real or complex; NaN where nothing was measured.
-    scale : array (levels,), optional
-        1/sigma^2, by which a distance of the gain to 1 becomes a stiffness; default: the same at every level.
+    error : array (levels, ..., C, C), optional
+        Standard errors of the entries; default: none, and the mode is the leading one everywhere.
 
     Returns
     -------
@@ -317,19 +324,25 @@ def collective_modes(gain: Any, scale: Any = None) -> tuple[Floats, Floats]:
     flat = _hermitian(matrix).reshape(len(matrix), -1, C, C)
     known = np.isfinite(flat).all(axis=(-1, -2))
     values, vectors = np.linalg.eigh(np.where(known[..., None, None], flat, np.eye(C)))
-    stiffness = (1.0 - values[..., -1]) * (1.0 if scale is None else np.asarray(scale, dtype=np.float64)[:, None])
+    noise = np.zeros(known.shape)
+    if error is not None:
+        # Eigenvalues of a symmetric matrix of independent errors e reach 2 e sqrt(C).
+        square = np.square(np.asarray(error, dtype=np.float64)).reshape(flat.shape)
+        noise = 2.0 * np.sqrt(C * np.nan_to_num(square.mean(axis=(-1, -2))))
     out = np.full(flat.shape[:2], np.nan)
     modes = np.full(flat.shape[:3], np.nan, dtype=vectors.dtype)
     for m in range(flat.shape[1]):
         levels = np.flatnonzero(known[:, m])
         if not levels.size:
             continue
-        comparable = np.where(np.isfinite(stiffness[levels, m]), stiffness[levels, m], np.inf)
-        softest = levels[int(np.argmin(comparable))]
-        for way in (levels[levels >= softest], levels[levels <= softest][::-1]):
+        gap = (values[levels, m, -1] - values[levels, m, -min(2, C)]) / np.maximum(noise[levels, m], _EXACT)
+        clearest = levels[int(np.argmax(gap))]
+        for way in (levels[levels >= clearest], levels[levels <= clearest][::-1]):
             before = None
             for i in way:
                 j = C - 1 if before is None else int(np.argmax(np.abs(before.conj() @ vectors[i, m])))
+                if values[i, m, -1] - values[i, m, j] > noise[i, m]:
+                    j = C - 1
                 before = vectors[i, m, :, j]
                 out[i, m], modes[i, m] = values[i, m, j], before
     largest = np.take_along_axis(modes, np.argmax(np.abs(modes), axis=-1)[..., None], axis=-1)

@@ -39,6 +39,7 @@ __all__ = [
     "INSTABILITY",
     "NOT_RECORDED",
     "SIGNATURES",
+    "UNSTABLE_FROM_START",
     "WEAKENING",
     "CriticalPoint",
     "Signature",
@@ -56,10 +57,14 @@ _GROWING = {"growth": "xi_efold", "growth_denoised": "xi_binarized_denoised"}
 GROWTHS = tuple(_GROWING)
 # Clocks of growth: the log of the noise level, or of the Ornstein-Uhlenbeck time t = log(1 + s^2).
 CLOCKS = ("log s", "log t")
+# The reason when there is nothing above the first recorded level to cross from.
+UNSTABLE_FROM_START = "the drift is unstable at the highest recorded level"
 # Levels over which the slope of xi is taken: a straight line through five levels in log s.
 _SLOPE_LEVELS = FEWEST_LEVELS
 # A length counts at a level when its standard error is below this fraction of it; a softening always does.
 _WORST_RELATIVE_ERROR = 0.2
+# Gains of networks in float32 are rounded to some 1e-6 of themselves; those of states that differ scatter by 1e-3.
+_ROUNDING_OF_GAINS = 1e-5
 # Rates of the drift are compared with that of noise alone, which is -1/2.
 _RATE_OF_NOISE = 0.5
 
@@ -149,7 +154,8 @@ def critical_point(
     A drift that never crosses zero may have an interior prominent maximum: then ``instability`` is of kind "weakening".
     A zero is no evidence of a transition by itself, since Gaussian data cross, too: where the level at which Gaussian
     data of the same spectrum would cross agrees within the errors, and the rate does not fall again below it, the level
-    is given and there is no transition.
+    is given and there is no transition. Neither is there one in a linear denoiser, whose gain is the same in every
+    state, whatever extremum it has.
 
     Parameters
     ----------
@@ -159,7 +165,8 @@ def critical_point(
     signature : str, optional
         Look for this one only.
     clock : "log s" or "log t"
-        Of growth: where its maximum lies depends on it. t = log(1 + s^2) is Ornstein-Uhlenbeck time.
+        Of growth: where its maximum lies depends on it. t = log(1 + s^2) is Ornstein-Uhlenbeck time,
+        of the data as they are: ``data_std`` does not enter.
     confidence : float
         Of the intervals, which come from a block bootstrap over trajectories (linearised: jackknife blocks are drawn
         with replacement and act through their influence on the curve).
@@ -207,7 +214,7 @@ def critical_point(
         sampled = int((ds["n_samples"].values[: log_s.size] > 0).sum())
     if sampled < _SLOPE_LEVELS:
         raise ValueError(f"ds: expected at least {_SLOPE_LEVELS} positive levels with samples, got {sampled}")
-    gaussian = _gaussian_zero(ds) if "instability" in names else None
+    whole = ds
     if "channel" in ds.dims:
         ds = ds.drop_dims("channel_in", errors="ignore").mean("channel", skipna=False)
     rng = np.random.default_rng(seed)
@@ -223,13 +230,16 @@ def critical_point(
             part = ds.isel(level=np.flatnonzero(ds["n_gains"].values[: log_s.size] > 0))
             at = np.log(part["level"].values)
         if name == "instability":
-            found[name] = _instability(part, at, draws, confidence, gaussian)
+            found[name] = _instability(part, at, draws, confidence, _gaussian_zero(whole, at))
         elif name in _GROWING:
             found[name] = replace(locate(name, _growth(part, name, at, clock), at, draws, confidence), clock=clock)
         else:
             found[name] = locate(name, _CURVES[name](part, at), at, draws, confidence)
+        if name in _OF_GAINS and found[name].found and _is_linear(part, found[name]):
+            found[name] = replace(found[name], reason="linear response: the gain is the same in every state")
     if signature is not None and found[signature].reason == NOT_RECORDED:
-        raise ValueError(f"signature: the curve of {signature!r} was not recorded (gains are, with gain_shells=...)")
+        how = "gain_shells=..." if signature in _OF_GAINS else "update(.., denoised=D), which samplers do"
+        raise ValueError(f"signature: the curve of {signature!r} was not recorded (it takes {how})")
     if signature is not None and not found[signature].found:
         raise NoTransitionError(f"{signature}: no transition ({found[signature].reason})")
     return CriticalPoint(found, confidence)
@@ -272,6 +282,17 @@ def _susceptibility(ds: xr.Dataset, log_s: Floats) -> Curve | None:
 _CURVES = {"softening": _softening, "xi_eq": _xi_eq, "susceptibility": _susceptibility}
 
 
+def _is_linear(ds: xr.Dataset, found: Signature) -> bool:
+    """Whether the gain at a level does not depend on the state, to rounding: a linear denoiser commits to nothing."""
+    if "gain_on_trajectories_stderr" not in ds or "n_gains" not in ds.coords:
+        return False
+    at = int(np.argmin(np.abs(np.log(ds["level"].values) - np.log(found.level))))
+    columns = slice(None) if found.shell is None else list(ds["shell"].values).index(found.shell)
+    gain, error = (ds[f"gain_on_trajectories{end}"].values[at, columns] for end in ("", "_stderr"))
+    spread = error * np.sqrt(float(ds["n_gains"].values[at]))
+    return bool(np.all(spread <= _ROUNDING_OF_GAINS * np.abs(gain)))
+
+
 def _shell(ds: xr.Dataset, column: int) -> int:
     return int(ds["shell"].values[column]) if "shell" in ds.coords else column
 
@@ -292,21 +313,24 @@ def _instability(
     crossing: tuple[float, int, Signature] | None = None
     for column in range(rates.shape[1]):
         curve = Curve(rates[:, column], replicates[..., column], _shell(ds, column))
-        zero = first_zero(name, curve, errors[:, column], log_s, draws, confidence)
+        zero = first_zero(name, curve, errors[:, column], log_s, draws, confidence, looks=rates.shape[1])
         if zero is not None and (crossing is None or zero.level > crossing[0]):
             crossing = zero.level, column, zero
     if crossing is not None:
         found = replace(crossing[2], **beside)
         if np.isinf(found.level):
-            return replace(no_signature(name, "the drift is unstable at the highest recorded level"), **beside)
+            return replace(no_signature(name, UNSTABLE_FROM_START), **beside)
         # Gaussian data pass for others once in FALSE_ALARMS tries; the spectrum's error is from so many blocks. Their
         # rate never falls again, so that one which does is another's.
         z = float(scipy.special.stdtrit(ds.sizes["block"] - 1, 1.0 - 0.5 * FALSE_ALARMS))
-        alike = gaussian is not None and gaussian(z) >= found.low and gaussian(-z) <= found.high
+        alike = gaussian is None or (gaussian(z) >= found.low and gaussian(-z) <= found.high)
         column = crossing[1]
         curve = Curve(rates[:, column], replicates[..., column])
         if alike and not locate(name, curve, log_s, draws, confidence, scale=_RATE_OF_NOISE).found:
-            return replace(found, reason="Gaussian data of this spectrum cross there, too")
+            about = "Gaussian data of this spectrum cross there, too, and the rate does not fall again"
+            return replace(
+                found, reason=about if gaussian else "the spectrum is not known, and Gaussian data cross, too"
+            )
         return found
     # As in _softening: told by what is surely above.
     sure = np.where(np.isfinite(errors), rates - LEAST_PROMINENCE * errors, -np.inf)
@@ -315,16 +339,17 @@ def _instability(
     weak = locate(name, curve, log_s, draws, confidence, scale=_RATE_OF_NOISE)
     if not weak.found:
         return replace(weak, **beside)
-    use = np.isfinite(curve.replicates).all(axis=1)
-    at = int(np.argmin(np.abs(log_s - np.log(weak.level))))
-    values = curve.values[at] + bootstrap_deviations(curve.values, curve.replicates[use], draws[:, use])[:, at]
+    at = int(np.argmin(np.where(np.isfinite(curve.values), np.abs(log_s - np.log(weak.level)), np.inf)))
+    use = np.isfinite(curve.replicates[:, at])
+    deviations = bootstrap_deviations(curve.values[[at]], curve.replicates[use][:, [at]], draws[:, use])
+    values = curve.values[at] + deviations[:, 0]
     tail = 50.0 * (1.0 - confidence)
     low, high = np.percentile(values, [tail, 100.0 - tail])
     depth: dict[str, Any] = {"depth": float(curve.values[at]), "depth_low": float(low), "depth_high": float(high)}
     return replace(weak, kind=WEAKENING, **depth, **beside)
 
 
-def _gaussian_zero(ds: xr.Dataset) -> Callable[[float], float] | None:
+def _gaussian_zero(ds: xr.Dataset, log_s: Floats) -> Callable[[float], float] | None:
     """Level at which the drift of Gaussian data of the same spectrum crosses zero, for a spectrum z errors higher.
 
     From the data's own bound where a study has it, else from the spectrum that the trajectories end with; 0 where it
@@ -335,15 +360,18 @@ def _gaussian_zero(ds: xr.Dataset) -> Callable[[float], float] | None:
     std, s = float(ds.attrs["data_std"]), ds["level"].values
     if "gaussian_bound" in ds:
         bound, error = (ds[f"gaussian_bound{end}"].transpose("level", "shell").values for end in ("", "_stderr"))
-        use = s > 0
+        # At the levels of the gains, so that both are interpolated alike.
+        use = np.isin(s, np.exp(log_s)) | np.isclose(s[:, None], np.exp(log_s), rtol=1e-12).any(axis=1)
         return lambda z: _zero_of_exact(np.log(s[use]), drift_rate(bound + z * error, s[:, None], std)[use])
     found = _last_spectrum(ds)
-    if found is None or not (found[0] > 0).any():
+    if found is None or not (np.isfinite(found[1]) & (found[0] > 0)).any():
         return None
     S, error, noise = found
-    k = int(np.nanargmax(S))
-    # A power is a mean of squares, and its error in proportion to it.
-    return lambda z: float(np.sqrt(max(0.0, S[k] * np.exp(z * error[k] / S[k]) - noise - 2.0 * std**2)))
+    known = np.isfinite(S) & np.isfinite(error) & (S > 0)
+    S, error = S[known], error[known]
+    # A power is a mean of squares, and its error in proportion to it. The largest of all shells after the shift: k = 0
+    # has few modes, and may lie below others by chance.
+    return lambda z: float(np.sqrt(max(0.0, (S * np.exp(z * error / S)).max() - noise - 2.0 * std**2)))
 
 
 def gaussian_rates(ds: xr.Dataset) -> xr.DataArray:
@@ -390,12 +418,16 @@ def _last_spectrum(ds: xr.Dataset) -> tuple[Floats, Floats, float] | None:
         if not np.isfinite(matrix).all():
             return None
         values, vectors = np.linalg.eigh(matrix)
+        at = [int(k) for k in ds["shell"].values if k < len(values)]
+        values, vectors, error = values[at], vectors[at], error[at]
         share = np.abs(vectors[..., -1])
         # As if the errors of all entries went together, which they do where the channels do; elsewhere they are less.
         return values[:, -1], np.einsum("sa,sab,sb->s", share, error, share), noise
-    if "S" in ds and "channel" not in ds["S"].dims and "shell" in ds.coords:
+    if "S" in ds and "shell" in ds.coords:
+        # Gains that are numbers are of channels apart, as the rest is: averaged over them.
+        one = ds[["S", "S_stderr"]].mean("channel") if "channel" in ds["S"].dims else ds
         shells = ds["shell"].values[ds["shell"].values < ds.sizes["k"]]
-        S, error = (ds[name].transpose("level", "k").values[last][shells] for name in ("S", "S_stderr"))
+        S, error = (one[name].transpose("level", "k").values[last][shells] for name in ("S", "S_stderr"))
         return S, error, noise
     return None
 

@@ -155,7 +155,7 @@ def drift_rates(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
     }
     figure, axes = _shells_over_levels(ds, "drift_rate", references, axes)
     axes.axhline(0.0, color="0.5", linewidth=0.8)
-    axes.set_ylim(-1.0, 0.6)
+    axes.set_ylim(-1.0, _top(ds["drift_rate"].values, 0.6))
     axes.set_ylabel("growth rate (per unit of OU time)")
     _title(axes.set_title, ds, "Reverse drift: above 0 it amplifies")
     return figure
@@ -164,7 +164,7 @@ def drift_rates(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
 def softening(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
     """Softening (1 - g)/sigma^2, sigma^2 = s^2/(s^2 + data variance): the stiffness of a mode; 0 is critical."""
     figure, axes = _shells_over_levels(ds, "softening", {"softening_gaussian": "Gaussian data of this spectrum"}, axes)
-    axes.set_ylim(0, 2.0)
+    axes.set_ylim(-_top(-ds["softening"].values, 0.0), 2.0)
     axes.set_ylabel("softening (1 - g)/sigma^2")
     _title(axes.set_title, ds, "Softening: modes are softest at its minimum")
     return figure
@@ -347,7 +347,8 @@ def _shells_over_levels(
     lines = {reference: style for reference, style in styles if reference in ds}
     shown = [j for j in range(ds.sizes["shell"]) if j in (0, 3, 5)]
     for colour, j in zip((MEASURED, *OTHERS), shown, strict=False):
-        value, error = ds[name].values[taken, j], ds[f"{name}_stderr"].values[taken, j]
+        value = ds[name].values[taken, j]
+        error = ds[f"{name}_stderr"].values[taken, j] if f"{name}_stderr" in ds else None  # a theory's has none
         label = f"on trajectories, k = {float(ds['shell_k'][j]):.2f} rad/site"
         axes.errorbar(s[taken], value, error, color=colour, label=label, linewidth=1, capsize=2)
         for reference, style in lines.items():
@@ -358,6 +359,11 @@ def _shells_over_levels(
     _level_axis(axes, s)
     _legend(axes)
     return figure, axes
+
+
+def _top(values: Any, usual: float) -> float:
+    """End of an axis: the usual one, or where the data need it."""
+    return max(usual, 1.1 * float(np.nanmax(values, initial=usual)))
 
 
 def where_valid(ds: xr.Dataset, name: str) -> Any:

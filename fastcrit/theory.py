@@ -293,6 +293,8 @@ class PatchTheory:
         """
         closure, process = self._closure("trajectories", solver, seed, method, process)
         s = check_levels(levels)
+        if s[0] > 1e12 or s[-1] < 1e-12:
+            raise ValueError(f"levels: expected noise levels from 1e-12 to 1e12, got {s[0]:g} to {s[-1]:g}")
         steps = None if substeps is None else check_integer(substeps, "substeps", 1)
         return _closure.build_trajectories(closure, s, steps, self._data_std, process)
 

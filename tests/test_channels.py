@@ -107,6 +107,18 @@ class TestGaussianData:
             np.einsum("scc->cs", ds.cross_spectrum[0].values), ds.S[0].values[:, : len(shells)], rtol=1e-6
         )
 
+    def test_errors_are_those_of_leaving_blocks_out(self, rng):
+        y = rng.standard_normal((9, 2, H, W)) + 0.5 * rng.standard_normal((9, 1, H, W)) + 3
+        rec = fc.Recorder([1.0], shape=(2, H, W), blocks=9, low_modes=3)
+        rec.update(0, y)
+        values = []
+        for b in range(9):
+            left = fc.Recorder([1.0], shape=(2, H, W), blocks=9, low_modes=3)
+            left.update(0, np.delete(y, b, axis=0))
+            values.append(left.dataset().cross_spectrum.values[0])
+        expected = np.sqrt(8 / 9 * ((np.array(values) - np.mean(values, axis=0)) ** 2).sum(axis=0))
+        np.testing.assert_allclose(rec.dataset().cross_spectrum_stderr[0], expected, rtol=1e-9)
+
     def test_grey_images_cross_where_their_brightness_does(self):
         """Three channels of one field: P = 3 x 9 along (1, 1, 1), and Gaussian data's zero stands beside it."""
         P, ds = trajectories(3, 1.0, "sde", n=256)

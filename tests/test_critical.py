@@ -47,7 +47,7 @@ class TestFinding:
             "chi": 5 + bump(center),
             "xi_efold": 2 + np.tanh(np.log(center / LEVELS)),  # steepest at the center
             "xi_binarized_denoised": 2 + np.tanh(np.log(center / LEVELS)),
-            "drift_rate": np.log(center / LEVELS),  # 0 there
+            "drift_rate": 0.5 * np.sin(np.clip(np.log(center / LEVELS), -1.5, 2.5)),  # 0 there, and falls again
         }
         cp = fc.critical_point(dataset(curves, 0.01, seed=1))
         assert set(cp.found) == set(cp.signatures) == set(fc.critical.SIGNATURES)

@@ -10,7 +10,7 @@ import fastcrit as fc
 from fastcrit._dataset import with_drift
 from fastcrit._extrema import Curve, first_zero
 from fastcrit._statefile import write_state
-from fastcrit.critical import INSTABILITY, WEAKENING, CriticalPoint, stored_critical_point
+from fastcrit.critical import INSTABILITY, WEAKENING, CriticalPoint, gaussian_rates, stored_critical_point
 from fastcrit.modes import dispersion_length, drift_rate
 
 LEVELS = fc.schedules.log_levels(40, high=30.0, low=0.1)
@@ -197,7 +197,8 @@ class TestInstability:
         fields = model.sample_data(64)
         for i, s in enumerate(LEVELS):
             rec.update(i, fields + s * rng.standard_normal(fields.shape))
-            rec.update_gain(i, np.tile(6 / (6 + s**2) * np.array([1.0, 0.2]), (64, 1)))
+            gain = 6 / (6 + s**2) * np.array([1.0, 0.2])
+            rec.update_gain(i, gain + 1e-3 * rng.standard_normal((64, 2)))
         found = fc.critical_point(rec.dataset())[INSTABILITY]
         assert found.found
         assert found.gaussian_low > 2 * found.high
@@ -212,6 +213,61 @@ class TestInstability:
         assert found.low <= level <= found.high
         assert found.depth_low <= depth <= found.depth_high + 0.01  # the largest of a few levels, not of all
         assert "weakening, no instability" in found.verdict
+
+    @pytest.mark.parametrize("shape", [(1, 16, 16), (2, 16, 16)])
+    def test_channels_of_gaussian_data_with_gains_that_are_numbers_show_none(self, shape):
+        model = fc.theory.GaussianTheory.ornstein_zernike(xi=3.0, lattice=16)
+        std = model.spectrum.mean() ** 0.5
+        rec = fc.Recorder(LEVELS, shape=shape, data_std=std, gain_shells=range(4))
+        rng = np.random.default_rng(0)
+        x = model.sample_data(64 * shape[0]).reshape(64, *shape)
+        for i, s in enumerate(LEVELS):
+            rec.update(i, x + s * rng.standard_normal(x.shape))
+            rec.update_gain(i, model.shell_gain(float(s))[:4] + 1e-3 * rng.standard_normal((64, 4)))
+        found = fc.critical_point(rec.dataset())[INSTABILITY]
+        assert "Gaussian data of this spectrum cross there, too" in found.verdict
+        assert found.low <= np.sqrt(9 - 2 * std**2) * 1.01
+        assert found.high >= np.sqrt(9 - 2 * std**2) * 0.99
+
+    def test_recorded_shells_are_compared_with_themselves(self):
+        """Shells 1, 3, 5 of three Gaussian channels: k = 0, which would cross at higher noise, was not asked for."""
+        model = fc.theory.GaussianTheory.ornstein_zernike(xi=4.0, lattice=16)
+        std = model.spectrum.mean() ** 0.5
+        shells = [1, 3, 5]
+        rec = fc.Recorder(LEVELS, shape=(3, 16, 16), data_std=std, gain_shells=shells)
+        rng = np.random.default_rng(1)
+        x = model.sample_data(3 * 256).reshape(256, 3, 16, 16)
+        for i, s in enumerate(LEVELS):
+            rec.update(i, x + s * rng.standard_normal(x.shape))
+            gain = model.shell_gain(float(s))[shells][:, None, None] * np.eye(3)
+            rec.update_gain(i, gain + 1e-4 * rng.standard_normal((256, 3, 3, 3)))
+        ds = rec.dataset()
+        assert not fc.critical_point(ds)[INSTABILITY].found
+        exact = drift_rate(model.shell_gain(0.1)[shells], 0.1, std)
+        np.testing.assert_allclose(gaussian_rates(ds)[-1], exact, atol=0.25)
+
+    def test_a_level_without_a_value_changes_nothing(self):
+        ds = with_gains(6 / (6 + LEVELS[:, None] ** 2) * np.ones(2), 0.01)
+        whole = fc.critical_point(ds)[INSTABILITY]
+        holed = ds.drop_vars("n_gains").copy(deep=True)
+        for name in ("drift_rate", "drift_rate_stderr", "drift_rate_jackknife"):
+            holed[name][{"level": 10}] = np.nan
+        again = fc.critical_point(holed)[INSTABILITY]
+        assert again.level == pytest.approx(whole.level, rel=0.01)
+
+    @pytest.mark.parametrize("c", [lambda s: 1 / (1 + s), lambda s: 0.9 / (1 + s**2), lambda s: 0 * s])
+    def test_a_linear_denoiser_commits_to_nothing(self, c):
+        """D = c(s) y; the first is a flow network's that has learned nothing, v = 0: softest at 1 + 2^0.5."""
+        rng = np.random.default_rng(0)
+        rounding = 1 + 1e-7 * rng.standard_normal((len(LEVELS), 64, 3))
+        rec = fc.Recorder(LEVELS, shape=(16, 16), gain_shells=range(3))
+        for i, s in enumerate(LEVELS):
+            rec.update(i, np.hypot(s, 1) * rng.standard_normal((64, 16, 16)))
+            rec.update_gain(i, c(s) * rounding[i])
+        cp = fc.critical_point(rec.dataset())
+        assert cp.found == {}
+        if c(1.0) == 0.5:
+            assert "linear response" in cp["softening"].reason
 
     def test_noise_does_not_cross(self):
         gain = np.zeros((len(LEVELS), 3))
@@ -289,6 +345,15 @@ class TestDenoised:
         whole.save(tmp_path / "rec")
         xr.testing.assert_identical(fc.Recorder.load(tmp_path / "rec").dataset(), whole.dataset())
 
+    def test_a_single_image_among_many_states_has_no_ensemble(self, rng):
+        rec = fc.Recorder(LEVELS[:2], shape=(8, 8))
+        for i in range(2):
+            rec.update(i, rng.standard_normal((50, 8, 8)))
+        rec.update(0, rng.standard_normal((1, 8, 8)), denoised=rng.standard_normal((1, 8, 8)))
+        ds = rec.dataset()
+        assert np.isnan(ds.S_denoised).all()
+        assert np.isfinite(ds.S).all()
+
     def test_a_recorder_may_do_without(self, rng):
         rec = fc.Recorder(LEVELS[:1], shape=(8, 8), denoised=False)
         rec.update(0, rng.standard_normal((5, 8, 8)), denoised=rng.standard_normal((5, 8, 8)))
@@ -324,6 +389,14 @@ class TestDenoised:
         ds = rec.dataset()
         for i, s in enumerate(rec.levels):
             np.testing.assert_allclose(ds.S_denoised[i], fc.structure_factor(seen[s]).S, rtol=1e-9)
+
+    def test_the_patch_sampler_ends_on_0_with_gains(self):
+        pair = fc.patch.Dictionary.binary(size=3, random=0)
+        rec = fc.Recorder([8.0, 2.0, 0.0], shape=(12, 12), gain_shells=range(3))
+        fc.patch.sample(pair, 12, 8, rec.levels, recorder=rec)
+        ds = rec.dataset()
+        assert ds.n_gains.values.tolist() == [8, 8, 0]
+        assert ds.n_denoised.values.tolist() == [8, 8, 8]
 
 
 class TestClocks:

@@ -157,9 +157,24 @@ class TestMatrices:
         """Along (1, 1) the gain falls, along (1, -1) it rises above it; level 2 is the softest."""
         even, odd = np.full((2, 2), 0.5), np.array([[0.5, -0.5], [-0.5, 0.5]])
         a, b = [0.2, 0.5, 0.9, 0.6, 0.3], [0.1, 0.1, 0.3, 0.5, 0.7]
-        gain, vector = collective_modes(np.array([p * even + q * odd for p, q in zip(a, b, strict=True)])[:, None])
+        G = np.array([p * even + q * odd for p, q in zip(a, b, strict=True)])[:, None]
+        gain, vector = collective_modes(G)
+        np.testing.assert_allclose(gain[:, 0], np.maximum(a, b))  # exact: the softest is the softest
+        np.testing.assert_allclose(vector[:3, 0], 2**-0.5)
+        # With errors of 0.2 an entry neither 0.5 nor 0.7 is surely ahead: the mode stays what it was.
+        gain, vector = collective_modes(G, np.full(G.shape, 0.2))
         np.testing.assert_allclose(gain[:, 0], a)
         np.testing.assert_allclose(vector[:, 0], 2**-0.5)
+
+    def test_noise_where_all_gains_are_alike_does_not_choose_the_mode(self):
+        """P = 400, 20, 10 of three channels: from g of nearly 1 for all, where noise mixes them, to high noise."""
+        s = fc.schedules.log_levels(24, high=50, low=0.05)
+        G = np.einsum("lc,cd->lcd", np.array([400.0, 20.0, 10.0]) / (np.array([400.0, 20.0, 10.0]) + s[:, None] ** 2),
+                      np.eye(3))[:, None]  # fmt: skip
+        for seed in range(20):
+            noise = 5e-4 * np.random.default_rng(seed).standard_normal(G.shape)
+            gain, _ = collective_modes(G + noise, np.full(G.shape, 5e-4))
+            np.testing.assert_allclose(gain[:, 0], G[:, 0, 0, 0], atol=6e-3)
 
 
 class TestRandomPhases:

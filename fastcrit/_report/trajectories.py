@@ -128,7 +128,7 @@ def lengths(ds: xr.Dataset) -> Panel:
         "ξ of the states is how far their pattern reaches, with the noise taken off; that of the denoised images what "
         "they already have of it while the state is noise to the eye. The equilibrium lengths are how far a "
         "disturbance would reach if the level were held: the score's peaks where modes are softest, the drift's where "
-        "it pulls back least, and it diverges where the drift is unstable.",
+        "it pulls back least; it diverges at the drift's zero, and there is none while the drift is unstable.",
         "Points whose error exceeds the value are left out. Below about s = 1 on continuous data ξ_eq can rise again "
         "without meaning, since all gains go to 1 there.",
         "Dashed is theory for the homogeneous state; it diverges at the critical level."

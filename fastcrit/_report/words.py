@@ -8,7 +8,15 @@ import numpy as np
 import xarray as xr
 
 from fastcrit._report.axes import levels_of
-from fastcrit.critical import INSTABILITY, SIGNATURES, WEAKENING, CriticalPoint, Signature, stored_critical_point
+from fastcrit.critical import (
+    INSTABILITY,
+    SIGNATURES,
+    UNSTABLE_FROM_START,
+    WEAKENING,
+    CriticalPoint,
+    Signature,
+    stored_critical_point,
+)
 from fastcrit.schedules import OrnsteinUhlenbeck
 from fastcrit.studies.result import config_of, signatures
 
@@ -65,8 +73,8 @@ def verdict(ds: xr.Dataset) -> list[str]:
 
         total = 2 * int((ds["n_gains"] > 0).sum()) * ds.sizes["shell"]
         said.append(
-            f"{len(violations(ds))} of {total} gains exceed the Gaussian bound by more than two standard errors, which "
-            "an exact denoiser's never do."
+            f"{len(violations(ds))} of {total} gains exceed the Gaussian bound by more than two standard errors; noise "
+            f"alone would lift some {0.023 * total:.0f} of an exact denoiser's."
         )
     return said
 
@@ -83,14 +91,24 @@ def _drift(ds: xr.Dataset, s: Signature) -> list[str]:
             f"The reverse drift loses its stability at noise level s = {s.level:.3f} (95 % interval {s.low:.3f} to "
             f"{s.high:.3f}), Ornstein-Uhlenbeck time {_time(s.level):.3f}."
         ]
+    elif s.reason == UNSTABLE_FROM_START:
+        said = [
+            "The reverse drift is unstable already at the highest recorded level: its zero lies above, start higher."
+        ]
     else:
-        said = [f"The reverse drift shows neither an instability nor a weakening: {s.reason}."]
+        why = "its largest rate does not stand out of the noise" if "within noise" in s.reason else s.reason
+        said = [f"The reverse drift shows neither an instability nor a weakening: {why}."]
     if "theory_instability_level" in ds.attrs:
         predicted = ds.attrs["theory_instability_level"]
         apart = f", {100 * abs(predicted / s.level - 1):.1f} % away" if s.level > 0 else ""
         said.append(f"The self-consistent theory predicts s = {predicted:.3f}, time {_time(predicted):.3f}{apart}.")
     elif "theory_valid" in ds:
-        said.append("The self-consistent theory does not hold for this dictionary where the drift turns, and says so.")
+        valid = bool(ds["theory_valid"].values.all())
+        said.append(
+            "The self-consistent theory has no instability at any level either."
+            if valid
+            else "The self-consistent theory stops being valid before the drift turns, and says so."
+        )
     if s.gaussian > 0:
         beside = f"{s.gaussian:.2f} [{s.gaussian_low:.2f}, {s.gaussian_high:.2f}]"
         compared = (
@@ -100,9 +118,9 @@ def _drift(ds: xr.Dataset, s: Signature) -> list[str]:
             else ""
         )
         same = ": an instability that is no evidence of a transition" if s.kind == INSTABILITY and not s.found else ""
-        said.append(f"Gaussian data of the same spectrum would lose theirs at s = {beside}{compared}{same}.")
+        said.append(f"Gaussian data of the same spectrum would lose their stability at s = {beside}{compared}{same}.")
     elif s.gaussian == 0 and s.kind:
-        said.append("Gaussian data of the same spectrum would keep theirs at every level.")
+        said.append("Gaussian data of the same spectrum would keep their stability at every level.")
     return said
 
 
@@ -151,7 +169,8 @@ def critical_rows(ds: xr.Dataset) -> list[dict[str, str]]:
         return rows
     for name, s in signatures(ds).items():
         if not s.level > 0:
-            about = f"no transition: {s.reason}" if s.recorded else s.reason
+            about = f"no level: {s.reason}" if s.reason == UNSTABLE_FROM_START else f"no transition: {s.reason}"
+            about = about if s.recorded else s.reason
             rows.append({"name": name, "level": "–", "interval": "–", "time": "–", "about": about})
         else:
             weak = s.kind == WEAKENING

@@ -311,7 +311,7 @@ def _record(model: _Model, recorder: Any, index: int, states: Any, s: float, fir
     if recorder.denoised:
         denoised = model.denoise(states, s) if s > 0 else states
     recorder.update(index, states, denoised=denoised, sample=first_sample)
-    if not recorder.gain_shells:
+    if not recorder.gain_shells or s == 0:  # D is the state there, and has no gain
         return
     kernel = model.response(states, s)
     gain = np.tensordot(kernel, _shell_waves(states.shape[1:], model.dictionary.size, recorder.gain_shells), 2)

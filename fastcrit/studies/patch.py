@@ -30,6 +30,8 @@ Floats = NDArray[np.float64]
 
 DICTIONARIES = ("binary", "fashion-mnist")
 _SHELLS = range(6)
+# What is said of a theory without a zero: by whether it is valid at every level.
+_WITHOUT_ZERO = {True: "no instability at any level", False: "no level: it stops being valid before the drift turns"}
 # Whose drift is measured, whatever solver made the trajectories, and so predicted.
 _PROCESS = "sde"
 
@@ -275,7 +277,7 @@ def summary(ds: xr.Dataset) -> str:
     if "theory_instability_level" in ds.attrs:
         lines.append(result.row("theory (trajectories)", ds.attrs["theory_instability_level"], "self-consistent"))
     else:
-        lines.append(f"{'theory (trajectories)':{result.NAME}}not valid for this dictionary where the drift turns")
+        lines.append(f"{'theory (trajectories)':{result.NAME}}{_WITHOUT_ZERO[bool(ds['theory_valid'].values.all())]}")
     if "theory_critical_level" in ds.attrs:
         k = ds.attrs["theory_critical_mode"]
         where = "k = 0" if not any(k) else f"k = ({k[0]:.3f}, {k[1]:.3f})"
@@ -285,9 +287,9 @@ def summary(ds: xr.Dataset) -> str:
     lines += [
         *result.table(ds),
         "",
-        "instability: on trajectories the largest growth rate of the reverse drift becomes positive, which the",
-        "self-consistent theory predicts. Later: softening, where the score is least stiff, and growth, where lengths",
-        "grow fastest by either clock. Theory's second line is where the gain of the state y = 0 reaches 1.",
+        "instability: where the largest growth rate of the reverse drift becomes positive on trajectories (weakening:",
+        "where it comes nearest), which theory's first line predicts. softening: where the score is least stiff.",
+        "growth: where lengths grow fastest, by either clock. Theory's second line: where the gain at y = 0 is 1.",
     ]
     mean = ds.attrs["dictionary_mean"]
     if config["dictionary"] == "binary" and abs(mean) > 1e-9:
