@@ -76,6 +76,8 @@ class Derivative:
         total = 0
 
         class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not type it
+            """Adds up what operations return."""
+
             def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
                 nonlocal total
                 out = func(*args, **(kwargs or {}))

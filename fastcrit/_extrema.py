@@ -147,6 +147,7 @@ class Curve:
 
 
 def no_signature(name: str, reason: str, prominence: float = np.nan, noise: float = np.nan) -> Signature:
+    """No level, and why."""
     return Signature(name, np.nan, np.nan, np.nan, prominence, noise, reason)
 
 
@@ -173,20 +174,21 @@ def locate(
     replicates = curve.replicates[blocks][:, use]
     deviations = bootstrap_deviations(mean, replicates, draws[:, blocks])
     scatter = _scatter_of_differences(deviations, mean)
-    where, prominence = (float(v[0]) for v in _extrema(x, mean[None], scatter))
+    where, prominence, share = (float(v[0]) for v in _extrema(x, mean[None], scatter, scale))
+    if np.isnan(where):  # why none counts is told of the most prominent
+        where, prominence, share = (float(v[0]) for v in _extrema(x, mean[None], scatter, scale, least=0.0))
     if np.isnan(where):
         return none("no interior extremum", 0.0)
     monotone = _nearest_monotone(mean, deviations)
-    normal = float(np.quantile(_extrema(x, monotone + deviations, scatter)[1], 1.0 - FALSE_ALARMS))
+    null = _extrema(x, monotone + deviations, scatter, scale, least=0.0)[1]
+    normal = float(np.quantile(null, 1.0 - FALSE_ALARMS))
     # The scatter is known from B blocks only, so what is normal in the bootstrap is Student's t in the data.
     noise = float(scipy.special.stdtrit(blocks.sum() - 1, scipy.special.ndtr(normal)))
     if not prominence > max(noise, LEAST_PROMINENCE):
         return none("prominence within noise", prominence, noise)
-    height = float(_extrema(x, mean[None], np.ones_like(scatter))[1][0])
-    share = height / max(abs(float(np.interp(where, x[::-1], mean[::-1]))), scale, np.finfo(float).tiny)
     if share < _LEAST_RELATIVE_PROMINENCE:
         return none(f"the extremum stands out by {share:.1%} only", prominence, noise)
-    locations, _ = _extrema(x, mean + deviations, scatter)
+    locations = _extrema(x, mean + deviations, scatter, scale)[0]
     tail = 50.0 * (1.0 - confidence)
     low, high = np.nanpercentile(locations, [tail, 100.0 - tail])
     # Between levels the place is that of a parabola's vertex, good to about a sixth of their distance at worst.
@@ -216,29 +218,36 @@ def _scatter_of_differences(deviations: Floats, mean: Floats) -> Floats:
     return np.asarray(np.maximum(np.sqrt(np.maximum(square, 0.0)), rounding))
 
 
-def _extrema(x: Floats, curves: Floats, scatter: Floats) -> tuple[Floats, Floats]:
-    """Place and prominence of the most prominent interior maximum of every curve (rows); NaN and 0 where there is none.
+def _extrema(
+    x: Floats, curves: Floats, scatter: Floats, scale: float, least: float = _LEAST_RELATIVE_PROMINENCE
+) -> tuple[Floats, Floats, Floats]:
+    """Place, prominence and height of the most prominent interior maximum of every curve (rows); NaN, 0, 0 without one.
 
     Candidates are the peaks of `scipy.signal.find_peaks`. The prominence of a peak is the smaller, over its two sides,
-    of the largest drop to any level there, each drop in standard errors of that difference.
+    of the largest drop to any level there, each drop in standard errors of that difference; its height the same in
+    units of its own value (of ``scale``, if that is more). Only peaks of the ``least`` height are candidates: where a
+    curve is known to rounding, a wiggle of rounding may be the most prominent.
     """
     places = np.full(len(curves), np.nan)
-    heights = np.zeros(len(curves))
+    prominences, heights = np.zeros((2, len(curves)))
     n = x.size
     left = np.tri(n, k=-1, dtype=bool)
     for begin in range(0, len(curves), _CURVES_AT_A_TIME):
         part = curves[begin : begin + _CURVES_AT_A_TIME]
-        drop = (part[:, :, None] - part[:, None, :]) / scatter
-        to_left = np.where(left, drop, 0.0).max(axis=2)
-        to_right = np.where(left.T, drop, 0.0).max(axis=2)
-        prominence = np.minimum(to_left, to_right)
+        drop = part[:, :, None] - part[:, None, :]
+        prominence, height = (
+            np.minimum(np.where(left, d, 0.0).max(axis=2), np.where(left.T, d, 0.0).max(axis=2))
+            for d in (drop / scatter, drop)
+        )
+        height = height / np.maximum(np.maximum(np.abs(part), scale), np.finfo(float).tiny)
         for row, curve in enumerate(part):
             peaks, _ = scipy.signal.find_peaks(curve)
+            peaks = peaks[height[row, peaks] >= least]
             if peaks.size:
                 p = int(peaks[np.argmax(prominence[row, peaks])])
                 places[begin + row] = _vertex(x[p - 1 : p + 2], curve[p - 1 : p + 2])
-                heights[begin + row] = prominence[row, p]
-    return places, heights
+                prominences[begin + row], heights[begin + row] = prominence[row, p], height[row, p]
+    return places, prominences, heights
 
 
 def _vertex(x: Floats, y: Floats) -> float:

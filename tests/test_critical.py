@@ -124,6 +124,24 @@ class TestRefusing:
         s = fc.critical_point(dataset({"xi_eq": 3 + 0.1 * bump(2.0)}, 1e-4, 1))["xi_eq"]
         assert "stands out by 3." in s.reason
 
+    def test_a_wiggle_of_rounding_does_not_hide_the_extremum_beside_it(self):
+        """A dip of 0.6 known to 1e-2 at s = 6, and below s = 0.5 a flat curve of float32's rounding, known to 1e-9."""
+        rng = np.random.default_rng(0)
+        rounding = np.where(LEVELS < 0.5, 1e-7 * rng.standard_normal(40), 0.0)
+        error = np.where(LEVELS < 0.5, 1e-9, 1e-2)
+        mean = 1 - 0.6 * bump(6.0) + rounding
+        each = mean + error * np.sqrt(32) * rng.standard_normal((32, 40))
+        left = (each.sum(0) - each) / 31
+        ds = xr.Dataset(
+            {"softening": (("level", "shell"), each.mean(0)[:, None]),
+             "softening_stderr": (("level", "shell"), error[:, None]),
+             "softening_jackknife": (("block", "level", "shell"), left[..., None])},
+            {"level": LEVELS, "block": np.arange(32)},
+        )  # fmt: skip
+        found = fc.critical_point(ds)["softening"]
+        assert found.low <= 6.0 <= found.high
+        assert found.high / found.low < 1.5
+
     def test_rounding_is_no_transition(self):
         noise = 1e-13 * np.random.default_rng(0).standard_normal(40)
         ds = dataset({"softening": 1 + noise}, 0.0, 1)
