@@ -361,7 +361,7 @@ def _gaussian_zero(ds: xr.Dataset, log_s: Floats) -> Callable[[float], float] | 
     if "gaussian_bound" in ds:
         bound, error = (ds[f"gaussian_bound{end}"].transpose("level", "shell").values for end in ("", "_stderr"))
         # At the levels of the gains, so that both are interpolated alike.
-        use = np.isin(s, np.exp(log_s)) | np.isclose(s[:, None], np.exp(log_s), rtol=1e-12).any(axis=1)
+        use = np.isclose(s[:, None], np.exp(log_s), rtol=1e-12, atol=0).any(axis=1)
         return lambda z: _zero_of_exact(np.log(s[use]), drift_rate(bound + z * error, s[:, None], std)[use])
     found = _last_spectrum(ds)
     if found is None or not (np.isfinite(found[1]) & (found[0] > 0)).any():

@@ -42,10 +42,10 @@ def probing(probes: int, waves: int | None) -> dict[str, Any]:
 
 def find_critical(ds: xr.Dataset, seed: int) -> dict[str, str]:
     """Attributes of a study's dataset that hold its critical levels, of growth by both clocks."""
-    other = {name: critical_point(ds, clock=CLOCKS[1], seed=seed)[name] for name in GROWTHS}
+    again = critical_point(ds, clock=CLOCKS[1], seed=seed)
     return {
         "critical_point": critical_point(ds, seed=seed).to_json(),
-        "growth_log_t": strict_json({name: vars(s) for name, s in other.items()}),
+        "growth_log_t": strict_json({name: vars(again[name]) for name in GROWTHS}),
     }
 
 
