@@ -88,10 +88,12 @@ test-aarch64: .venv/dev
 	$(BIN)/ctest --test-dir build/core-aarch64 --output-on-failure
 
 # The package; the test class of all implementations once more with the CUDA kernels, on the processor.
+# A process a core, each with one thread unless a test asks for more.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
 test-python: .venv/dev build/cuda-host/build.ninja
-	$(BIN)/python -m pytest
+	$(PYTEST)
 	$(BIN)/cmake --build build/cuda-host
-	FASTCRIT_TEST_CORE=build/cuda-host/python $(BIN)/python -m pytest tests/test_devices.py
+	FASTCRIT_TEST_CORE=build/cuda-host/python $(PYTEST) tests/test_devices.py
 
 # Passive waiting: the peers' idle OpenMP threads would otherwise spin for milliseconds on the cores being timed.
 # glibc hands arrays of more than 32 MiB back to the system, and page faults of a fresh mapping in every call slow the

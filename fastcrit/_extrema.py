@@ -56,6 +56,9 @@ class Signature:
         empty.
     shell : int or None
         Of ``instability`` and ``softening``: the shell whose curve it is.
+    channel : int or None
+        Of ``growth``, ``growth_denoised`` and ``susceptibility``: the only channel in which it shows, where their mean
+        does not show it.
     depth, depth_low, depth_high : float
         Of a weakening: the largest drift rate, and its interval.
     gaussian, gaussian_low, gaussian_high : float
@@ -81,6 +84,7 @@ class Signature:
     gaussian_low: float = float("nan")
     gaussian_high: float = float("nan")
     clock: str = ""
+    channel: int | None = None
 
     @property
     def found(self) -> bool:
@@ -120,6 +124,8 @@ class Signature:
             said.append(f"Gaussian data of this spectrum cross at {self.gaussian:.3f} [{low:.3f}, {high:.3f}]")
         elif self.kind and self.gaussian == 0:
             said.append("Gaussian data of this spectrum do not cross")
+        if self.channel is not None:
+            said.append(f"in channel {self.channel}")
         if self.clock:
             said.append(f"clock {self.clock}")
         return "; ".join(said)
@@ -144,6 +150,7 @@ class Curve:
     values: Floats  # (levels,)
     replicates: Floats  # (blocks, levels)
     shell: int | None = None
+    scale: float | Floats = 0.0  # the least that its height is compared with, (levels,) or one
 
 
 def no_signature(name: str, reason: str, prominence: float = np.nan, noise: float = np.nan) -> Signature:
@@ -152,9 +159,9 @@ def no_signature(name: str, reason: str, prominence: float = np.nan, noise: floa
 
 
 def locate(
-    name: str, curve: Curve | None, log_s: Floats, draws: Floats, confidence: float, scale: float = 0.0
+    name: str, curve: Curve | None, log_s: Floats, draws: Floats, confidence: float, looks: int = 1
 ) -> Signature:
-    """The interior prominent maximum of a curve; ``scale`` is the least of what its height is compared with."""
+    """The interior prominent maximum of a curve, one of so many ``looks`` that are taken for one answer."""
 
     def none(reason: str, prominence: float = np.nan, noise: float = np.nan) -> Signature:
         return no_signature(name, reason, prominence, noise)
@@ -171,6 +178,7 @@ def locate(
     if blocks.sum() < _FEWEST_BLOCKS:
         return none(f"{int(blocks.sum())} blocks of trajectories with a value at these levels, too few for an interval")
     x, mean = log_s[use], curve.values[use]
+    scale = np.broadcast_to(curve.scale, curve.values.shape)[use]
     replicates = curve.replicates[blocks][:, use]
     deviations = bootstrap_deviations(mean, replicates, draws[:, blocks])
     scatter = _scatter_of_differences(deviations, mean)
@@ -181,7 +189,7 @@ def locate(
         return none("no interior extremum", 0.0)
     monotone = _nearest_monotone(mean, deviations)
     null = _extrema(x, monotone + deviations, scatter, scale, least=0.0)[1]
-    normal = float(np.quantile(null, 1.0 - FALSE_ALARMS))
+    normal = float(np.quantile(null, 1.0 - FALSE_ALARMS / looks))
     # The scatter is known from B blocks only, so what is normal in the bootstrap is Student's t in the data.
     noise = float(scipy.special.stdtrit(blocks.sum() - 1, scipy.special.ndtr(normal)))
     if not prominence > max(noise, LEAST_PROMINENCE):
@@ -219,7 +227,7 @@ def _scatter_of_differences(deviations: Floats, mean: Floats) -> Floats:
 
 
 def _extrema(
-    x: Floats, curves: Floats, scatter: Floats, scale: float, least: float = _LEAST_RELATIVE_PROMINENCE
+    x: Floats, curves: Floats, scatter: Floats, scale: Floats, least: float = _LEAST_RELATIVE_PROMINENCE
 ) -> tuple[Floats, Floats, Floats]:
     """Place, prominence and height of the most prominent interior maximum of every curve (rows); NaN, 0, 0 without one.
 

@@ -13,11 +13,11 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from fastcrit._arrays import check_choice, check_levels
+from fastcrit._channels import averaged, each_channel
+from fastcrit._curves import GROWING, SLOPE_LEVELS, growth, shell_of, softening, susceptibility, xi_eq
 from fastcrit._dataset import with_drift
-from fastcrit._dispersion import drift_rate
 from fastcrit._extrema import (
     FALSE_ALARMS,
-    FEWEST_LEVELS,
     INSTABILITY,
     LEAST_PROMINENCE,
     NOT_RECORDED,
@@ -25,11 +25,11 @@ from fastcrit._extrema import (
     Curve,
     Signature,
     bootstrap_deviations,
-    crossing,
     first_zero,
     locate,
     no_signature,
 )
+from fastcrit._gaussian_level import gaussian_rates, gaussian_zero, highest_gains
 from fastcrit._json import strict_json
 from fastcrit.errors import NoTransitionError
 
@@ -52,19 +52,19 @@ Floats = NDArray[np.float64]
 
 SIGNATURES = ("instability", "softening", "xi_eq", "growth", "growth_denoised", "susceptibility")
 _OF_GAINS = ("instability", "softening", "xi_eq")
-# Which length of the states, and of the denoised images, is taken for growth.
-_GROWING = {"growth": "xi_efold", "growth_denoised": "xi_binarized_denoised"}
-GROWTHS = tuple(_GROWING)
+GROWTHS = tuple(GROWING)
 # Clocks of growth: the log of the noise level, or of the Ornstein-Uhlenbeck time t = log(1 + s^2).
 CLOCKS = ("log s", "log t")
 # The reason when there is nothing above the first recorded level to cross from.
 UNSTABLE_FROM_START = "the drift is unstable at the highest recorded level"
-# Levels over which the slope of xi is taken: a straight line through five levels in log s.
-_SLOPE_LEVELS = FEWEST_LEVELS
-# A length counts at a level when its standard error is below this fraction of it; a softening always does.
-_WORST_RELATIVE_ERROR = 0.2
-# Gains of networks in float32 are rounded to some 1e-6 of themselves; those of states that differ scatter by 1e-3.
-_ROUNDING_OF_GAINS = 1e-5
+# A gain is a mean over the sites of a state: its spread over states, times the root of their number, is that of the
+# response of a site. Where states commit it is 1 and more (patch models 1 to 5, trained networks 10 to 35); a denoiser
+# whose response differs between sites and states by less than this share of it is linear.
+_LEAST_SPREAD = 0.01
+# A gain that takes more power than the samples have, by this share and by so many standard errors, is above every
+# posterior's. (Trained networks and patch models stay below the bound wherever they have an extremum.) Looked at in
+# shells whose gain is within this share of the largest: k = 0 is a single mode, whose spectrum is known least.
+_BEYOND, _SURELY, _AS_SOFT = 0.25, 4.0, 0.9
 # Rates of the drift are compared with that of noise alone, which is -1/2.
 _RATE_OF_NOISE = 0.5
 
@@ -155,13 +155,15 @@ def critical_point(
     A zero is no evidence of a transition by itself, since Gaussian data cross, too: where the level at which Gaussian
     data of the same spectrum would cross agrees within the errors, and the rate does not fall again below it, the level
     is given and there is no transition. Neither is there one in a linear denoiser, whose gain is the same in every
-    state, whatever extremum it has.
+    state, whatever extremum it has, nor where the gain exceeds what the posterior of any data with the samples'
+    spectrum has (an untrained network).
 
     Parameters
     ----------
     ds : xarray.Dataset
-        From `Recorder.dataset`. Channels are averaged. Signatures whose curves were not recorded are listed as such:
-        the first three need the gains that `Recorder.update_gain` takes.
+        From `Recorder.dataset`. Of channels: gains are those of their softest collective mode; lengths and the
+        susceptibility are averaged, and looked at one by one where the mean shows nothing. Signatures whose curves were
+        not recorded are listed as such: the first three need the gains that `Recorder.update_gain` takes.
     signature : str, optional
         Look for this one only.
     clock : "log s" or "log t"
@@ -212,11 +214,9 @@ def critical_point(
     sampled = log_s.size
     if "n_samples" in ds.coords:
         sampled = int((ds["n_samples"].values[: log_s.size] > 0).sum())
-    if sampled < _SLOPE_LEVELS:
-        raise ValueError(f"ds: expected at least {_SLOPE_LEVELS} positive levels with samples, got {sampled}")
-    whole = ds
-    if "channel" in ds.dims:
-        ds = ds.drop_dims("channel_in", errors="ignore").mean("channel", skipna=False)
+    if sampled < SLOPE_LEVELS:
+        raise ValueError(f"ds: expected at least {SLOPE_LEVELS} positive levels with samples, got {sampled}")
+    seen = [averaged(ds), *each_channel(ds)]
     rng = np.random.default_rng(seed)
     blocks = ds.sizes["block"]
     counts = rng.multinomial(blocks, np.full(blocks, 1.0 / blocks), size=n_bootstrap)
@@ -230,13 +230,16 @@ def critical_point(
             part = ds.isel(level=np.flatnonzero(ds["n_gains"].values[: log_s.size] > 0))
             at = np.log(part["level"].values)
         if name == "instability":
-            found[name] = _instability(part, at, draws, confidence, _gaussian_zero(whole, at))
-        elif name in _GROWING:
-            found[name] = replace(locate(name, _growth(part, name, at, clock), at, draws, confidence), clock=clock)
-        else:
+            found[name] = _instability(part, at, draws, confidence, gaussian_zero(ds, at))
+        elif name in _CURVES:
             found[name] = locate(name, _CURVES[name](part, at), at, draws, confidence)
-        if name in _OF_GAINS and found[name].found and _is_linear(part, found[name]):
-            found[name] = replace(found[name], reason="linear response: the gain is the same in every state")
+        else:
+            curves = [growth(one, name, at, clock) if name in GROWTHS else susceptibility(one, at) for one in seen]
+            found[name] = _of_channels(name, curves, at, draws, confidence)
+            if name in GROWTHS:
+                found[name] = replace(found[name], clock=clock)
+        if found[name].found:
+            found[name] = replace(found[name], reason=_no_commitment(ds, found[name]))
     if signature is not None and found[signature].reason == NOT_RECORDED:
         how = "gain_shells=..." if signature in _OF_GAINS else "update(.., denoised=D), which samplers do"
         raise ValueError(f"signature: the curve of {signature!r} was not recorded (it takes {how})")
@@ -245,56 +248,59 @@ def critical_point(
     return CriticalPoint(found, confidence)
 
 
-def _softening(ds: xr.Dataset, log_s: Floats) -> Curve | None:
-    if "softening" not in ds or not log_s.size:
-        return None
-    values = ds["softening"].values[: log_s.size]
-    # Noise of a gain counts for more the lower the level, so the softest is told by what is surely below.
-    sure = values + LEAST_PROMINENCE * ds["softening_stderr"].values[: log_s.size]
-    softest = int(np.argmin(np.where(np.isfinite(sure), sure, np.inf).min(axis=0)))
-    replicates = -ds["softening_jackknife"].values[:, : log_s.size, softest]
-    return Curve(-values[:, softest], replicates, _shell(ds, softest))
+_CURVES = {"softening": softening, "xi_eq": xi_eq}
 
 
-def _xi_eq(ds: xr.Dataset, log_s: Floats) -> Curve | None:
-    if "xi_eq" not in ds or not log_s.size:
-        return None
-    return _measured(ds["xi_eq"].values, ds["xi_eq_stderr"].values, ds["xi_eq_jackknife"].values, log_s.size)
+def _of_channels(name: str, curves: list[Curve | None], log_s: Floats, draws: Floats, confidence: float) -> Signature:
+    """The extremum of the channels' mean, which comes first, or else of the channel in which it stands out most."""
+    looks = len(curves)
+    mean, *apart = (locate(name, curve, log_s, draws, confidence, looks) for curve in curves)
+    if mean.found or not apart:
+        return mean
+    each = [replace(s, channel=c) for c, s in enumerate(apart)]
+    of_channel = max(each, key=lambda s: (s.found, np.nan_to_num(s.prominence, nan=-1.0)))
+    return of_channel if of_channel.found or np.isnan(mean.prominence) else mean
 
 
-def _growth(ds: xr.Dataset, signature: str, log_s: Floats, clock: str) -> Curve | None:
-    name = _GROWING[signature]
-    if name not in ds:
-        return None
-    xi = _measured(ds[name].values, ds[f"{name}_stderr"].values, ds[f"{name}_jackknife"].values, log_s.size)
-    # d log t/d log s of t = log(1 + s^2). (A slope over levels uneven in log t would lean to one side.)
-    square = np.exp(2.0 * log_s)
-    pace = 1.0 if clock == "log s" else 2.0 * square / ((1.0 + square) * np.log1p(square))
-    return Curve(_slope(xi.values, -log_s) / pace, _slope(xi.replicates, -log_s) / pace)
-
-
-def _susceptibility(ds: xr.Dataset, log_s: Floats) -> Curve | None:
-    if "chi" not in ds:
-        return None
-    return Curve(ds["chi"].values[: log_s.size], ds["chi_jackknife"].values[:, : log_s.size])
-
-
-_CURVES = {"softening": _softening, "xi_eq": _xi_eq, "susceptibility": _susceptibility}
-
-
-def _is_linear(ds: xr.Dataset, found: Signature) -> bool:
-    """Whether the gain at a level does not depend on the state, to rounding: a linear denoiser commits to nothing."""
+def _no_commitment(ds: xr.Dataset, found: Signature) -> str:
+    """Why an extremum or a zero is no sign of states that commit, as far as the recorded gains tell; empty if it is."""
     if "gain_on_trajectories_stderr" not in ds or "n_gains" not in ds.coords:
-        return False
-    at = int(np.argmin(np.abs(np.log(ds["level"].values) - np.log(found.level))))
-    columns = slice(None) if found.shell is None else list(ds["shell"].values).index(found.shell)
-    gain, error = (ds[f"gain_on_trajectories{end}"].values[at, columns] for end in ("", "_stderr"))
-    spread = error * np.sqrt(float(ds["n_gains"].values[at]))
-    return bool(np.all(spread <= _ROUNDING_OF_GAINS * np.abs(gain)))
+        return ""
+    taken = np.flatnonzero(ds["n_gains"].values > 0)
+    if not taken.size:
+        return ""
+    at = int(taken[np.argmin(np.abs(np.log(ds["level"].values[taken]) - np.log(found.level)))])
+    gain, error = (ds[f"gain_on_trajectories{end}"].values[at] for end in ("", "_stderr"))
+    columns = range(len(gain)) if found.shell is None else [list(ds["shell"].values).index(found.shell)]
+    sites = float(np.prod(ds.attrs["lattice"])) * ds.sizes.get("channel", 1)
+    spread = error * np.sqrt(float(ds["n_gains"].values[at]) * sites)
+    if np.all((spread <= _LEAST_SPREAD * np.abs(gain))[list(columns)]):
+        return "linear response: the gain is the same in every state"
+    if found.name in _OF_GAINS:
+        bound, bound_error = (of[at] for of in highest_gains(ds))
+        soft = gain >= _AS_SOFT * np.nanmax(gain[list(columns)])
+        lifted = (1 + _BEYOND) * bound / (1 + _BEYOND * bound)  # P/(P + s^2) of so much more power
+        beyond = soft & (gain > lifted) & (gain - bound > _SURELY * np.hypot(error, bound_error))
+        if np.any(beyond & _changes(ds, at)):
+            return "not the denoiser of its samples: the gain is above that of every posterior with their spectrum"
+    return ""
 
 
-def _shell(ds: xr.Dataset, column: int) -> int:
-    return int(ds["shell"].values[column]) if "shell" in ds.coords else column
+def _changes(ds: xr.Dataset, at: int) -> NDArray[np.bool_]:
+    """In which of the gains' shells the states at a level are no sum of noise and what they end with.
+
+    A denoiser that is one leads y = x0 + s noise along: S - s^2 is the same at all levels.
+    """
+    one, s = averaged(ds[["S", "S_stderr"]]), ds["level"].values
+    last = int(np.flatnonzero((s > 0) & (ds["n_samples"].values > 0))[-1])
+    S, error = (one[name].transpose("level", "k").values[[at, last]] for name in ("S", "S_stderr"))
+    power = np.diff(S - s[[at, last], None] ** 2, axis=0)[0]
+    least = np.maximum(_BEYOND * np.abs(S[1] - s[last] ** 2), _SURELY * np.hypot(*error))
+    out = np.zeros(ds.sizes["shell"], dtype=bool)
+    shells = ds["shell"].values
+    below = shells < ds.sizes["k"]
+    out[below] = (np.abs(power) > least)[shells[below]]
+    return out
 
 
 def _instability(
@@ -312,7 +318,7 @@ def _instability(
     replicates = ds["drift_rate_jackknife"].values[:, : log_s.size]
     crossing: tuple[float, int, Signature] | None = None
     for column in range(rates.shape[1]):
-        curve = Curve(rates[:, column], replicates[..., column], _shell(ds, column))
+        curve = Curve(rates[:, column], replicates[..., column], shell_of(ds, column))
         zero = first_zero(name, curve, errors[:, column], log_s, draws, confidence, looks=rates.shape[1])
         if zero is not None and (crossing is None or zero.level > crossing[0]):
             crossing = zero.level, column, zero
@@ -325,8 +331,8 @@ def _instability(
         z = float(scipy.special.stdtrit(ds.sizes["block"] - 1, 1.0 - 0.5 * FALSE_ALARMS))
         alike = gaussian is None or (gaussian(z) >= found.low and gaussian(-z) <= found.high)
         column = crossing[1]
-        curve = Curve(rates[:, column], replicates[..., column])
-        if alike and not locate(name, curve, log_s, draws, confidence, scale=_RATE_OF_NOISE).found:
+        curve = Curve(rates[:, column], replicates[..., column], scale=_RATE_OF_NOISE)
+        if alike and not locate(name, curve, log_s, draws, confidence).found:
             about = "Gaussian data of this spectrum cross there, too, and the rate does not fall again"
             return replace(
                 found, reason=about if gaussian else "the spectrum is not known, and Gaussian data cross, too"
@@ -335,8 +341,8 @@ def _instability(
     # As in _softening: told by what is surely above.
     sure = np.where(np.isfinite(errors), rates - LEAST_PROMINENCE * errors, -np.inf)
     softest = int(np.argmax(sure.max(axis=0, initial=-np.inf)))
-    curve = Curve(rates[:, softest], replicates[..., softest], _shell(ds, softest))
-    weak = locate(name, curve, log_s, draws, confidence, scale=_RATE_OF_NOISE)
+    curve = Curve(rates[:, softest], replicates[..., softest], shell_of(ds, softest), _RATE_OF_NOISE)
+    weak = locate(name, curve, log_s, draws, confidence)
     if not weak.found:
         return replace(weak, **beside)
     at = int(np.argmin(np.where(np.isfinite(curve.values), np.abs(log_s - np.log(weak.level)), np.inf)))
@@ -347,112 +353,3 @@ def _instability(
     low, high = np.percentile(values, [tail, 100.0 - tail])
     depth: dict[str, Any] = {"depth": float(curve.values[at]), "depth_low": float(low), "depth_high": float(high)}
     return replace(weak, kind=WEAKENING, **depth, **beside)
-
-
-def _gaussian_zero(ds: xr.Dataset, log_s: Floats) -> Callable[[float], float] | None:
-    """Level at which the drift of Gaussian data of the same spectrum crosses zero, for a spectrum z errors higher.
-
-    From the data's own bound where a study has it, else from the spectrum that the trajectories end with; 0 where it
-    does not cross. None where the spectrum is not known.
-    """
-    if "data_std" not in ds.attrs or "drift_rate" not in ds:
-        return None
-    std, s = float(ds.attrs["data_std"]), ds["level"].values
-    if "gaussian_bound" in ds:
-        bound, error = (ds[f"gaussian_bound{end}"].transpose("level", "shell").values for end in ("", "_stderr"))
-        # At the levels of the gains, so that both are interpolated alike.
-        use = np.isclose(s[:, None], np.exp(log_s), rtol=1e-12, atol=0).any(axis=1)
-        return lambda z: _zero_of_exact(np.log(s[use]), drift_rate(bound + z * error, s[:, None], std)[use])
-    found = _last_spectrum(ds)
-    if found is None or not (np.isfinite(found[1]) & (found[0] > 0)).any():
-        return None
-    S, error, noise = found
-    known = np.isfinite(S) & np.isfinite(error) & (S > 0)
-    S, error = S[known], error[known]
-    # A power is a mean of squares, and its error in proportion to it. The largest of all shells after the shift: k = 0
-    # has few modes, and may lie below others by chance.
-    return lambda z: float(np.sqrt(max(0.0, (S * np.exp(z * error / S)).max() - noise - 2.0 * std**2)))
-
-
-def gaussian_rates(ds: xr.Dataset) -> xr.DataArray:
-    """Drift rates that Gaussian data of the same spectrum would have at a dataset's levels and shells.
-
-    Of the data's own bound where a study has it, else of the spectrum that the trajectories end with; NaN where that is
-    not known.
-
-    Examples
-    --------
-    >>> import fastcrit as fc
-    >>> from fastcrit.critical import gaussian_rates
-    >>> rec = fc.Recorder([8.0, 2.0, 0.05], shape=(16, 16), gain_shells=range(3))
-    >>> _ = fc.theory.GaussianTheory.ornstein_zernike(xi=2.0, lattice=16).sample(rec.levels, 512, recorder=rec)
-    >>> ds = rec.dataset()
-    >>> bool(abs(gaussian_rates(ds) - ds.drift_rate).max() < 0.1)
-    True
-    """
-    s = ds["level"].values[:, None]
-    about = {"long_name": "drift rate of Gaussian data of this spectrum", "units": "1/time"}
-    if "gaussian_bound" in ds:
-        bound = ds["gaussian_bound"].transpose("level", "shell").values
-    else:
-        found = _last_spectrum(ds)
-        bound = np.full((len(s), ds.sizes["shell"]), np.nan)
-        if found is not None:
-            known = min(len(found[0]), ds.sizes["shell"])
-            power = np.maximum(found[0][:known] - found[2], 0.0)
-            bound[:, :known] = power / (power + s**2)
-    return xr.DataArray(drift_rate(bound, s, float(ds.attrs["data_std"])), dims=("level", "shell"), attrs=about)
-
-
-def _last_spectrum(ds: xr.Dataset) -> tuple[Floats, Floats, float] | None:
-    """Power of the last states by shell, its error, and the noise in it; of channels that of the largest direction."""
-    s = ds["level"].values
-    counted = ds["n_samples"].values if "n_samples" in ds.coords else np.ones(len(s))
-    ends_at = np.flatnonzero((s > 0) & (counted > 0))
-    if not ends_at.size:
-        return None
-    last, noise = int(ends_at[-1]), float(s[ends_at[-1]]) ** 2
-    if "gain_matrix" in ds and "cross_spectrum" in ds:
-        dims = ("level", "cross_shell", "channel", "channel_in")
-        matrix, error = (ds[f"cross_spectrum{end}"].transpose(*dims).values[last] for end in ("", "_stderr"))
-        if not np.isfinite(matrix).all():
-            return None
-        values, vectors = np.linalg.eigh(matrix)
-        at = [int(k) for k in ds["shell"].values if k < len(values)]
-        values, vectors, error = values[at], vectors[at], error[at]
-        share = np.abs(vectors[..., -1])
-        # As if the errors of all entries went together, which they do where the channels do; elsewhere they are less.
-        return values[:, -1], np.einsum("sa,sab,sb->s", share, error, share), noise
-    if "S" in ds and "shell" in ds.coords:
-        # Gains that are numbers are of channels apart, as the rest is: averaged over them.
-        one = ds[["S", "S_stderr"]].mean("channel") if "channel" in ds["S"].dims else ds
-        shells = ds["shell"].values[ds["shell"].values < ds.sizes["k"]]
-        S, error = (one[name].transpose("level", "k").values[last][shells] for name in ("S", "S_stderr"))
-        return S, error, noise
-    return None
-
-
-def _zero_of_exact(x: Floats, rates: Floats) -> float:
-    """Level of the first zero of the largest of exact rates (levels, shells); 0 where there is none."""
-    largest = rates.max(axis=1)
-    above = np.flatnonzero(largest > 0)
-    if not above.size:
-        return 0.0
-    return float(np.exp(crossing(x, largest, above[0]) if above[0] else x[0]))
-
-
-def _measured(values: Floats, errors: Floats, replicates: Floats, n: int) -> Curve:
-    """The levels at which a length is known to better than _WORST_RELATIVE_ERROR; others become NaN."""
-    known = np.isfinite(values[:n]) & (errors[:n] <= _WORST_RELATIVE_ERROR * np.abs(values[:n]))
-    return Curve(np.where(known, values[:n], np.nan), np.where(known, replicates[:, :n], np.nan))
-
-
-def _slope(xi: Floats, x: Floats) -> Floats:
-    """Least-squares slope over _SLOPE_LEVELS neighbouring levels; NaN where a neighbour is missing."""
-    out = np.full(xi.shape, np.nan)
-    half = _SLOPE_LEVELS // 2
-    for i in range(half, x.size - half):
-        window = slice(i - half, i + half + 1)
-        dx = x[window] - x[window].mean()
-        out[..., i] = xi[..., window] @ dx / (dx @ dx)
-    return out

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from fastcrit._channels import averaged, each_channel
 from fastcrit._extras import need
 from fastcrit.critical import stored_critical_point
 
@@ -78,7 +79,7 @@ def structure_factors(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LogNorm
 
-    ds = one_channel(ds)
+    ds = averaged(ds)
     figure, axes = _figure(axes)
     s = ds["level"].values
     lowest = s[s > 0].min()
@@ -93,8 +94,12 @@ def structure_factors(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
 
 
 def lengths(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
-    """Correlation lengths over levels: of the states, and the equilibrium length with theory's."""
-    ds = one_channel(ds)
+    """Correlation lengths over levels: of the states, and the equilibrium length with theory's.
+
+    Of channels the mean where all of them have a length, and dotted each of them.
+    """
+    channels = each_channel(ds)
+    ds = averaged(ds)
     figure, axes = _figure(axes)
     s = ds["level"].values
     series = [
@@ -118,6 +123,10 @@ def lengths(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
             top = max(top, float(np.nanmax(value + error)))
         style: dict[str, Any] = {"linewidth": 1, "capsize": 2, "marker": ".", "markersize": 3}
         axes.errorbar(s[taken], value[taken], error[taken], color=colour, label=label, **style)
+        for one in channels if name not in OF_GAINS else ():
+            alone = np.where(one[f"{name}_stderr"] < one[name], one[name], np.nan)
+            axes.plot(s, alone, color=colour, linestyle=":", linewidth=0.8)
+            top = max(top, float(np.nanmax(alone, initial=0.0)))
     if "xi_drift_theory" in ds:
         label = "of the drift, self-consistent theory"
         axes.plot(s, np.where(ds["theory_valid"], ds["xi_drift_theory"], np.nan), "--", color=OTHERS[3], label=label)
@@ -184,7 +193,7 @@ def deficits(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
 
 def order_parameter(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
     """Susceptibility and Binder cumulant of the site mean over levels."""
-    ds = one_channel(ds)
+    ds = averaged(ds)
     figure, axes = _figure(axes)
     s = ds["level"].values
     style: dict[str, Any] = {"linewidth": 1, "capsize": 2}
@@ -380,11 +389,6 @@ def has_gains(ds: xr.Dataset) -> bool:
 def with_gains(ds: xr.Dataset) -> Any:
     """Levels at which gains were taken: curves join these."""
     return np.flatnonzero(ds["n_gains"].values > 0) if "n_gains" in ds.coords else slice(None)
-
-
-def one_channel(ds: xr.Dataset) -> xr.Dataset:
-    """The mean over channels, where there are any."""
-    return ds.mean("channel", keep_attrs=True) if "channel" in ds.dims else ds
 
 
 def _figure(axes: Axes | None) -> tuple[Figure, Axes]:

@@ -6,9 +6,10 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from fastcrit._channels import averaged
 from fastcrit._report.axes import COLOURS, NEUTRAL, Panel, curve, level_axis, positive
 from fastcrit.critical import SIGNATURES, stored_critical_point
-from fastcrit.plot import has_gains, one_channel, with_gains
+from fastcrit.plot import has_gains, with_gains
 
 _SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "star")
 
@@ -109,7 +110,7 @@ def equilibrium_lengths(runs: dict[str, xr.Dataset]) -> Panel:
     said = []
     top = 0.0
     for i, (run, ds) in enumerate(runs.items()):
-        ds = positive(one_channel(ds))
+        ds = positive(averaged(ds))
         ds = ds.isel(level=with_gains(ds))
         s, value, error = ds["level"].values, ds["xi_drift"].values, ds["xi_drift_stderr"].values
         known = np.isfinite(value) & (error < np.abs(value))

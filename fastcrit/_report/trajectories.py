@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
+from fastcrit._channels import averaged, each_channel
 from fastcrit._report.axes import COLOURS, NEUTRAL, Panel, curve, level_axis, mark_levels, positive, small
-from fastcrit.plot import MEASURED, OF_GAINS, OTHERS, THEORY, has_gains, one_channel, where_valid, with_gains
+from fastcrit.plot import MEASURED, OF_GAINS, OTHERS, THEORY, has_gains, where_valid, with_gains
 
 _SHOWN_SHELLS = (0, 3, 5)  # the others are a click on the legend away
 _MOST_SHELLS = 12
@@ -93,7 +94,8 @@ def spectra(ds: xr.Dataset) -> Panel:
 
 def lengths(ds: xr.Dataset) -> Panel:
     """Correlation lengths of the states and the equilibrium length."""
-    ds = positive(one_channel(ds))
+    channels = [positive(one) for one in each_channel(ds)]
+    ds = positive(averaged(ds))
     s = ds["level"].values
     figure = go.Figure()
     said = []
@@ -116,6 +118,12 @@ def lengths(ds: xr.Dataset) -> Panel:
             # The drift's length diverges where it loses its stability: it does not set the scale.
             top = top if name == "xi_drift" else max(top, float((value + error)[known].max()))
             said.append(f"{label} up to {value[known].max():.2f} at s = {s[taken][np.argmax(known * value)]:.2f}")
+        for one in channels if name not in OF_GAINS else ():
+            alone = np.where(one[f"{name}_stderr"] < one[name], one[name], np.nan)
+            about = f"{label}, channel {int(one['channel'])}"
+            line = {"color": colour, "dash": "dot", "width": 0.8}
+            figure.add_scatter(x=s, y=small(alone), mode="lines", line=line, name=about, showlegend=False)
+            top = max(top, float(np.nanmax(alone, initial=0.0)))
     if "xi_eq_theory" in ds:
         above = s >= ds.attrs.get("theory_critical_level", 0.0)
         style = {"mode": "lines", "line": {"color": THEORY, "dash": "dash"}}
@@ -134,6 +142,7 @@ def lengths(ds: xr.Dataset) -> Panel:
         "Dashed is theory for the homogeneous state; it diverges at the critical level."
         if "xi_eq_theory" in ds
         else "",
+        "Of channels the mean, where all have a length, and dotted each of them." if channels else "",
     )
     return Panel("Correlation lengths", alt, reading, figure)
 
@@ -251,7 +260,7 @@ def deficits(ds: xr.Dataset) -> Panel:
 
 def order_parameter(ds: xr.Dataset) -> Panel:
     """Susceptibility and Binder cumulant of the site mean."""
-    ds = positive(one_channel(ds))
+    ds = positive(averaged(ds))
     s = ds["level"].values
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.07)
     for row, (name, label, colour) in enumerate(
@@ -275,7 +284,7 @@ def order_parameter(ds: xr.Dataset) -> Panel:
 
 def _spectra(ds: xr.Dataset) -> tuple[NDArray[Any], ...]:
     """Levels above 0, wavenumbers without 0, S (levels, k) and its error."""
-    ds = positive(one_channel(ds)).isel(k=slice(1, None))
+    ds = positive(averaged(ds)).isel(k=slice(1, None))
     return tuple(ds[name].values for name in ("level", "k", "S", "S_stderr"))
 
 
