@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import math
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,10 @@ def with_config_file(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(*, config: Path | None, dump_config: bool, **options: Any) -> None:
+        for name, value in options.items():
+            for number in value if isinstance(value, (tuple, list)) else (value,):
+                if isinstance(number, float) and not math.isfinite(number):
+                    raise ValueError(f"{name}: expected a finite number, got {number!r}")
         if dump_config:
             print(_toml(options), end="")
         else:

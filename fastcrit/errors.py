@@ -1,4 +1,4 @@
-"""Exceptions that callers may want to catch by name."""
+"""Exceptions and warnings that callers may want to catch by name."""
 
 
 class NoTransitionError(ValueError):
@@ -11,3 +11,7 @@ class FileFormatError(ValueError):
 
 class IncompleteRunError(RuntimeError):
     """Parts of a run failed; the message names them, and everything else is saved."""
+
+
+class ConventionWarning(UserWarning):
+    """A network answers as one of the opposite time or sign would, or as one that has learned nothing."""

@@ -230,6 +230,86 @@ class TestOthers:
         torch.testing.assert_close(D(y, 1.0), D(y.double(), 1.0).to(dtype), rtol=2e-2, atol=2e-2)
 
 
+class TestLabels:
+    """Networks that take labels third, or by keyword alone, as k-diffusion's do."""
+
+    def test_go_where_the_network_takes_them(self):
+        def third(x, s, labels):
+            return x * labels[:, None, None, None]
+
+        def keyword(x, sigma, *, class_cond=None, scale=1.0):
+            return scale * third(x, sigma, class_cond)
+
+        def behind_another(x, sigma, aug_cond=None, class_cond=None):  # of k-diffusion's transformers
+            assert aug_cond is None
+            return third(x, sigma, class_cond)
+
+        class Module(torch.nn.Module):
+            def forward(self, x, t, *, y):
+                return third(x, t, y)
+
+        x = torch.randn(2, 1, 4, 4)
+        for fn in (third, keyword, behind_another, Module().eval(), lambda x, s, anything: third(x, s, anything)):
+            D = fc.diffusion.from_denoiser(fn, classes=4)
+            torch.testing.assert_close(D(x, 1.0, [2, 3]), third(x, 1.0, torch.tensor([2, 3])))
+            for made in (fc.diffusion.from_epsilon(fn, classes=4), fc.diffusion.from_velocity(fn, classes=4)):
+                assert not torch.equal(made(x, 1.0, [2, 3]), made(x, 1.0, [3, 2]))
+
+    def test_that_have_no_clear_place_are_refused_at_once(self):
+        for fn, message in (
+            (lambda x, s: x, "has 4 classes and takes no third argument"),
+            (lambda x, s, **extra: x, "takes no third argument, .* wrap it: lambda x, t, labels: fn"),
+            (lambda x, s, *, prompt=None: x, "takes the keywords prompt, which does not say"),
+            (lambda x, s, *, y=None, class_cond=None: x, "takes the keywords y, class_cond"),
+        ):
+            for adapter in (fc.diffusion.from_denoiser, fc.diffusion.from_epsilon, fc.diffusion.from_velocity):
+                with pytest.raises(TypeError, match=message):
+                    adapter(fn, classes=4)
+                adapter(fn)
+
+
+class TestOtherNetworksOfDiffusers:
+    def test_are_refused_by_their_class_with_the_way_out(self):
+        torch.manual_seed(0)
+        small = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 1, "sample_size": 8, "patch_size": 2}
+        dit = diffusers.DiTTransformer2DModel(**small, in_channels=4, out_channels=8, num_embeds_ada_norm=10,
+                                              norm_num_groups=4).eval()  # fmt: skip
+        sched = scheduler("epsilon")
+        for net, message in (
+            (dit, "model: DiTTransformer2DModel is not called as model.x, t.; .* classes=11, null_label=10"),
+            (torch.nn.DataParallel(dit), "model: DiTTransformer2DModel is not called"),
+            (object.__new__(diffusers.UNet2DConditionModel), "UNet2DConditionModel .*encoder_hidden_states=prompt"),
+            (object.__new__(diffusers.SD3Transformer2DModel), "SD3Transformer2DModel .*what else its pipeline passes"),
+            (object.__new__(diffusers.AutoencoderKL), "AutoencoderKL is not called as model"),
+        ):
+            with pytest.raises(TypeError, match=message):
+                fc.diffusion.from_diffusers(net, sched)
+        # The line of the message.
+        D = fc.diffusion.from_diffusers(
+            lambda x, t, class_labels: dit(x, t, class_labels=class_labels), sched, classes=11, null_label=10,
+            shape=(4, 8, 8),
+        )  # fmt: skip
+        y = torch.randn(2, 4, 8, 8)
+        abar = 1 / (1 + 1.0**2)
+        t = float(fc.schedules.VP(sched.alphas_cumprod.double().numpy()).t(1.0))
+        out = dit(abar**0.5 * y, torch.full((2,), t), class_labels=torch.tensor([2, 7])).sample
+        torch.testing.assert_close(D(y, 1.0, [2, 7]), y - out[:, :4])
+        assert D(y, 1.0).shape == y.shape
+
+    def test_in_half_precision_behind_a_function(self):
+        inner = torch.nn.Conv2d(1, 1, 3, padding=1).to(torch.bfloat16)
+        D = fc.diffusion.from_diffusers(lambda x, t: inner(x), scheduler("epsilon"))
+        with pytest.raises(TypeError, match="computes in half precision, which a function around it does not tell"):
+            D(torch.randn(1, 1, 8, 8), 1.0)
+
+    def test_classes_that_the_config_does_not_know(self):
+        with pytest.raises(ValueError, match=r"null_label: the network takes no labels, .* pass classes="):
+            fc.diffusion.from_diffusers(lambda x, t: x, scheduler("epsilon"), null_label=3)
+        D = fc.diffusion.from_diffusers(lambda x, t: x, scheduler("epsilon"))
+        with pytest.raises(ValueError, match=r"takes no labels, as far as its adapter was told; .* classes="):
+            D(torch.zeros(1, 1, 4, 4), 1.0, 3)
+
+
 class TestErrors:
     def test_messages_name_the_argument(self):
         D = fc.diffusion.from_edm(Edm2Contract().eval(), unlabelled=True)

@@ -61,6 +61,11 @@ class TestWeights:
             (lambda: Pulse(1.0, -1.0, 2.0), "width: expected a number >= 0"),
             (lambda: Pulse(1.0, 1.0, 2.0, "sine"), "shape: expected one of"),
             (lambda: Interval(2.0, 1.0, 2.0), "low, high: expected 0 <= low < high"),
+            (lambda: Constant(np.nan), "weight: expected a finite number, got nan"),
+            (lambda: Interval(1.0, 2.0, np.inf), "weight: expected a finite number, got inf"),
+            (lambda: Pulse(1.0, 1.0, np.nan), "weight: expected a finite number, got nan"),
+            (lambda: Pulse(1.0, np.inf, 2.0), "width: expected a finite number, got inf"),
+            (lambda: Pulse(np.nan, 1.0, 2.0), "center: expected a positive"),
         ):
             with pytest.raises(ValueError, match=message):
                 make()
@@ -132,6 +137,52 @@ class TestGuided:
             guided(D, None, 2.0)
         with pytest.raises(ValueError, match="unguided: given without guidance"):
             fc.diffusion.sample(D, 0, 2, LEVELS, unguided=D)
+
+    @pytest.mark.parametrize("weight", [Constant(7.5), Interval(0.3, 5.0, 2.0), Pulse(1.0, 1.0, 2.0)])
+    def test_that_would_do_nothing_is_refused(self, nets, weight):
+        """A prompt inside a function, or no labels: twice the evaluations, and the same result."""
+
+        def prompted(x, s):
+            return torch.tanh(x)
+
+        D = fc.diffusion.from_denoiser(prompted, shape=(1, 8, 8))
+        for unguided in (None, D):
+            with pytest.raises(
+                ValueError, match="unguided: prompted takes no labels, so that guided by itself it stays"
+            ):
+                guided(D, unguided, weight)
+            with pytest.raises(ValueError, match="unguided: prompted takes no labels"):
+                fc.diffusion.sample(D, n_samples=2, levels=LEVELS, guidance=weight, unguided=unguided)
+        with pytest.raises(ValueError, match="unguided: prompted is the network of D, called alike"):
+            guided(D, fc.diffusion.from_denoiser(prompted), weight)
+        other = fc.diffusion.from_denoiser(lambda x, s: 0.5 * x)
+        guided(D, other, weight)(torch.zeros(1, 1, 8, 8), 1.0)  # another prompt, or none
+
+        labelled = fc.diffusion.from_edm(nets[0], unlabelled=True)
+        with pytest.raises(ValueError, match=r"labels: .* is guided by itself without labels, and got none"):
+            guided(labelled, None, weight)(torch.zeros(1, 1, 8, 8), 1.0)
+        with pytest.raises(ValueError, match=r"labels: .* is guided by itself without labels, and got none"):
+            fc.diffusion.sample(labelled, None, 2, LEVELS, guidance=weight)
+        unlabelled = fc.diffusion.from_edm(nets[0], unlabelled=True)  # the network again, this time without labels
+        guided(labelled, unlabelled, weight)(torch.zeros(1, 1, 8, 8), 1.0, 3)
+        with pytest.raises(ValueError, match="is the network of D, called alike"):
+            guided(fc.diffusion.from_edm(nets[0]), fc.diffusion.from_edm(nets[0]), weight)
+
+    def test_towards_the_label_that_stands_for_none_is_refused(self):
+        diffusers = pytest.importorskip("diffusers")
+
+        def net(x, t, class_labels):
+            return x * class_labels[:, None, None, None]
+
+        D = fc.diffusion.from_diffusers(net, diffusers.DDIMScheduler(), classes=4, null_label=3, shape=(1, 4, 4))
+        G, y = guided(D, None, Constant(2.0)), torch.randn(2, 1, 4, 4)
+        assert not torch.equal(G(y, 1.0, [0, 2]), D(y, 1.0, [0, 2]))
+        for labels in ([0, 3], 3, np.eye(4)[[0, 3]], torch.tensor([3, 1])):
+            with pytest.raises(ValueError, match='labels: 3 stands for "no label"'):
+                G(y, 1.0, labels)
+            with pytest.raises(ValueError, match='labels: 3 stands for "no label"'):
+                fc.diffusion.sample(D, labels, 2, [2.0, 1.0], guidance=Constant(2.0))
+        torch.testing.assert_close(D(y, 1.0, 3), D(y, 1.0))
 
 
 def test_a_weaker_network_with_the_same_classes_is_given_the_labels():

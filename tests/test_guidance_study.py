@@ -98,6 +98,8 @@ class TestArms:
             ({"guided_steps": 3}, "guided_steps: 40 steps and 3"),
             ({"centres": 99}, "centres: expected at most 36"),
             ({"interval": (3.0, 1.0)}, "interval: "),
+            ({"interval": (0.1, np.inf)}, "interval: expected a finite number, got inf"),
+            ({"weight": np.nan}, "weight: expected a positive number, got nan"),
             ({"weight": 0.0}, "weight: "),
             ({"weight": 1.0}, "weight: expected another one than 1"),
             ({"seed": 2**64}, "seed: expected 0 <= seed < 2\\^64"),
@@ -108,6 +110,10 @@ class TestArms:
         ):
             with pytest.raises(ValueError, match=message):
                 GuidanceStudy("-", **change)
+
+    def test_an_interval_that_guides_no_step_is_refused(self):
+        with pytest.raises(ValueError, match=r"interval: none of the .* levels from 80 to 0.02 is guided"):
+            GuidanceStudy("-", interval=(100.0, 200.0)).arms({})
 
 
 class TestRun:

@@ -22,14 +22,15 @@ import fastcrit as fc
 from fastcrit import _statefile, plot, store
 from fastcrit.cli import app
 from fastcrit.diffusion import Pulse, sample
-from fastcrit.errors import IncompleteRunError
+from fastcrit.errors import ConventionWarning, IncompleteRunError
 from fastcrit.studies import ImageNetStudy
+from fastcrit.studies.checks import data_std_of, moments_of
 from fastcrit.studies.chunks import Chunks
 from fastcrit.studies.imagenet_chunk import TrajectorySampler, drawn
 from fastcrit.studies.ranks import Rank
 from fastcrit.studies.status import status
 from fastcrit.studies.work import Work
-from tests.networks import PLAIN, Edm2Contract, StabilityVAEEncoder, diffusers_pipeline, edm2_pickle
+from tests.networks import PLAIN, Edm2Contract, StabilityVAEEncoder, diffusers_pipeline, edm2_pickle, random_unet
 
 QUICK = {
     "samples": 26, "chunk": 4, "batch": 2, "levels": 6, "high": 20.0, "low": 0.1, "gain_share": 0.3,
@@ -408,7 +409,78 @@ class TestResult:
         assert "done; 7 chunks made" in done.stdout
 
 
+@pytest.fixture(scope="module")
+def flow_folder(tmp_path_factory):
+    diffusers = pytest.importorskip("diffusers")
+    root = tmp_path_factory.mktemp("flow")
+    random_unet(**PLAIN, num_class_embeds=4).save_pretrained(root / "unet")
+    diffusers.FlowMatchEulerDiscreteScheduler().save_pretrained(root / "scheduler")
+    return str(root)
+
+
+class TestFlowFolder:
+    """Nothing in a folder says how wide the data are, or which time and sign a flow network has."""
+
+    def test_has_the_data_measured_and_the_warning_in_the_report(self, flow_folder, tmp_path):
+        config = {**QUICK, "trust_pickle": False, "samples": 8, "gain_share": 0.0, "solver": "euler", "low": 0.5}
+        with pytest.warns(ConventionWarning, match="UNet2DModel: at the noise level s = 20, where the state is noise"):
+            ds = ImageNetStudy(diffusers=flow_folder, **config).run(tmp_path / "run")
+        assert ds.attrs["warning"].startswith("UNet2DModel: at the noise level s = 20")
+        text = (tmp_path / "run" / "summary.txt").read_text()
+        assert f"warning: {ds.attrs['warning']}" in text
+        assert "reverse=True" in text
+        # The first chunk's four states of the last level, without their noise.
+        study = ImageNetStudy(diffusers=flow_folder, **config)
+        D = study.denoiser()
+        with pytest.warns(ConventionWarning):
+            y = sample(D, np.arange(4) % 4, 4, study.grid(D), "euler", 0).double()
+        expected = (float(y.var(correction=0)) - 0.5**2) ** 0.5
+        assert ds.attrs["data_std"] == pytest.approx(expected, rel=1e-4)  # batches round in float32
+        assert ds.attrs["data_std_from"] == "the first chunk"
+
+    def test_takes_what_the_data_are_said_to_be(self, flow_folder):
+        study = ImageNetStudy(diffusers=flow_folder, **{**QUICK, "trust_pickle": False}, data_std=0.4)
+        assert study.recorder_options(study.denoiser(), 4)["data_std"] == 0.4
+        with pytest.raises(ValueError, match="data_std: expected a positive number, got 0"):
+            ImageNetStudy(diffusers=flow_folder, data_std=0.0)
+
+    def test_noise_as_wide_as_the_data_leaves_the_images(self):
+        rng = np.random.default_rng(0)
+        x0 = 0.3 * rng.normal(size=4000)
+        y = x0 + 0.02 * rng.normal(size=4000)
+        # 4000 values: 1.1 %.
+        assert data_std_of(np.stack([moments_of(y), moments_of(x0)]), 0.02) == pytest.approx(0.3, rel=0.04)
+        assert data_std_of(np.stack([moments_of(0.9 * y), moments_of(x0)]), 9.0) == pytest.approx(x0.std(), rel=1e-9)
+
+
 class TestRefused:
+    def test_guidance_that_would_do_nothing(self, model, tmp_path):
+        weight = {**QUICK, "guidance_weight": 2.0}
+        for change, message in (
+            ({"guidance_weight": 1.0}, "guidance_weight: expected another one than 1"),
+            ({"guidance_weight": np.nan}, "guidance_weight: expected a finite number, got nan"),
+            ({"classes": 0}, "guidance_weight: a network is guided by itself with labels alone"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                ImageNetStudy(model, **{**weight, **change})
+        for change, message in (
+            (
+                {"guidance_center": 500.0},
+                "guidance_center, guidance_width: none of the 6 levels from 20 to 0.1 is guided",
+            ),
+            ({"guidance_center": 4.0, "guidance_width": 0.1}, "none of the 6 levels from 20 to 0.1 is guided"),
+        ):
+            guide = edm2_pickle(tmp_path / "guide.pkl", seed=1, classes=0)
+            with pytest.raises(ValueError, match=message):
+                ImageNetStudy(model, guide, **weight, **change).denoiser()
+        with pytest.raises(
+            ValueError, match=r"guide: net\.pkl is net\.pkl itself, and guidance away from it does nothing"
+        ):
+            ImageNetStudy(model, model, **weight).denoiser()
+        unlabelled = edm2_pickle(tmp_path / "unlabelled.pkl", classes=0)
+        with pytest.raises(ValueError, match=r"unguided: unlabelled\.pkl takes no labels, so that guided by itself"):
+            ImageNetStudy(unlabelled, **weight).denoiser()
+
     def test_pickles_that_are_not_trusted(self, model, tmp_path):
         with pytest.raises(ValueError, match=r"edm2: .*net\.pkl is a pickle, and loading it runs any code"):
             ImageNetStudy(model, **{**QUICK, "trust_pickle": False}).run(tmp_path / "run")

@@ -7,20 +7,13 @@ from fastcrit._extras import need
 need("torch", "fastcrit.diffusion")
 
 from fastcrit.diffusion import fashion_mnist  # noqa: E402 (after the check, for its message)
-from fastcrit.diffusion.checkpoints import load_diffusers, load_edm2  # noqa: E402
+from fastcrit.diffusion.adapters import from_denoiser, from_edm, from_epsilon, from_velocity  # noqa: E402
+from fastcrit.diffusion.checkpoints import load_edm2  # noqa: E402
 from fastcrit.diffusion.decision import EntropyRate, Retention, class_entropy_rate, forward_backward  # noqa: E402
-from fastcrit.diffusion.denoiser import (  # noqa: E402
-    Denoiser,
-    from_denoiser,
-    from_diffusers,
-    from_edm,
-    from_epsilon,
-    from_gaussian,
-    from_mixture,
-    from_patch,
-    from_velocity,
-    scheduler_levels,
-)
+from fastcrit.diffusion.denoiser import Denoiser  # noqa: E402
+from fastcrit.diffusion.diffusers import from_diffusers, scheduler_levels  # noqa: E402
+from fastcrit.diffusion.exact import from_gaussian, from_mixture, from_patch  # noqa: E402
+from fastcrit.diffusion.folders import load_diffusers  # noqa: E402
 from fastcrit.diffusion.guidance import (  # noqa: E402
     Constant,
     Guided,

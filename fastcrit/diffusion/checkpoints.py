@@ -1,21 +1,19 @@
-"""Large models from disk: NVIDIA's pickles of EDM and EDM2, and folders that diffusers' save_pretrained wrote."""
+"""Large models from disk: NVIDIA's pickles of EDM and EDM2; folders of diffusers are read in folders.py."""
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
-from fastcrit._extras import need
 from fastcrit._placement import usable_device
 from fastcrit._statefile import digest_of_files
-from fastcrit.diffusion.denoiser import Denoiser, from_diffusers, from_edm
+from fastcrit.diffusion.adapters import from_edm
+from fastcrit.diffusion.denoiser import Denoiser
+from fastcrit.diffusion.folders import load_diffusers
+from fastcrit.diffusion.network import built_plainly
 from fastcrit.errors import FileFormatError
 
 # Image pixels to a latent pixel, along a side, of the encoders in NVIDIA's pickles, by the name of their class.
@@ -62,90 +60,6 @@ def load_edm2(path: str | os.PathLike[str], *, trust_pickle: bool = False, devic
     return _pickled(path, "edm2", trust_pickle, device)
 
 
-def load_diffusers(folder: str | os.PathLike[str], *, null_label: int | None = None, device: str = "cpu") -> Denoiser:
-    """A UNet2DModel with its scheduler: a folder with unet/ and scheduler/, as a pipeline's save_pretrained writes it.
-
-    Parameters
-    ----------
-    folder : path
-        On disk; nothing is downloaded. Weights must be safetensors.
-    null_label : int, optional
-        The class that stands for "no label", where the network was trained with one.
-    device : str
-
-    Returns
-    -------
-    Denoiser
-        ``card`` has the ``sha256`` of all its files; ``pixels_per_site`` is 8 where there is a vae/, else 1. With a
-        vae/, ``decode`` is its decoder.
-
-    Raises
-    ------
-    FileNotFoundError
-        A part of the folder is missing.
-    FileFormatError
-        Diffusers cannot read it.
-
-    Examples
-    --------
-    >>> import fastcrit as fc
-    >>> fc.diffusion.load_diffusers("no-such-folder")
-    Traceback (most recent call last):
-    FileNotFoundError: diffusers: no-such-folder/unet/config.json: no such file; expected a folder that save_pretrained
-    wrote
-    """
-    root = Path(folder)
-    for part in ("unet/config.json", "scheduler/scheduler_config.json"):
-        if not (root / part).is_file():
-            raise FileNotFoundError(
-                f"diffusers: {root / part}: no such file; expected a folder that save_pretrained wrote"
-            )
-    device = usable_device(device)
-    library: Any = need("diffusers", f"loading {root}")
-    settings = root / "scheduler/scheduler_config.json"
-    try:
-        name = json.loads(settings.read_text()).get("_class_name")
-    except (ValueError, AttributeError) as error:
-        raise FileFormatError(f"diffusers: {settings}: damaged ({error})") from error
-    kind: Any = getattr(library, str(name), None)
-    if not hasattr(kind, "set_timesteps"):
-        raise FileFormatError(f"diffusers: {settings}: expected the name of a scheduler as _class_name, got {name!r}")
-    try:
-        unet = library.UNet2DModel.from_pretrained(
-            root / "unet", use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise FileFormatError(f"diffusers: {root}/unet: damaged, or not a UNet2DModel ({error})") from error
-    net = unet.to(device).eval().requires_grad_(False)
-    D = from_diffusers(net, kind.from_pretrained(root / "scheduler"), null_label=null_label)
-    files = sorted(p for part in ("unet", "scheduler") for p in (root / part).rglob("*") if p.is_file())
-    D.card = {"sha256": digest_of_files(files), "pixels_per_site": 8 if (root / "vae").is_dir() else 1}
-    if (root / "vae").is_dir():
-        D.decode = _decoder(library, root / "vae", device)
-    return D
-
-
-def _decoder(library: Any, folder: Path, device: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """From the states of a latent model to images: the decoder of an AutoencoderKL, loaded when it is first needed."""
-    loaded: list[Any] = []
-
-    def decode(y: torch.Tensor) -> torch.Tensor:
-        if not loaded:
-            try:
-                vae = library.AutoencoderKL.from_pretrained(
-                    folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
-                )
-            except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-                raise FileFormatError(f"diffusers: {folder}: damaged, or not an AutoencoderKL ({error})") from error
-            loaded.append(vae.to(device).eval().requires_grad_(False))
-        settings = loaded[0].config
-        latents = y.float() / settings.scaling_factor + (settings.get("shift_factor") or 0.0)
-        images: torch.Tensor = loaded[0].decode(latents).sample
-        return images
-
-    return decode
-
-
 def _pickled(path: str | os.PathLike[str], argument: str, trust_pickle: bool, device: str) -> Denoiser:
     """The network of a pickle that came as this argument."""
     target = Path(path)
@@ -158,7 +72,7 @@ def _pickled(path: str | os.PathLike[str], argument: str, trust_pickle: bool, de
         raise FileNotFoundError(f"{argument}: {target}: no such file")
     device = usable_device(device)
     try:
-        with target.open("rb") as file:
+        with target.open("rb") as file, built_plainly():
             content = pickle.load(file)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(

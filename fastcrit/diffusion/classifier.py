@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fastcrit import _statefile, data
+from fastcrit.diffusion.network import built_plainly
 from fastcrit.errors import FileFormatError
 
 CLASSIFIER_FORMAT = "fastcrit.classifier"
@@ -69,7 +70,7 @@ def train_classifier(
             f"batch: expected 1 to {len(pictures)} (images) and as many labels, got {batch} and {len(labels)} labels"
         )
     targets = torch.from_numpy(labels.astype(np.int64))
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), built_plainly():
         torch.manual_seed(seed)
         net = Classifier(int(labels.max()) + 1)
     steps = epochs * (len(pictures) // batch)
@@ -117,7 +118,8 @@ def load_classifier(path: Any) -> tuple[Classifier, dict[str, Any]]:
     """
     config, arrays = _statefile.read_state(path, CLASSIFIER_FORMAT, FORMAT_VERSION)
     try:
-        net = Classifier(config["classes"], config["width"])
+        with built_plainly():
+            net = Classifier(config["classes"], config["width"])
         net.load_state_dict({name: torch.from_numpy(value) for name, value in arrays.items()})
     except (KeyError, TypeError, RuntimeError) as error:
         raise FileFormatError(f"{path}: not a classifier of this version ({error})") from error

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from fastcrit._arrays import check_integer, check_levels
+from fastcrit._arrays import check_integer, check_levels, to_tensor
 from fastcrit.diffusion.denoiser import Denoiser
 from fastcrit.diffusion.sample import PhiloxNoise, sample
 
@@ -247,7 +247,7 @@ def forward_backward(
 def _checked(D: Denoiser, images: Any, levels: Any) -> tuple[Tensor, Floats]:
     if not isinstance(D, Denoiser):
         raise TypeError(f"D: expected a Denoiser, got {type(D).__name__}")
-    x0 = torch.as_tensor(images).float()
+    x0 = to_tensor(images, "images").float()
     if x0.ndim != 4 or len(x0) < 2 or (D.shape is not None and tuple(x0.shape[1:]) != D.shape):
         raise ValueError(f"images: expected two or more of shape {D.shape or '(C, H, W)'}, got {tuple(x0.shape)}")
     if not bool(torch.isfinite(x0).all()):

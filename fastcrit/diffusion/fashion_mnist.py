@@ -13,8 +13,9 @@ from torch import Tensor
 
 import fastcrit
 from fastcrit import data, schedules, store
+from fastcrit.diffusion.adapters import from_edm
 from fastcrit.diffusion.classifier import Classifier, load_classifier, predict, save_classifier, train_classifier
-from fastcrit.diffusion.denoiser import Denoiser, from_edm
+from fastcrit.diffusion.denoiser import Denoiser
 from fastcrit.diffusion.net import NetConfig
 from fastcrit.diffusion.sample import sample
 from fastcrit.diffusion.train import Training, load_net, save_net

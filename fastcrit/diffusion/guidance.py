@@ -11,8 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastcrit._arrays import check_choice, check_positive
-from fastcrit.diffusion.denoiser import Denoiser, Level, schedule_of
+from fastcrit._arrays import check_choice, check_finite_number, check_positive, to_numbers
+from fastcrit.diffusion.denoiser import Denoiser, Level
+from fastcrit.diffusion.diffusers import check_levels_known, step_level
+
+# Edges compare to this: a level of 5.42 from a float32 table is 5.4200000763, and lies in an interval that ends there.
+_EDGE = 8 * float(np.finfo(np.float32).eps)
 
 
 class Weight:
@@ -20,7 +24,10 @@ class Weight:
 
     def __call__(self, s: Any) -> Any:
         """Weight at noise level ``s``, a float for a float, an array for an array."""
-        weight = self._weight(np.asarray(s, dtype=np.float64))
+        levels = to_numbers(s, "s")
+        if (levels < 0).any():
+            raise ValueError(f"s: expected noise levels >= 0, got {levels[levels < 0].ravel()[0]}")
+        weight = self._weight(levels)
         return weight if np.ndim(s) else float(weight)
 
     def _weight(self, s: Any) -> Any:
@@ -49,6 +56,9 @@ class Constant(Weight):
 
     weight: float
 
+    def __post_init__(self) -> None:
+        check_finite_number(self.weight, "weight")
+
     def _weight(self, s: Any) -> Any:
         return np.full(s.shape, float(self.weight))
 
@@ -56,6 +66,8 @@ class Constant(Weight):
 @dataclass(frozen=True)
 class Interval(Weight):
     """``weight`` at low < s <= high and 1 elsewhere (Kynkäänniemi et al. 2404.07724).
+
+    A level that is an edge to within a few roundings of float32, in which schedulers keep their levels, is that edge.
 
     Examples
     --------
@@ -69,11 +81,12 @@ class Interval(Weight):
     weight: float
 
     def __post_init__(self) -> None:
+        check_finite_number(self.weight, "weight")
         if not 0 <= self.low < self.high:
             raise ValueError(f"low, high: expected 0 <= low < high, got {self.low!r} and {self.high!r}")
 
     def _weight(self, s: Any) -> Any:
-        return np.where((s > self.low) & (s <= self.high), float(self.weight), 1.0)
+        return np.where(_between(s, self.low, self.high), float(self.weight), 1.0)
 
 
 @dataclass(frozen=True)
@@ -106,18 +119,21 @@ class Pulse(Weight):
 
     def __post_init__(self) -> None:
         check_positive(self.center, "center")
+        check_finite_number(self.weight, "weight")
         check_choice(self.shape, ("box", "gaussian"), "shape")
-        if not self.width >= 0:
+        if not check_finite_number(self.width, "width") >= 0:
             raise ValueError(f"width: expected a number >= 0, got {self.width!r}")
 
     def _weight(self, s: Any) -> Any:
-        with np.errstate(divide="ignore"):
-            x = np.log(s / self.center)
         if self.width == 0:
             return np.ones(s.shape)
         if self.shape == "box":
-            inside = (x > -self.width / 2) & (x <= self.width / 2)
-            return np.where(inside, float(self.weight), 1.0)
+            # Of very wide ones the edges are 0 and infinity.
+            with np.errstate(over="ignore", under="ignore"):
+                low, high = self.center * np.exp(np.array([-self.width / 2, self.width / 2]))
+            return np.where(_between(s, low, high), float(self.weight), 1.0)
+        with np.errstate(divide="ignore"):
+            x = np.log(s / self.center)
         return 1.0 + (self.weight - 1.0) * np.exp2(-((2 * x / self.width) ** 2))
 
 
@@ -129,6 +145,11 @@ class _Combined(Weight):
 
     def _weight(self, s: Any) -> Any:
         return self.operation(self.first._weight(s), self.second._weight(s))
+
+
+def _between(s: Any, low: float, high: float) -> Any:
+    """Low < s <= high, edges to within the rounding of the levels."""
+    return (s > low * (1.0 + _EDGE)) & (s <= high * (1.0 + _EDGE))
 
 
 def _as_weight(value: Weight | float) -> Weight:
@@ -155,7 +176,7 @@ class Guided(Denoiser):
             highest=min(D.highest, unguided.highest),
         )
         self.device, self.dtype, self.data_std, self.shift = D.device, D.dtype, D.data_std, D.shift
-        self.card, self.decode = D.card, D.decode
+        self.card, self.decode, self.null_label, self.flow = D.card, D.decode, D.null_label, D.flow
         self.weight = weight
         self._conditional, self._unguided = D, unguided
         self._count = [0]  # shared with what `held` makes
@@ -173,8 +194,25 @@ class Guided(Denoiser):
         return held
 
     def prepare_labels(self, labels: Any, batch: int, device: torch.device | str = "cpu") -> Tensor | None:
-        """As the conditional denoiser takes them."""
-        return self._conditional.prepare_labels(labels, batch, device)
+        """As the conditional denoiser takes them; ValueError where guidance would do nothing.
+
+        A network that is guided by itself without labels needs labels, and other ones than that of "no label".
+        """
+        prepared = self._conditional.prepare_labels(labels, batch, device)
+        if self._unguided is self._conditional:
+            null = self.null_label
+            if prepared is None:
+                raise ValueError(
+                    f"labels: {self._conditional.name} is guided by itself without labels, and got none: that does "
+                    "nothing; pass labels, or another network as unguided="
+                )
+            if null is not None and prepared.device.type == "cpu" and bool((prepared == null).any()):
+                where = int((prepared == null).nonzero()[0, 0])
+                raise ValueError(
+                    f'labels: {null} stands for "no label", and guiding from it to itself does nothing; state {where} '
+                    "has it"
+                )
+        return prepared
 
     def _guide(self, y: Tensor, s: Level, labels: Tensor | None) -> Tensor:
         w = self.weight(s.detach().cpu().numpy() if isinstance(s, Tensor) else s)
@@ -199,14 +237,16 @@ def guided(D: Denoiser, unguided: Denoiser | None, weight: Weight) -> Guided:
     unguided : Denoiser, optional
         The unconditional network, or a weaker one (autoguidance, Karras et al. 2406.02507). Called without labels; with
         the same labels, if it has the same classes and needs them.
-        Default: ``D`` itself, if it was trained with label dropout.
+        Default: ``D`` itself, if it was trained with label dropout; it then needs labels.
     weight : Weight
         `Constant`, `Interval`, `Pulse`, or sums and products of them. Where it is 1, ``unguided`` is not evaluated.
 
     Raises
     ------
     ValueError
-        ``unguided`` needs labels and is ``D`` itself, or has other classes.
+        ``unguided`` needs labels and is ``D`` itself, or has other classes. ``D`` would be guided by itself and has no
+        classes, so that guidance would cost twice the evaluations and change nothing; the guided denoiser says the same
+        where it is called without labels, or with the one that stands for none.
     """
     other = D if unguided is None else unguided
     for name, value, kind in (("D", D, Denoiser), ("unguided", other, Denoiser), ("weight", weight, Weight)):
@@ -215,6 +255,16 @@ def guided(D: Denoiser, unguided: Denoiser | None, weight: Weight) -> Guided:
     weaker = unguided is not None and unguided is not D and other.classes == D.classes
     if not other.unlabelled and not weaker:
         raise ValueError(f"unguided: {other.name} is conditional, and without labels it is not unconditional")
+    same = other._network is not None and other._network is D._network
+    if same and other is not D and not (D.classes and other.unlabelled):
+        raise ValueError(
+            f"unguided: {other.name} is the network of D, called alike, and leading away from it does nothing"
+        )
+    if other is D and not D.classes:
+        raise ValueError(
+            f"unguided: {D.name} takes no labels, so that guided by itself it stays as it is, at twice the cost; pass "
+            "the network without its condition (or prompt) as unguided="
+        )
     return Guided(D, other, weight)
 
 
@@ -236,13 +286,26 @@ def to_diffusers_callback(weight: Weight, scheduler: Any) -> Callable[[Any, int,
     >>> pulse = fc.diffusion.Pulse(center=2.0, width=0.5, weight=4.0)
     >>> # pipe(prompt, guidance_scale=1.001, callback_on_step_end=to_diffusers_callback(pulse, pipe.scheduler))
     """
-    schedule, _, scale = schedule_of(scheduler)
+    if not isinstance(weight, Weight):
+        raise TypeError(f"weight: expected a Weight, such as fc.diffusion.Constant(2.0), got {type(weight).__name__}")
+    check_levels_known(scheduler)  # one that is not known is refused before the run
 
     def callback(pipeline: Any, step: int, timestep: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-        times = scheduler.timesteps
-        if step + 1 < len(times):
-            s = float(schedule.s(float(times[step + 1]) / scale))
+        s = step_level(scheduler, _next_step(scheduler, step, timestep))
+        if s is not None:
             pipeline._guidance_scale = max(weight(s), 1.0 + 1e-6)
         return arguments
 
     return callback
+
+
+def _next_step(scheduler: Any, step: int, timestep: Any) -> int:
+    """Which of a scheduler's steps comes after the pipeline's ``step``: it may have begun in the middle."""
+    done = getattr(scheduler, "step_index", None)  # counted by its own step()
+    if done is not None:
+        return int(done)
+    times = scheduler.timesteps
+    if step < len(times) and times[step] == timestep:
+        return step + 1
+    where = (times == timestep).nonzero()
+    return int(where[0, 0]) + 1 if len(where) else len(times)

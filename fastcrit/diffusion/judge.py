@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
 
+from fastcrit._arrays import to_tensor
 from fastcrit._extras import need
 from fastcrit._placement import usable_device
 from fastcrit._statefile import digest_of_files
+from fastcrit.diffusion.network import built_plainly
 from fastcrit.errors import FileFormatError
 
 # Images in the classifier at a time.
@@ -41,7 +43,7 @@ class Judge:
     def __call__(self, images: Any) -> tuple[NDArray[Any], NDArray[Any]]:
         """Scores (n, classes) and features (n, d), float32, of images (n, C, H, W) in [-1, 1]."""
         with torch.no_grad():
-            parts = torch.split(torch.as_tensor(images).to(self._device, torch.float32), _BATCH)
+            parts = torch.split(to_tensor(images, "images").to(self._device, torch.float32), _BATCH)
             scores, features = zip(*(self._look(part) for part in parts), strict=True)
         return torch.cat(scores).cpu().numpy(), torch.cat(features).cpu().numpy()
 
@@ -139,9 +141,10 @@ def _transformers(root: Path) -> tuple[Any, Any]:
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        net, loaded = library.AutoModelForImageClassification.from_pretrained(
-            root, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
+        with built_plainly():
+            net, loaded = library.AutoModelForImageClassification.from_pretrained(
+                root, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
         prepare = library.AutoImageProcessor.from_pretrained(root, local_files_only=True)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise FileFormatError(f"judge: {root}: damaged, or not an image classifier ({error})") from error

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from fastcrit._placement import usable_device
 from fastcrit._statefile import digest_of_files
-from fastcrit.diffusion.denoiser import Denoiser, from_edm
+from fastcrit.diffusion.adapters import from_edm
+from fastcrit.diffusion.denoiser import Denoiser
 from fastcrit.diffusion.train import load_net
 
 _FOLDER = Path(__file__).parent.parent / "data_files"

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastcrit._arrays import check_choice, check_integer
+from fastcrit._arrays import check_choice, check_integer, to_array, to_tensor
 from fastcrit._extras import need
 
 HEADS = ("linear", "neighbours")
@@ -81,7 +81,7 @@ class Probe:
         if device is None and isinstance(backbone, torch.nn.Module):
             device = next((p.device for p in backbone.parameters()), None)
         self._device = device
-        targets = np.asarray(labels)
+        targets = to_array(labels, "labels")
         if targets.dtype.kind not in "iu" or targets.shape != (len(images),):
             raise ValueError(f"labels: expected {len(images)} integers, got {targets.dtype} {targets.shape}")
         counts = np.bincount(targets) if targets.size and targets.min() >= 0 else np.zeros(1)
@@ -107,7 +107,7 @@ class Probe:
 
     def features(self, images: Any) -> NDArray[np.float32]:
         """Features (n, d) of images (n, C, H, W)."""
-        pictures = torch.as_tensor(images)
+        pictures = to_tensor(images, "images")
         if pictures.ndim != 4 or not len(pictures):
             raise ValueError(f"images: expected shape (n, C, H, W), got {tuple(pictures.shape)}")
         found = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
@@ -12,8 +13,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastcrit._arrays import check_choice, check_levels
+from fastcrit.diffusion._beginning import wrong_convention
 from fastcrit.diffusion.denoiser import Denoiser
 from fastcrit.diffusion.guidance import Guided, Weight, guided
+from fastcrit.errors import ConventionWarning
 from fastcrit.observe import Recorder
 
 Observer = Callable[[int, float, Tensor, Tensor], None]
@@ -104,6 +107,12 @@ def sample(
     FloatingPointError
         A state became NaN or infinite; the message says which.
 
+    Warns
+    -----
+    fastcrit.errors.ConventionWarning
+        The denoised image of a flow network follows the noise where sampling begins: time or sign are the opposite, or
+        it has learned nothing.
+
     Notes
     -----
     Source: Karras et al. 2206.00364 (algorithm 1), Song et al. 2010.02502 (DDIM), ancestral steps of 2006.11239 in s.
@@ -173,6 +182,10 @@ def sample(
 
             with torch.no_grad():
                 for i, (level, y, denoised) in enumerate(_trajectory(denoise, y, s.tolist(), solver, noise)):  # noqa: B020
+                    if not i and not begin and initial is None and denoised is not None:
+                        wrong = wrong_convention(D, y, denoised, level)
+                        if wrong is not None:
+                            warnings.warn(wrong, ConventionWarning, stacklevel=2)
                     last = i == len(s) - 1
                     for watch in watchers:
                         if watch.wants(i):

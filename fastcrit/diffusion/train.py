@@ -27,6 +27,7 @@ from fastcrit import _statefile, store
 from fastcrit._arrays import check_choice, check_integer, check_positive
 from fastcrit._placement import usable_device
 from fastcrit.diffusion.net import Net, NetConfig
+from fastcrit.diffusion.network import built_plainly
 from fastcrit.errors import FileFormatError
 
 NET_FORMAT = "fastcrit.net"
@@ -204,7 +205,8 @@ def load_net(path: Any) -> tuple[Net, dict[str, Any]]:
     """
     config, arrays = _statefile.read_state(path, NET_FORMAT, FORMAT_VERSION)
     try:
-        net = Net(NetConfig(**config["net"]))
+        with built_plainly():
+            net = Net(NetConfig(**config["net"]))
         net.load_state_dict({name: torch.from_numpy(value) for name, value in arrays.items()})
         card = dict(config["card"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -223,7 +225,7 @@ class _State:
 
     def __init__(self, training: Training, device: torch.device) -> None:
         self.training, self.device = training, device
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), built_plainly():
             torch.manual_seed(training.seed)
             self.net = Net(training.net).to(device)
         self.average = copy.deepcopy(self.net).eval().requires_grad_(False)

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 import fastcrit
 from fastcrit import schedules
-from fastcrit._arrays import check_choice, check_integer, check_positive, check_seed, check_threads
+from fastcrit._arrays import check_choice, check_finite_number, check_integer, check_positive, check_seed, check_threads
 from fastcrit.alignment import coverage, pairwise_distance
 from fastcrit.correlation import jackknife_error
+from fastcrit.studies import checks
 from fastcrit.studies.chunks import Chunks
 from fastcrit.studies.guidance_subject import Subject, subject_of
 from fastcrit.studies.guidance_verdict import CONSTANT, DOSE, INTERVAL, MEASURES, NONE, SHARED, summary, verdict
@@ -146,7 +147,7 @@ class GuidanceStudy:
             raise ValueError("weight: expected another one than 1, which is no guidance")
         if not self.high > self.low:
             raise ValueError(f"high, low: expected high > low, got {self.high} and {self.low}")
-        object.__setattr__(self, "interval", tuple(float(s) for s in self.interval))
+        object.__setattr__(self, "interval", tuple(check_finite_number(s, "interval") for s in self.interval))
         if len(self.interval) != 2 or not 0 <= self.interval[0] < self.interval[1]:
             raise ValueError(f"interval: expected 0 <= low < high, got {self.interval}")
         check_choice(self.solver, ("euler", "heun", "sde"), "solver")
@@ -218,6 +219,7 @@ class GuidanceStudy:
         none, interval = Constant(1.0), Interval(*self.interval, self.weight)
         about = [evaluations(self.grid(n), interval) for n in range(2, cost + 1)]
         interval_steps = 2 + int(np.argmin(np.abs(np.array(about) - evaluations(self.grid(cost), none))))
+        checks.check_guides(interval, self.grid(interval_steps)[:-1], "interval")
         plain: list[tuple[str, int, Weight]] = [
             (NONE, cost, none),
             (SHARED, self.steps, none),
@@ -356,6 +358,9 @@ class _Job:
         ds.attrs |= {"title": f"guidance of network {self.subject.name}", "fastcrit": fastcrit.__version__}
         ds.attrs |= {"config": json.dumps(self.config), "pulses": json.dumps(self.pulses)}
         ds.attrs["critical"] = json.dumps(self.subject.critical)
+        labels = self.subject.labels(range(self.study.samples))
+        if wrong := checks.convention_of_flow(self.subject.D, labels, float(self.study.high), self.study.seed):
+            ds.attrs["warning"] = wrong
         ds.attrs["verdict"] = verdict(ds)
         return ds
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastcrit import data, store
-from fastcrit.studies import result
+from fastcrit.studies import checks, result
 from fastcrit.studies.labels import classes_but, labels_of
 
 if TYPE_CHECKING:
@@ -138,6 +138,7 @@ def subject_of(study: GuidanceStudy, device: str) -> Subject:
             study.edm2, study.diffusers, study.guide, trust_pickle=study.trust_pickle, null_label=null_label,
             device=device,
         )  # fmt: skip
+        checks.check_leads_away(D, guide)
         judge = load_judge(study.judge, device=device)
         known = classes_but(D.classes, null_label) if config["classes"] is None else config["classes"]
     else:

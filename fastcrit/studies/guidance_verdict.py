@@ -177,7 +177,8 @@ def summary(ds: xr.Dataset) -> str:
             f"{np.log(classes):.3f}, and what is above it is where the network with labels and without disagree more "
             "than the posterior would.",
         ]
-    return "\n".join([*lines, "", ds.attrs["verdict"]])
+    warned = ["", f"warning: {ds.attrs['warning']}"] if "warning" in ds.attrs else []
+    return "\n".join([*lines, "", ds.attrs["verdict"], *warned])
 
 
 def as_json(ds: xr.Dataset) -> str:
@@ -189,6 +190,7 @@ def as_json(ds: xr.Dataset) -> str:
         row |= {n: ds[n].values[i].item() for n in columns} | {m: float(ds[m].values[i].mean()) for m in MEASURES}
         arms.append(row)
     about = {"samples": ds.sizes["sample"], "arms": arms, "verdict": ds.attrs["verdict"]}
+    about |= {"warning": ds.attrs["warning"]} if "warning" in ds.attrs else {}
     about |= {n: float(ds[n]) for n in ("class_entropy", "class_entropy_stderr", "class_decided") if n in ds}
     return strict_json(about | {n: json.loads(ds.attrs[n]) for n in ("pulses", "critical")})
 

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 import fastcrit
 from fastcrit import schedules
-from fastcrit._arrays import check_choice, check_integer, check_positive, check_seed, check_threads
+from fastcrit._arrays import check_choice, check_finite_number, check_integer, check_positive, check_seed, check_threads
 from fastcrit._lattice import lattice
 from fastcrit._statefile import is_url
 from fastcrit.critical import gaussian_rates
 from fastcrit.observe import Recorder
-from fastcrit.studies import result
+from fastcrit.studies import checks, result
 from fastcrit.studies.chunks import Chunks
 from fastcrit.studies.labels import classes_but, labels_of
 from fastcrit.studies.ranks import Rank
@@ -76,6 +76,9 @@ class ImageNetStudy:
         Instead of these, so many wavevectors of each of the lowest shells.
     guidance_weight, guidance_center, guidance_width : float, optional
         Guide with this weight: around a noise level, over ``guidance_width`` in log s; without a center, everywhere.
+    data_std : float, optional
+        Standard deviation of the data, to which drift rates are scaled. Default: what the network says (EDM's do), or
+        else that of the first chunk's samples.
     blocks : int
         Jackknife blocks.
     seed : int
@@ -111,6 +114,7 @@ class ImageNetStudy:
     guidance_weight: float | None = None
     guidance_center: float | None = None
     guidance_width: float = 1.0
+    data_std: float | None = None
     blocks: int = 32
     seed: int = 0
     save_states: bool = False
@@ -140,12 +144,18 @@ class ImageNetStudy:
             raise ValueError(f"batch: expected a divisor of chunk = {self.chunk}, got {self.batch}")
         if self.classes is not None:
             check_integer(self.classes, "classes", 0)
-        for name in ("high", "low", "guidance_width", "guidance_center"):
+        if self.guidance_weight is not None:
+            object.__setattr__(self, "guidance_weight", check_finite_number(self.guidance_weight, "guidance_weight"))
+            if self.guidance_weight == 1.0:
+                raise ValueError("guidance_weight: expected another one than 1, which is no guidance")
+            if self.classes == 0 and self.guide is None:
+                raise ValueError("guidance_weight: a network is guided by itself with labels alone, got classes = 0")
+        for name in ("high", "low", "guidance_width", "guidance_center", "data_std"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, check_positive(getattr(self, name), name))
         if not self.high > self.low:
             raise ValueError(f"high, low: expected high > low, got {self.high} and {self.low}")
-        if not 0.0 <= self.gain_share <= 1.0:
+        if not 0.0 <= check_finite_number(self.gain_share, "gain_share") <= 1.0:
             raise ValueError(f"gain_share: expected a share from 0 to 1, got {self.gain_share!r}")
         check_choice(self.solver, ("heun", "euler", "sde", "dpmpp-2m"), "solver")
 
@@ -191,7 +201,7 @@ class ImageNetStudy:
         ------
         ValueError
             A pickle that is not trusted; more classes than the network knows; guidance without a network to lead away
-            from.
+            from, or at none of the levels.
         FileNotFoundError, FileFormatError, ModuleNotFoundError
             As for `fastcrit.diffusion.load_edm2` and `fastcrit.diffusion.load_diffusers`.
         """
@@ -210,6 +220,7 @@ class ImageNetStudy:
             )
         if self.guidance_weight is None:
             return D
+        checks.check_leads_away(D, unguided)
         if unguided is not None:
             D.card["guide"] = unguided.card["sha256"]
         weight = (
@@ -217,7 +228,9 @@ class ImageNetStudy:
             if self.guidance_center is None
             else diffusion.Pulse(self.guidance_center, self.guidance_width, self.guidance_weight)
         )
-        return diffusion.guided(D, unguided, weight)
+        guided = diffusion.guided(D, unguided, weight)
+        checks.check_guides(weight, self.grid(guided), "guidance_center, guidance_width")
+        return guided
 
     def run(
         self, out: str | os.PathLike[str], *, chunks: str | None = None, resume: bool = False, device: str = "cpu",
@@ -262,7 +275,7 @@ class ImageNetStudy:
         job = _Job(self, self.denoiser(rank.device(device)))
         return shared_run(job, out, chunks=chunks, resume=resume, rank=rank, progress=progress)
 
-    def recorder_options(self, D: Denoiser, blocks: int) -> dict[str, Any]:
+    def recorder_options(self, D: Denoiser, blocks: int, data_std: float | None = None) -> dict[str, Any]:
         """Arguments of the run's recorder, or with fewer blocks of a chunk's."""
         assert D.shape is not None
         shells = lattice(tuple(D.shape[1:])).shells_below_nyquist
@@ -270,7 +283,7 @@ class ImageNetStudy:
             "levels": self.grid(D),
             "shape": D.shape,
             "blocks": blocks,
-            "data_std": D.data_std or 1.0,
+            "data_std": data_std or self.data_std or D.data_std or 1.0,
             "gain_shells": range(shells if self.waves is None else min(_SHELLS, shells)),
         }
 
@@ -322,14 +335,20 @@ class _Job:
     def result(self, chunks: Chunks) -> xr.Dataset | None:
         """The sum of all chunks in their order; None where one turns out to be damaged, which is then missing."""
         study, D = self.study, self.D
-        whole = Recorder(**study.recorder_options(D, study.blocks))
+        std, whole = study.data_std or D.data_std, None
+        measured = std is None
         for c in range(study.chunks):
             found = chunks.load(c)
             if found is None:
                 return None
-            part = Recorder(**study.recorder_options(D, study.blocks_a_chunk))
+            if std is None:
+                std = checks.data_std_of(found[1]["data_moments"], float(study.grid(D)[-1]))
+            if whole is None:
+                whole = Recorder(**study.recorder_options(D, study.blocks, std))
+            part = Recorder(**study.recorder_options(D, study.blocks_a_chunk, std))
             part.set_sums(found[1])
             whole.merge(part, first_block=c * study.blocks_a_chunk)
+        assert whole is not None
         labels = study.labels(D, range(study.samples))
         ds = whole.dataset().merge(strip(D, labels, study.grid(D), study.solver, study.seed, study.samples))
         pixels = D.card["pixels_per_site"]
@@ -340,6 +359,9 @@ class _Job:
                 ds[f"{name}_pixels"] = scaled.assign_attrs(long_name=about, units="nominal image pixels")
         ds.attrs |= {"title": f"model {D.name}", "fastcrit": fastcrit.__version__, "model": D.name}
         ds.attrs |= {"pixels_per_site": 0 if pixels is None else pixels, "config": json.dumps(self.config)}
+        ds.attrs["data_std_from"] = "the first chunk" if measured else "the network" if D.data_std else "data_std"
+        if wrong := checks.convention_of_flow(D, labels, float(study.grid(D)[0]), study.seed):
+            ds.attrs["warning"] = wrong
         if "drift_rate" in ds:
             ds["drift_rate_gaussian"] = gaussian_rates(ds)
         ds.attrs |= result.find_critical(ds, study.seed)
@@ -371,4 +393,6 @@ def summary(ds: xr.Dataset) -> str:
             + (f"{xi * pixels:17.2f}" if pixels > 1 else "")
             + (f"  {found.remark}" if found.kind else "")
         )
+    if "warning" in ds.attrs:
+        lines += ["", f"warning: {ds.attrs['warning']}"]
     return "\n".join(lines)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fastcrit.diffusion import sample
 from fastcrit.modes import mode_response
 from fastcrit.observe import Recorder
-from fastcrit.studies import result
+from fastcrit.studies import checks, result
 
 if TYPE_CHECKING:
     from fastcrit.diffusion.denoiser import Denoiser
@@ -48,7 +48,7 @@ class TrajectorySampler:
             sample(
                 D, watch.labels, n, study.grid(D), study.solver, study.seed, watch, first_sample=first, batch_size=n,
             )  # fmt: skip
-        state = watch.sums()
+        state = watch.sums() | {"data_moments": watch.data_moments}
         watch.spent["network"] = time.perf_counter() - begin - sum(watch.spent.values())
         watch.spent["store"] += self.spent_on_files
         self.spent_on_files = 0.0
@@ -75,6 +75,7 @@ class _Watch(Recorder):
         super().__init__(**study.recorder_options(D, study.blocks_a_chunk), device=device)
         self.labels: NDArray[np.int64] | None = None
         self.spent = dict.fromkeys(PARTS, 0.0)
+        self.data_moments = np.zeros((2, 3))  # of the states and of their denoised images at the last level
         self._sampler, self._keep_on = sampler, keep_on
 
     def update(self, i: int, y: Any, *, denoised: Any = None, sample: int | None = None) -> None:
@@ -83,6 +84,8 @@ class _Watch(Recorder):
         self._keep_on(f"level {i}")
         times = [time.perf_counter()]
         super().update(i, y, denoised=denoised, sample=sample)
+        if i == len(self.levels) - 1:
+            self.data_moments += [checks.moments_of(y), checks.moments_of(denoised)]
         times.append(time.perf_counter())
         self._gains(i, y, sample)
         times.append(time.perf_counter())

@@ -51,13 +51,13 @@ class Rank:
             Numbers that make no sense.
         """
         for names in _VARIABLES:
-            given = [os.environ.get(name) for name in names]
-            if given[0] is None or given[1] is None:
+            given = [os.environ.get(name, "").strip() for name in names]  # set to nothing is not set
+            if not given[0] or not given[1]:
                 continue
             try:
                 rank = cls(int(given[0]), int(given[1]), int(given[2] or 0))
             except ValueError:
-                raise ValueError(f"{', '.join(names)}: expected integers, got {', '.join(map(str, given))}") from None
+                raise ValueError(f"{', '.join(names)}: expected integers, got {', '.join(given)}") from None
             if not 0 <= rank.number < rank.size:
                 raise ValueError(f"{names[0]}: expected a number below {names[1]}, got {given[0]} of {given[1]}")
             if rank.local < 0:

@@ -1,0 +1,78 @@
+"""What can be read from a caller's network: what is inside its wrappers, where it computes and in which type."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@contextmanager
+def built_plainly() -> Iterator[None]:
+    """Networks are made and read on the CPU, in float32, whatever torch's default device and type are."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
+def unwrapped(net: Any) -> Any:
+    """The network itself inside torch.compile, DataParallel and DistributedDataParallel."""
+    parallel = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
+    while hasattr(net, "_orig_mod") or isinstance(net, parallel):
+        net = net.module if isinstance(net, parallel) else net._orig_mod
+    return net
+
+
+def parameters_of_call(net: Any) -> tuple[inspect.Parameter, ...] | None:
+    """What a network or function is called with; None where that cannot be known, as of built-in functions."""
+    call = net.forward if isinstance(net, torch.nn.Module) else net
+    try:
+        return tuple(inspect.signature(call).parameters.values())
+    except (TypeError, ValueError):
+        schema = getattr(call, "schema", None)  # of traced and scripted networks
+        if schema is None:
+            return None
+    kinds = {False: inspect.Parameter.POSITIONAL_OR_KEYWORD, True: inspect.Parameter.KEYWORD_ONLY}
+    return tuple(inspect.Parameter(a.name, kinds[a.kwarg_only]) for a in schema.arguments if a.name != "self")
+
+
+def device_of(net: Any) -> torch.device | None:
+    """Where a module takes its input: of its parameters, or where the hooks that keep them elsewhere bring them."""
+    for hook in _hooks(net):
+        group = getattr(hook, "group", None)
+        device = getattr(group, "onload_device", getattr(hook, "execution_device", None))
+        if device is not None:
+            return torch.empty(0, device=device).device  # with its number
+    weight = next(_weights(net), None)
+    return None if weight is None else weight.device
+
+
+def dtype_of(net: Any) -> torch.dtype | None:
+    """Type that a module's input has to have: of its parameters, or the one it casts them to from what it stores."""
+    for hook in _hooks(net):
+        dtype = getattr(hook, "compute_dtype", None)
+        if dtype is not None:
+            return dtype  # type: ignore[no-any-return]  # a hook's attribute
+    # Quantised weights are integers or of one byte, and no type of states.
+    wide = (w.dtype for w in _weights(net) if w.is_floating_point() and w.element_size() > 1)
+    return next(wide, None)
+
+
+def _weights(net: Any) -> Iterator[Tensor]:
+    return iter(net.parameters()) if isinstance(net, torch.nn.Module) else iter(())
+
+
+def _hooks(net: Any) -> Iterator[Any]:
+    """Hooks of accelerate and diffusers on a module and those inside it, the outermost first."""
+    for module in net.modules() if isinstance(net, torch.nn.Module) else ():
+        hook = getattr(module, "_hf_hook", None)
+        yield from getattr(hook, "hooks", () if hook is None else (hook,))
+        yield from getattr(getattr(module, "_diffusers_hook", None), "hooks", {}).values()
