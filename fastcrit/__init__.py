@@ -9,6 +9,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fastcrit import _interpreter  # noqa: F401 (before anything compiled: it refuses subinterpreters)
+
+# isort: split
 from fastcrit import _core, errors, schedules
 from fastcrit.analyze import analyze
 from fastcrit.correlation import METHODS, CorrelationLength, correlation_length

@@ -69,4 +69,4 @@ def placed_as(template: Any, values: Any) -> Any:
     """``values`` as the kind of array that ``template`` is, and where it is."""
     if not is_tensor(template):
         return to_host(values)
-    return need("torch", _PURPOSE).as_tensor(values).to(template.device)
+    return need("torch", _PURPOSE).as_tensor(values, device=template.device)

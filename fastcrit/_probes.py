@@ -166,8 +166,8 @@ def measure_random_phases(
         v = torch.from_numpy(np.array(fields)).to(y.device)
         channels = torch.tensor([c for _, c in tangents[part]], device=y.device)
         products = take(y[some], _in_channel(y[some], v.to(y.dtype), channels), few).double()
-        overlaps = (_modes(v)[:, :, None].conj() * _modes(products)).real
-        gains = _numpy(_shell_averages(overlaps, shape, shells).transpose(2, 3))  # (n, states, shells, C)
+        overlaps = (mode_amplitudes(v)[:, :, None].conj() * mode_amplitudes(products)).real
+        gains = _numpy(shell_averages(overlaps, shape, shells).transpose(2, 3))  # (n, states, shells, C)
         # The constant wave and the others share no shell: both are 0 at each other's modes.
         for (n, c), gain in zip(tangents[part], gains, strict=True):
             matrix[some, :, :, c] += gain if n == _CONSTANT else gain / probes
@@ -180,7 +180,7 @@ def _field(shape: tuple[int, ...], number: int, key: list[int]) -> Floats:
     return np.full(shape, np.prod(shape) ** -0.5) if number == _CONSTANT else random_phases(shape, key)
 
 
-def _modes(fields: Tensor) -> Tensor:
+def mode_amplitudes(fields: Tensor) -> Tensor:
     """<e_k, f> of real fields (.., H, W): (.., modes) in the order of the lattice's half spectrum, last axis first."""
     import torch
 
@@ -188,7 +188,7 @@ def _modes(fields: Tensor) -> Tensor:
     return half.transpose(-1, -2).flatten(-2)
 
 
-def _shell_averages(values: Tensor, shape: tuple[int, ...], shells: list[int]) -> Tensor:
+def shell_averages(values: Tensor, shape: tuple[int, ...], shells: list[int]) -> Tensor:
     """Averages (.., shells) over a shell's modes, of values (.., modes of the half spectrum) that k and -k share."""
     import torch
 

@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastcrit._arrays import check_choice, check_integer, check_positive
-from fastcrit._derivative import METHODS, Derivative, forward_derivatives
+from fastcrit._derivative import METHODS, Derivative
 from fastcrit._dispersion import collective_modes, dispersion_length, drift_rate, gaussian_bound, response_deficit
+from fastcrit._evaluation import Survey, as_written
 from fastcrit._extras import need
 from fastcrit._lattice import Lattice, lattice
+from fastcrit._method_choice import choose_method
 from fastcrit._probes import Measured, draw_waves, measure_random_phases, measure_waves
 
 if TYPE_CHECKING:
@@ -140,11 +142,13 @@ def mode_response(
         Of those draws: the wavevectors or phases of state i are a function of seed and first_sample + i.
     method : "auto", "jvp", "vjp" or "central"
         Forward-mode derivatives; twice reverse mode; central differences of fourth order. "auto" takes the first of
-        them that runs and, on one probe, agrees with central differences: a network that detaches or rounds inside has
-        derivatives that say nothing of it.
+        them that runs and, at the first state, agrees with central differences in every shell asked for: a network
+        that detaches or rounds inside has derivatives that say nothing of it. Of a network whose modules change device
+        or type as it runs (offloading, layerwise casting) it takes differences, which alone can go through it.
     step : float, optional
-        Of central differences: largest change of a pixel. Default: of eps^(1/5) (1 + s) / 4^n, eps the state's rounding
-        and n = 0 .. 7, the one at which they change least on one probe.
+        Of central differences: largest change of a pixel. Default: of (1 + s)/4^n, n = 3 .. 10 (12 in float64), the one
+        at which they change least at the first state; where the network rounds, one at which a state moves by less
+        than s and rounding does not show.
     memory : int
         Bytes that the network's intermediate results may take together, estimated from one state.
 
@@ -156,7 +160,7 @@ def mode_response(
     ------
     ValueError
         States, level or labels that D refuses; shells that are not there; another probe or method; ``waves`` with
-        random phases, or ``probes`` with waves.
+        random phases, or ``probes`` with waves; "jvp" or "vjp" of a network whose modules move.
     FloatingPointError
         A gain is NaN or infinite.
 
@@ -183,7 +187,7 @@ def mode_response(
     >>> fc.mode_response(D, y, 2.0, probe="random_phase").shells
     (0, 1, 2, 3, 4)
     """
-    torch = need("torch", "mode_response")
+    need("torch", "mode_response")
     if not hasattr(D, "check_level"):
         raise TypeError(f"D: expected a Denoiser, such as fc.diffusion.from_edm(net), got {type(D).__name__}")
     s = D.check_level(s)
@@ -195,12 +199,19 @@ def mode_response(
     chosen = _chosen_shells(shells, grid, 6 if probe == "waves" else None)
     y = y.detach().contiguous()  # forward derivatives take no expanded states
     prepared = D.prepare_labels(labels, len(y), y.device)
-    largest = float(torch.finfo(y.dtype).eps) ** 0.2 * (1.0 + s)
-    take = Derivative(D, s, method, largest if step is None else check_positive(step, "step"))
-    with forward_derivatives():
+    take = Derivative(D, s, method, 0.0 if step is None else check_positive(step, "step"))
+    with as_written():
+        few = None if prepared is None else prepared[:1]
+        survey = Survey.of(lambda y: D(y, s, few), y[:1])
+        rows = max(1, int(memory) // survey.bytes_a_row)
         if method == "auto" or (method == "central" and step is None):
-            take.choose(y, prepared, method, fixed=step is not None)
-        rows = max(1, int(memory) // take.bytes_a_row(y[:1], None if prepared is None else prepared[:1]))
+            tried = METHODS[:2] if method == "auto" and not survey.moved else ()
+            choose_method(take, y, prepared, chosen, tried, fixed=step is not None, rows=rows)
+        elif method != "central" and survey.moved:
+            raise ValueError(
+                f"method: {method!r} cannot go through D, whose modules change device or type while it runs "
+                '(offloading or layerwise casting); expected "central" or "auto", or a network without those hooks'
+            )
         if probe == "waves":
             measured = measure_waves(take, y, prepared, draw_waves(grid.shape, chosen, len(y), waves, key), rows)
         else:

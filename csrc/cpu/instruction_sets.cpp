@@ -2,10 +2,10 @@
 #include "instruction_sets.hpp"
 
 #include <atomic>
-#include <cstdlib>
 #include <stdexcept>
 #include <string>
 
+#include "environment.hpp"
 #include "fastcrit/spectra.hpp"
 
 namespace fastcrit {
@@ -61,7 +61,7 @@ const InstructionSet* find_set(const std::string& name) {
 }
 
 const InstructionSet* initial_set() {
-    if (const char* name = std::getenv("FASTCRIT_ISA")) return find_set(name);
+    if (const std::string name = environment("FASTCRIT_ISA"); !name.empty()) return find_set(name);
     for (const InstructionSet& set : kSets) {
         if (set.available()) return &set;
     }

@@ -15,6 +15,7 @@
 #include <thread>
 #include <vector>
 
+#include "environment.hpp"
 #include "fastcrit/spectra.hpp"
 
 #ifdef __linux__
@@ -36,10 +37,10 @@ int usable_processors() {
 }
 
 int initial_threads() {
-    if (const char* text = std::getenv("FASTCRIT_NUM_THREADS")) {
+    if (const std::string text = environment("FASTCRIT_NUM_THREADS"); !text.empty()) {
         char* end = nullptr;
-        const long value = std::strtol(text, &end, 10);
-        if (end == text || *end != '\0' || value < 1 || value > kMostThreads) {
+        const long value = std::strtol(text.c_str(), &end, 10);
+        if (*end != '\0' || value < 1 || value > kMostThreads) {
             throw std::invalid_argument("FASTCRIT_NUM_THREADS: expected 1 to " + std::to_string(kMostThreads) +
                                         ", got '" + text + "'");
         }
