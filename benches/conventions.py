@@ -24,6 +24,7 @@ import fastcrit as fc
 PAGE = Path(__file__).parent.parent / "docs" / "conventions.md"
 MARKS = ("<!-- factors: python -m benches.conventions -->", "<!-- end of factors -->")
 LENGTH_MARKS = ("<!-- lengths: python -m benches.conventions -->", "<!-- end of lengths -->")
+CROP_MARKS = ("<!-- crops: python -m benches.conventions -->", "<!-- end of crops -->")
 
 # A field with a mean, on a lattice with a spacing: whatever a convention divides by, it shows.
 SIDE, SPACING, MEAN = 64, 0.5, 3.0
@@ -236,6 +237,26 @@ def lengths_table() -> str:
     return "\n".join(lines)
 
 
+def crops_table() -> str:
+    """Lengths of 4000 crops of side 32, four of each of 1000 exact fields of side 128, and of these fields; seed 1."""
+    lengths, side, whole = (2.0, 4.0, 8.0), 32, 128
+    found: dict[str, list[float]] = {method: [] for method in fc.METHODS}
+    for xi in lengths:
+        fields = fc.theory.GaussianTheory.ornstein_zernike(xi=xi, lattice=whole).sample_data(1000, seed=1)
+        corners = [(y, x) for y in (0, whole // 2) for x in (0, whole // 2)]
+        crops = np.concatenate([fields[:, y : y + side, x : x + side] for y, x in corners])
+        for method, row in found.items():
+            row += [
+                fc.correlation_length(fields, method=method).value,
+                fc.correlation_length(crops, method=method).value,
+                fc.correlation_length(crops, method=method, periodic=False).value,
+            ]
+    head = " | ".join(f"xi = {xi:g}, whole | torus | `periodic=False`" for xi in lengths)
+    lines = [f"| `method` | {head} |", "| --- |" + " ---: |" * 3 * len(lengths)]
+    lines += [f"| `{name}` | " + " | ".join(f"{x:.3g}" for x in row) + " |" for name, row in found.items()]
+    return "\n".join(lines)
+
+
 def between(page: str, marks: tuple[str, str], text: str) -> str:
     begin, end = (page.index(mark) for mark in marks)
     return page[: begin + len(marks[0])] + "\n" + text + "\n" + page[end:]
@@ -243,7 +264,8 @@ def between(page: str, marks: tuple[str, str], text: str) -> str:
 
 def main() -> int:
     page = between(PAGE.read_text(), MARKS, table())
-    PAGE.write_text(between(page, LENGTH_MARKS, lengths_table()))
+    page = between(page, LENGTH_MARKS, lengths_table())
+    PAGE.write_text(between(page, CROP_MARKS, crops_table()))
     return 0
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import numbers
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -37,6 +37,7 @@ def on_device(x: object) -> TypeGuard[Any]:
 
 
 def _tensor_to_numpy(x: Any, name: str) -> NDArray[Any]:
+    x = _dense(x, name)
     if x.device.type != "cpu":
         raise ValueError(
             f"{name}: expected a CPU tensor or a numpy array, got a tensor on {x.device}; call .cpu() first"
@@ -46,23 +47,86 @@ def _tensor_to_numpy(x: Any, name: str) -> NDArray[Any]:
     return np.asarray((x.to(torch.float32) if x.dtype == torch.bfloat16 else x).resolve_conj().resolve_neg().numpy())
 
 
+def _dense(x: Any, name: str) -> Any:
+    """A tensor with a value on every site; TypeError for others (masked, nested, sparse)."""
+    if type(x).__name__ == "MaskedTensor":  # torch.masked is a prototype, and warns when it is touched
+        if not bool(x.get_mask().all()):
+            _refuse_mask(name)
+        return x.get_data()
+    if x.is_nested or x.layout is not sys.modules["torch"].strided:
+        kind, way = ("nested", "torch.nested.to_padded_tensor(..)") if x.is_nested else ("sparse", ".to_dense()")
+        raise TypeError(f"{name}: expected a dense tensor, got a {kind} one; call {way} first")
+    return x
+
+
+def _refuse_mask(name: str) -> None:
+    raise TypeError(
+        f"{name}: expected an array without a mask, since every value counts, got masked ones; call .filled(), or "
+        "leave them out"
+    )
+
+
+def to_array(x: Any, name: str) -> NDArray[Any]:
+    """``x`` as a numpy array of its own dtype: an array, a tensor on the CPU, or sequences of them, however nested.
+
+    TypeError where a value is masked, at any depth: numpy drops the masks of what stands in a list, and xarray those
+    of Dask's arrays. A mask that hides nothing is taken.
+    """
+    if is_tensor(x):
+        return _tensor_to_numpy(x, name)
+    if isinstance(x, Sequence) and not isinstance(x, (str, bytes, range)):
+        # By the types first: a list of a million plain numbers is not walked through in Python.
+        if not all(issubclass(kind, (numbers.Number, np.generic, str)) for kind in set(map(type, x))):
+            x = [to_array(item, name) for item in x]
+        try:
+            return np.asarray(x)
+        except ValueError as error:
+            raise ValueError(f"{name}: expected an array, got a sequence whose items differ in shape") from error
+    if hasattr(x, "dims") and hasattr(x, "data"):  # xarray's
+        x = x.data
+    array = np.asanyarray(x.compute() if hasattr(x, "__dask_graph__") else x)
+    if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
+        _refuse_mask(name)
+    return np.asarray(array)
+
+
+def to_numbers(x: Any, name: str, what: str = "real numbers") -> NDArray[np.float64]:
+    """A new float64 array of real numbers; TypeError for what is none, and for masked values."""
+    array = to_array(x, name)
+    try:
+        if array.dtype.kind not in "fiubO":
+            raise TypeError(f"dtype {array.dtype}")
+        with np.errstate(over="ignore"):  # as in to_real
+            return np.array(array, dtype=np.float64)
+    except (TypeError, ValueError):
+        kind = f"dtype {array.dtype}" if hasattr(x, "dtype") else type(x).__name__
+        raise TypeError(f"{name}: expected {what}, got {kind}") from None
+
+
 def to_real(x: Any, name: str) -> Fields:
     """A float32 or float64 array with the values of ``x``, copied only where the dtype changes.
 
     float32 stays; float16, bfloat16, bool and integers of up to 16 bits become float32; everything else real becomes
-    float64. TypeError for complex numbers, strings, objects and masked arrays.
+    float64. TypeError for complex numbers, strings, objects and masked values.
     """
-    if isinstance(x, np.ma.MaskedArray):
-        raise TypeError(
-            f"{name}: expected an array without a mask, since a transform needs every site; call .filled() first"
-        )
-    array = _tensor_to_numpy(x, name) if is_tensor(x) else np.asarray(x)
+    array = to_array(x, name)
     if array.dtype.kind == "c":
         raise TypeError(f"{name}: expected real values, got complex ({array.dtype}); pass .real and .imag separately")
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{name}: expected real numbers, got dtype {array.dtype}")
     wanted: type[np.floating[Any]] = np.float32 if array.dtype.type in _SINGLE else np.float64
-    return array.astype(wanted, copy=False)
+    with np.errstate(over="ignore"):  # a longdouble beyond float64 is infinite, which is refused by name
+        return array.astype(wanted, copy=False)
+
+
+def to_tensor(x: Any, name: str) -> Any:
+    """A torch tensor as it is, everything else by `to_array`; only for callers that have imported torch."""
+    if is_tensor(x):
+        return _dense(x, name)
+    array = to_array(x, name)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{name}: expected real numbers, got dtype {array.dtype}")
+    return sys.modules["torch"].from_numpy(np.require(array, requirements=["C", "W"]))  # a copy of what is read-only
 
 
 def to_fields(x: Any, name: str) -> Any:
@@ -80,7 +144,7 @@ def to_fields(x: Any, name: str) -> Any:
     if x.is_complex():
         raise TypeError(f"{name}: expected real values, got complex ({x.dtype}); pass .real and .imag separately")
     torch = sys.modules["torch"]
-    x = x.detach()
+    x = _dense(x, name).detach()
     if x.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         return x
     single = x.dtype in (torch.bool, torch.int8, torch.uint8, torch.int16, torch.uint16)
@@ -110,6 +174,13 @@ def check_positive(value: float, name: str) -> float:
     """``value`` as a float; ValueError unless it is a positive finite number."""
     if not isinstance(value, numbers.Real) or not 0 < value < math.inf:
         raise ValueError(f"{name}: expected a positive number, got {value!r}")
+    return float(value)
+
+
+def check_finite_number(value: float, name: str) -> float:
+    """``value`` as a float; ValueError unless it is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value!r}")
     return float(value)
 
 
@@ -145,10 +216,7 @@ def check_choice(value: object, choices: tuple[str, ...], name: str) -> str:
 
 def check_levels(levels: Any, *, allow_zero_end: bool = False) -> NDArray[np.float64]:
     """Noise levels as a float64 array; ValueError unless they decrease strictly and are positive and finite."""
-    try:
-        array = np.array(levels, dtype=np.float64)  # a copy: the caller may go on with theirs
-    except (TypeError, ValueError):
-        raise TypeError(f"levels: expected a sequence of numbers, got {type(levels).__name__}") from None
+    array = to_numbers(levels, "levels", "a sequence of numbers")  # a copy: the caller may go on with theirs
     if array.ndim != 1 or array.size == 0:
         raise ValueError(f"levels: expected a non-empty sequence of numbers, got shape {array.shape}")
     if not np.isfinite(array).all():

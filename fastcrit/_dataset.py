@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,8 +11,10 @@ from numpy.typing import NDArray
 
 from fastcrit._arrays import check_choice
 from fastcrit._dispersion import collective_modes, dispersion_length, drift_rate, softening_scale
+from fastcrit._lags import radial_correlation
 from fastcrit._lattice import Lattice, lattice
-from fastcrit.correlation import FINITE_SIZE, METHODS, estimate, jackknife_error, radial_correlation
+from fastcrit._rounding import rounding_of_sums
+from fastcrit.correlation import FINITE_SIZE, METHODS, estimate, jackknife_error
 from fastcrit.spectra import ModeAverages, fewest_for_errors
 
 if TYPE_CHECKING:
@@ -21,22 +24,35 @@ Floats = NDArray[np.float64]
 
 DENOISED = "denoised_"  # before the names of the sums of denoised images
 
+DEFAULT_LENGTHS = ("ornstein_zernike", "second_moment", "efold")
+# Of fields cut from larger ones: fitted to the expected power of a crop, which needs no more than sums of power.
+OF_CROPS = ("ornstein_zernike", "second_moment")
+
 _UNITS = {"S": "1", "C": "1", "xi": "length", "m": "1", "abs_m": "1", "chi": "1", "binder": "1"}
 
 
-def build_dataset(rec: Recorder, lengths: tuple[str, ...]) -> xr.Dataset:
+def build_dataset(rec: Recorder, lengths: tuple[str, ...] | None, periodic: bool = True) -> xr.Dataset:
     """See `Recorder.dataset`."""
+    if lengths is None:
+        lengths = DEFAULT_LENGTHS if periodic else OF_CROPS
     for method in lengths:
         check_choice(method, METHODS, "lengths")
+        if not periodic and method not in OF_CROPS:
+            raise ValueError(
+                f"lengths: {method!r} of crops is read off pairs of sites inside them, which a recorder does not keep; "
+                f"expected {' or '.join(map(repr, OF_CROPS))} with periodic=False, or "
+                f"correlation_length(fields, method={method!r}, periodic=False)"
+            )
     if "binarized" in lengths and not rec.binarized:
         raise ValueError("lengths: 'binarized' needs a recorder made with binarized=True")
+    also = ("binarized",) if periodic else ()
     if rec.binarized and "binarized" not in lengths:
-        lengths = (*lengths, "binarized")
+        lengths = (*lengths, *also)
     grid = rec.grid
     keep = grid.shells_below_nyquist
-    data = _of_fields(rec, lengths, "")
+    data = _of_fields(rec, lengths, "", periodic)
     if f"{DENOISED}count" in rec.state:
-        data |= _of_fields(rec, (*(m for m in lengths if m != "binarized"), "binarized"), DENOISED)
+        data |= _of_fields(rec, (*(m for m in lengths if m != "binarized"), *also), DENOISED, periodic)
     coords: dict[str, Any] = {
         "level": ("level", rec.levels, {"long_name": "noise level s = sigma/alpha", "units": "1"}),
         "k": (
@@ -76,19 +92,20 @@ def build_dataset(rec: Recorder, lengths: tuple[str, ...]) -> xr.Dataset:
         "data_std": rec.data_std,
         "blocks": rec.blocks,
         "k_max": rec.k_max,
-        "conventions": "S = <|phi^ - <phi^>|^2>/N; k in rad per unit length; lengths with background s^2 removed",
+        "conventions": "S = <|phi^ - <phi^>|^2>/N; k in rad per unit length; lengths with background s^2 removed"
+        + ("" if periodic else ", of crops of larger fields"),
     }
     ds = xr.Dataset(data, coords, attrs)
     return with_drift(ds) if rec.gain_shells else ds
 
 
-def _of_fields(rec: Recorder, lengths: tuple[str, ...], prefix: str) -> dict[str, Any]:
+def _of_fields(rec: Recorder, lengths: tuple[str, ...], prefix: str, periodic: bool) -> dict[str, Any]:
     """Variables of the states, or with the prefix of the denoised images: of these S, C and lengths."""
     suffix = "_denoised" if prefix else ""
     rows: dict[str, list[Floats]] = {}
     flags: dict[str, list[list[str]]] = {}
     for i, s in enumerate(rec.levels):
-        level, level_flags = _one_level(rec, i, float(s), lengths, prefix)
+        level, level_flags = _one_level(rec, i, float(s), lengths, prefix, periodic)
         for name, values in level.items():
             rows.setdefault(name, []).append(values)
         for name, words in level_flags.items():
@@ -132,7 +149,7 @@ _LONG_NAMES = {
 
 
 def _one_level(
-    rec: Recorder, i: int, s: float, lengths: tuple[str, ...], prefix: str
+    rec: Recorder, i: int, s: float, lengths: tuple[str, ...], prefix: str, periodic: bool
 ) -> tuple[dict[str, Floats], dict[str, list[str]]]:
     """Estimates and replicates, (1 + blocks, channels, ...) each, and flags of the lengths per channel."""
     grid = rec.grid
@@ -171,10 +188,14 @@ def _one_level(
     }
     flags: dict[str, list[str]] = {}
     for method in lengths:
-        source = _centred(rec, i, used, prefix, signs=True) if method == "binarized" else modes
+        source = modes
+        if method == "binarized":  # what does not fluctuate may have signs that do, where it is 0 but for rounding
+            source = _centred(rec, i, used, prefix, signs=True)
+            still = S[0] @ grid.orbit_modes / grid.sites <= modes.rounding
+            source = replace(source, rounding=np.where(still, np.inf, source.rounding))
         # Neither the sign of a field nor a denoised image carries the noise of the state.
         background = 0.0 if method == "binarized" or prefix else s**2
-        rows, words = estimate(source, method, background, k_max=rec.k_max)
+        rows, words = estimate(source, method, background, k_max=rec.k_max, periodic=periodic)
         level[f"xi_{method}"] = spread(rows * rec.spacing)
         large = rows[0] / grid.side > FINITE_SIZE
         flags[f"xi_{method}"] = [
@@ -218,7 +239,9 @@ def _centred(rec: Recorder, i: int, used: NDArray[np.bool_], prefix: str = "", s
             - counts[:, None, None] * np.abs(mu[:, axes]) ** 2 / grid.sites
             - 2.0 * np.real(np.conj(deviation[..., axes]) * mu[:, axes]) / grid.sites
         )
-    return ModeAverages(grid, rec.spacing, "ensemble", counts, power / grid.orbit_modes, first)
+    mean_square = np.square(rec.state[f"{name}field"][i] / n).mean(axis=-1)
+    rounding = rounding_of_sums(square.sum(axis=1) / grid.sites**2, mean_square, float(rec._eps[i]))
+    return ModeAverages(grid, rec.spacing, "ensemble", counts, power / grid.orbit_modes, first, rounding)
 
 
 def _moments(sums: Floats, counts: NDArray[np.int64], grid: Lattice) -> dict[str, Floats]:
@@ -298,7 +321,8 @@ def _gains(rec: Recorder) -> dict[str, Any]:
 
 def _means(sums: Floats, counts: NDArray[np.int64]) -> tuple[Floats, Floats]:
     """Mean (level, ..) of sums (level, block, ..), and (block, level, ..) without each block that holds samples."""
-    total, n = sums.sum(axis=1), counts.sum(axis=1)
+    with np.errstate(over="ignore"):
+        total, n = sums.sum(axis=1), counts.sum(axis=1)
     tail = (1,) * (sums.ndim - 2)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = total / n.reshape(-1, *tail)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcrit._arrays import check_choice, check_positive
+from fastcrit._arrays import check_choice, check_positive, to_array, to_numbers
 
 Floats = NDArray[np.float64]
 
@@ -73,7 +73,7 @@ def drift_rate(gain: Any, s: Any, data_std: float = 1.0, process: str = "sde") -
     check_choice(process, PROCESSES, "process")
     variance = _variance_of_noise(s, data_std)
     if not hasattr(gain, "dims"):
-        gain = np.asarray(getattr(gain, "gain", gain))  # a ModeResponse has them
+        gain = to_array(getattr(gain, "gain", gain), "gain")  # a ModeResponse has them
         if gain.dtype.kind not in "fiu":
             raise TypeError(f"gain: expected real numbers, got dtype {gain.dtype}")
         gain = gain.astype(np.float64)
@@ -84,7 +84,8 @@ def drift_rate(gain: Any, s: Any, data_std: float = 1.0, process: str = "sde") -
                 f"s: expected a noise level, or as many as broadcast against gain {gain.shape} (s[:, None] for a level "
                 f"in each row), got shape {np.shape(variance)}"
             ) from None
-    return 0.5 - (1.0 - gain) / (variance * (1.0 if process == "sde" else 2.0))
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # without end where s is next to nothing
+        return 0.5 - (1.0 - gain) / (variance * (1.0 if process == "sde" else 2.0))
 
 
 def softening_scale(s: Any, data_std: float = 1.0) -> Any:
@@ -96,17 +97,19 @@ def softening_scale(s: Any, data_std: float = 1.0) -> Any:
     >>> float(softening_scale(1.0))
     2.0
     """
-    return 1.0 / _variance_of_noise(s, data_std)
+    with np.errstate(divide="ignore"):
+        return 1.0 / _variance_of_noise(s, data_std)
 
 
 def _variance_of_noise(s: Any, data_std: float) -> Any:
     """sigma^2 = s^2/(s^2 + std^2) of data scaled to unit variance; NaN at s = 0."""
     if not hasattr(s, "dims"):
-        s = np.asarray(s, dtype=np.float64)
+        s = to_numbers(s, "s")
     if not bool(((s >= 0) & (s < np.inf)).all()):
         raise ValueError("s: expected noise levels >= 0, got a negative one, NaN or infinity")
     # By the ratio, whose square neither overflows nor vanishes where the levels' own would.
-    ratio = check_positive(data_std, "data_std") / (s + (s == 0))
+    with np.errstate(over="ignore"):
+        ratio = np.minimum(check_positive(data_std, "data_std") / (s + (s == 0)), 1e150)
     return 1.0 / (1.0 + ratio**2) * np.where(s > 0, 1.0, np.nan)
 
 
@@ -171,12 +174,18 @@ def dispersion_length(
         if s is not None and s != k2.s:
             raise ValueError(f"s: this response was measured at s = {k2.s:.6g}, got {s!r}")
         k2, gain, stderr, s = k2.k2, k2.gain, k2.stderr, k2.s
-    k2 = np.asarray(k2, dtype=np.float64)
-    gain = np.asarray(gain, dtype=np.float64)
+    k2 = to_numbers(k2, "k2")
+    gain = to_numbers(gain, "gain")
     if k2.ndim != 1 or gain.ndim < 1 or gain.shape[-1] != k2.size:
         raise ValueError(f"gain: expected shape (..., {k2.size}) to match k2, got {gain.shape}")
     if points < 2 or k2.size < 2:
         raise ValueError(f"k2: a dispersion needs at least two shells, got {min(points, k2.size)}")
+    if stderr is not None:
+        stderr = to_numbers(stderr, "stderr")
+        try:
+            stderr = np.broadcast_to(stderr, gain.shape)
+        except ValueError:
+            raise ValueError(f"stderr: expected shape {gain.shape}, as gain's, got {stderr.shape}") from None
     if k2[0] != 0:
         raise ValueError(f"k2: the first shell must be k = 0, got {k2[0]}")
     use = slice(1, min(points, k2.size))
@@ -186,11 +195,11 @@ def dispersion_length(
             raise ValueError('s: needed for of="drift", got None')
         # -mu sigma^2 (sde), or twice that (ode): the common factor drops out of the ratio.
         gap = gap - (_variance_of_noise(s, data_std) * (0.5 if process == "sde" else 1.0))[..., None]
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         rise = gap[..., use] / gap[..., :1] - 1.0
         weight = np.ones_like(rise)
         if stderr is not None:
-            error = np.broadcast_to(np.asarray(stderr, dtype=np.float64), gain.shape)[..., use] / gap[..., :1]
+            error = stderr[..., use] / gap[..., :1]
             known = (error > _EXACT).all(axis=-1, keepdims=True)
             weight = np.where(known, 1.0 / np.where(error > 0, error, 1.0) ** 2, 1.0)
         x = k2[use]
@@ -230,15 +239,18 @@ def gaussian_bound(power: Any, s: Any, *, channels: bool = False) -> Any:
     >>> round(float(fc.modes.gaussian_bound(grey, 2.0, channels=True).trace()), 9)  # 12/(12 + 4)
     0.75
     """
-    power = np.asarray(power)
+    with np.errstate(over="ignore"):  # the bound is 0 then
+        s2 = np.square(to_numbers(s, "s"))
     if not channels:
-        power = power.astype(np.float64)
-        return power / (power + np.square(np.asarray(s, dtype=np.float64)))
+        power = to_numbers(power, "power")
+        with np.errstate(invalid="ignore", divide="ignore"):  # without power the bound is 0, at s = 0 too
+            return np.where(power == 0, 0.0, power / np.where(power == 0, 1.0, power + s2))[()]
+    power = _matrices(power, "power")
     _channels(power, "power")
     values, vectors = _eigen(power)
     # P and P + s^2 share their eigenvectors. Where P has no power the bound is 0, at s = 0 too.
     values = np.where(values <= _NO_POWER * values[..., -1:], 0.0, values)
-    total = values + np.square(np.asarray(s, dtype=np.float64))[..., None]
+    total = values + s2[..., None]
     share = values / np.where(total == 0, 1.0, total)
     return (vectors * share[..., None, :]) @ np.conj(np.swapaxes(vectors, -1, -2))
 
@@ -273,14 +285,17 @@ def response_deficit(gain: Any, bound: Any, *, channels: bool = False) -> Any:
     0.5
     """
     if not channels:
-        return 1.0 - np.asarray(gain, dtype=np.float64) / np.asarray(bound, dtype=np.float64)
-    gain, bound = np.asarray(gain), np.asarray(bound)
+        gain, bound = to_numbers(gain, "gain"), to_numbers(bound, "bound")
+        with np.errstate(over="ignore", invalid="ignore"):
+            return 1.0 - gain / np.where(bound == 0, np.nan, bound)
+    gain, bound = _matrices(gain, "gain"), _matrices(bound, "bound")
     if _channels(gain, "gain") != _channels(bound, "bound"):
         raise ValueError(f"bound: expected {gain.shape[-1]} channels, as gain has, got {bound.shape[-1]}")
     values, vectors = _eigen(bound)
     carried = values > _NO_POWER * values[..., -1:]
     root = vectors * np.where(carried, np.where(carried, values, 1.0) ** -0.5, 0.0)[..., None, :]
-    whitened = np.conj(np.swapaxes(root, -1, -2)) @ _hermitian(gain) @ root
+    with np.errstate(invalid="ignore", over="ignore"):  # entries that are not finite make it NaN
+        whitened = np.conj(np.swapaxes(root, -1, -2)) @ _hermitian(gain) @ root
     # A direction without power has rows of 0, which must not pass for the largest of gains that are all negative.
     whitened = whitened - _NEVER_LARGEST * (~carried)[..., None] * np.eye(gain.shape[-1])
     return np.where(carried.any(axis=-1), 1.0 - _eigen(whitened)[0][..., -1], np.nan)[()]
@@ -319,7 +334,7 @@ def collective_modes(gain: Any, error: Any = None) -> tuple[Floats, Floats]:
     >>> value.round(9).tolist(), (vector * 3**0.5).round(9).tolist()
     ([0.9], [[1.0, 1.0, 1.0]])
     """
-    matrix = np.asarray(gain)
+    matrix = _matrices(gain, "gain")
     C = _channels(matrix, "gain")
     flat = _hermitian(matrix).reshape(len(matrix), -1, C, C)
     known = np.isfinite(flat).all(axis=(-1, -2))
@@ -327,7 +342,7 @@ def collective_modes(gain: Any, error: Any = None) -> tuple[Floats, Floats]:
     noise = np.zeros(known.shape)
     if error is not None:
         # Eigenvalues of a symmetric matrix of independent errors e reach 2 e sqrt(C).
-        square = np.square(np.asarray(error, dtype=np.float64)).reshape(flat.shape)
+        square = np.square(to_numbers(error, "error")).reshape(flat.shape)
         noise = 2.0 * np.sqrt(C * np.nan_to_num(square.mean(axis=(-1, -2))))
     out = np.full(flat.shape[:2], np.nan)
     modes = np.full(flat.shape[:3], np.nan, dtype=vectors.dtype)
@@ -352,14 +367,28 @@ def collective_modes(gain: Any, error: Any = None) -> tuple[Floats, Floats]:
 
 
 def _hermitian(matrix: Any) -> Any:
-    return 0.5 * (matrix + np.conj(np.swapaxes(matrix, -1, -2)))
+    with np.errstate(invalid="ignore"):  # inf - inf in entries that are not finite
+        return 0.5 * matrix + 0.5 * np.conj(np.swapaxes(matrix, -1, -2))
 
 
 def _eigen(matrix: Any) -> tuple[Any, Any]:
     """Eigenvalues, ascending, and eigenvectors of the Hermitian part; NaN for values where an entry is not finite."""
     known = np.isfinite(matrix).all(axis=(-1, -2))
-    values, vectors = np.linalg.eigh(np.where(known[..., None, None], _hermitian(matrix), 0.0))
-    return np.where(known[..., None], values, np.nan), vectors
+    hermitian = np.where(known[..., None, None], _hermitian(matrix), 0.0)
+    # In a unit, a power of two, in which LAPACK's sums of squares do not overflow.
+    largest = float(np.abs(hermitian).max(initial=0.0))
+    unit = 2.0 ** (np.frexp(largest)[1] - 1) if largest > 1e100 else 1.0
+    values, vectors = np.linalg.eigh(hermitian / unit)
+    with np.errstate(over="ignore"):
+        return np.where(known[..., None], values * unit, np.nan), vectors
+
+
+def _matrices(matrix: Any, name: str) -> Any:
+    """As float64 or complex128: LAPACK has no half type."""
+    array = to_array(matrix, name)
+    if array.dtype.kind not in "fiubc":
+        raise TypeError(f"{name}: expected numbers, got dtype {array.dtype}")
+    return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
 
 
 def _channels(matrix: Any, name: str) -> int:

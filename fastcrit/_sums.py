@@ -90,7 +90,7 @@ class HostSums:
             out = power[begin : begin + len(piece)]
             bad = self.grid.core.shell_power(prepared, out)
             if bad < len(out):
-                check_finite(prepared[bad : bad + 1], out[bad : bad + 1], begin + bad, lead, "field")
+                check_finite(piece[bad : bad + 1], out[bad : bad + 1], begin + bad, lead, "field")
         return power
 
     def mode_sums(self, samples: Fields, center: str, blocks: int, name: str) -> tuple[Floats, Floats, Floats]:
@@ -155,9 +155,21 @@ def add_to_blocks(blocks: NDArray[Any], values: NDArray[Any], first: int) -> Non
         row += take
 
 
+def block_squares(values: Floats, blocks: int) -> Floats:
+    """(rows, blocks): sums of the squares of columns j, j + blocks, .. of ``values``, which are overwritten."""
+    values *= values
+    rows, n = values.shape
+    whole = n // blocks * blocks
+    sums: Floats = values[:, :whole].reshape(rows, -1, blocks).sum(axis=1)
+    if whole < n:
+        sums[:, : n - whole] += values[:, whole:]
+    return sums
+
+
 def ensemble_mean(samples: Fields, name: str = "field") -> Fields:
     """Mean field over axis 0, accumulated in float64, in the dtype of the samples; NaN and Inf are named."""
-    mean: Floats = samples.mean(axis=0, dtype=np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is named below
+        mean: Floats = samples.mean(axis=0, dtype=np.float64)
     if not np.isfinite(mean).all():  # once subtracted it would spoil every sample
         check_finite(samples, samples, 0, (len(samples),), name)
     return mean.astype(samples.dtype)

@@ -7,6 +7,7 @@ sum_modes [log S + S_measured / S] (Whittle 1953); k and -k are one mode, which 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,10 +34,43 @@ class WhittleFit:
     flags: tuple[str, ...]
 
 
+class Form(Protocol):
+    """What stands for 1 / (1 + q k^2) at the modes that are fitted: itself, or its expected power on a crop."""
+
+    @property
+    def k2(self) -> Floats:
+        """Lattice momentum of the modes (K,)."""
+
+    @property
+    def low(self) -> float:
+        """From where log q is searched."""
+
+    @property
+    def high(self) -> float:
+        """And to where."""
+
+    def __call__(self, log_q: Floats) -> tuple[Floats, Floats, Floats]:
+        """The form (rows, K) and its first two derivatives by log q, for log q (rows, 1)."""
+
+
+class TorusForm:
+    """1 / (1 + q k^2) itself, at lattice momenta ``k2`` (K,) of a lattice whose smallest side is ``side``."""
+
+    def __init__(self, k2: Floats, side: int) -> None:
+        self.k2 = k2
+        self.low, self.high = float(np.log(_SMALLEST_Q)), float(np.log(_LARGEST_Q_IN_SIDES * side**2))
+
+    def __call__(self, log_q: Floats) -> tuple[Floats, Floats, Floats]:
+        """See `Form`."""
+        h = 1.0 / (1.0 + np.exp(log_q) * self.k2)
+        slope = -h * (1.0 - h)
+        return h, slope, -slope * (1.0 - 2.0 * h)
+
+
 def fit_ornstein_zernike(
-    k2: Floats, modes: NDArray[np.int64], S: Floats, background: float | None, samples: int, side: int
+    form: Form, modes: NDArray[np.int64], S: Floats, background: float | None, samples: int, side: int
 ) -> WhittleFit:
-    """Fit rows of ``S`` (rows, K) with ``modes`` lattice modes at each lattice momentum ``k2`` (K,).
+    """Fit rows of ``S`` (rows, K) with ``modes`` lattice modes at each place of ``form``.
 
     ``background`` is B, or None to fit it. ``samples`` spectra were averaged; ``side`` is the smallest side in sites.
     Rows start from the solution of the first.
@@ -47,12 +81,12 @@ def fit_ornstein_zernike(
     S = S / unit
     if background is not None:
         background = background / unit
-    low, high = np.log(_SMALLEST_Q), np.log(_LARGEST_Q_IN_SIDES * side**2)
-    theta = _start(k2, weights, S[:1], background, side)
-    theta, converged = _maximise(theta, k2, weights, S[:1], background, low, high)
-    error = _log_amplitude_error(theta, k2, weights, background, samples)
+    low, high = form.low, form.high
+    theta = _start(form, weights, S[:1], background, side)
+    theta, converged = _maximise(theta, form, weights, S[:1], background, low, high)
+    error = _log_amplitude_error(theta, form, weights, background, samples)
     if len(S) > 1:
-        rest, _ = _maximise(np.repeat(theta, len(S) - 1, axis=0), k2, weights, S[1:], background, low, high)
+        rest, _ = _maximise(np.repeat(theta, len(S) - 1, axis=0), form, weights, S[1:], background, low, high)
         theta = np.concatenate([theta, rest])
     xi = np.exp(0.5 * theta[:, 1])
     fitted = np.exp(theta[:, 2]) if background is None else np.full(len(theta), background)
@@ -73,31 +107,30 @@ def fit_ornstein_zernike(
     return WhittleFit(xi=xi, amplitude=unit * np.exp(theta[:, 0]), background=unit * fitted, flags=tuple(flags))
 
 
-def _model(theta: Floats, k2: Floats, background: float | None) -> tuple[Floats, Floats]:
+def _model(theta: Floats, form: Form, background: float | None) -> tuple[Floats, Floats]:
     """S (rows, K) and its derivatives (rows, parameters, K) by log A, log q and, when it is fitted, log B."""
     A = np.exp(theta[:, :1])
-    q = np.exp(theta[:, 1:2])
-    h = 1.0 / (1.0 + q * k2)
+    h, by_log_q, _ = form(theta[:, 1:2])
     signal = A * h
-    slope = -signal * (1.0 - h)
+    slope = A * by_log_q
     if background is not None:
         return signal + background, np.stack([signal, slope], axis=1)
     B = np.exp(theta[:, 2:])
     return signal + B, np.stack([signal, slope, np.broadcast_to(B, signal.shape)], axis=1)
 
 
-def _deviance(theta: Floats, k2: Floats, weights: Floats, S: Floats, background: float | None) -> Floats:
-    model, _ = _model(theta, k2, background)
+def _deviance(theta: Floats, form: Form, weights: Floats, S: Floats, background: float | None) -> Floats:
+    model, _ = _model(theta, form, background)
     return np.asarray((weights * (np.log(model) + S / model)).sum(axis=1))
 
 
 def _maximise(
-    theta: Floats, k2: Floats, weights: Floats, S: Floats, background: float | None, low: float, high: float
+    theta: Floats, form: Form, weights: Floats, S: Floats, background: float | None, low: float, high: float
 ) -> tuple[Floats, NDArray[np.bool_]]:
     """Newton's method with Levenberg damping, row by row in step; returns parameters and which rows converged."""
     theta = theta.copy()
     damping = np.full(len(theta), 1e-3)
-    deviance = _deviance(theta, k2, weights, S, background)
+    deviance = _deviance(theta, form, weights, S, background)
     done = np.zeros(len(theta), dtype=bool)
     # Below 1e-10 of the spectrum an amplitude is zero: it must not run off to minus infinity in the logarithm.
     faintest = np.log(1e-10 * np.abs(S).max(axis=1) + np.finfo(float).tiny)
@@ -105,7 +138,7 @@ def _maximise(
         rows = np.flatnonzero(~done)
         if rows.size == 0:
             break
-        score, information = _score_and_information(theta[rows], k2, weights, S[rows], background)
+        score, information = _score_and_information(theta[rows], form, weights, S[rows], background)
         # A parameter that its bound stops stays there; the others must not step as if it moved.
         stopped = np.zeros(score.shape, dtype=bool)
         stopped[:, 0] = (theta[rows, 0] <= faintest[rows]) & (score[:, 0] < 0)
@@ -122,7 +155,7 @@ def _maximise(
         trial = theta[rows] + np.clip(step, -2.0, 2.0)
         trial[:, 0] = np.maximum(trial[:, 0], faintest[rows])
         trial[:, 1] = np.clip(trial[:, 1], low, high)
-        new = _deviance(trial, k2, weights, S[rows], background)
+        new = _deviance(trial, form, weights, S[rows], background)
         moved = np.abs(trial - theta[rows])
         # Equal up to rounding of a sum of K terms counts as no worse: the last steps are below what it resolves.
         better = new <= deviance[rows] + 1e-13 * np.abs(deviance[rows])
@@ -136,58 +169,59 @@ def _maximise(
 
 
 def _score_and_information(
-    theta: Floats, k2: Floats, weights: Floats, S: Floats, background: float | None
+    theta: Floats, form: Form, weights: Floats, S: Floats, background: float | None
 ) -> tuple[Floats, Floats]:
     """Gradient of the log-likelihood (rows, p) and its negative second derivatives (rows, p, p).
 
     Where those are not positive definite, far from the maximum, their expectation (Fisher's information) stands in for
     them. That alone would do, but where the model fits badly its steps overshoot and hundreds of them are needed.
     """
-    model, d = _model(theta, k2, background)
+    model, d = _model(theta, form, background)
     w = weights / model**2
     residual = w * (S - model)
     fisher = np.einsum("rk,rpk,rqk->rpq", w, d, d)
     observed = np.einsum("rk,rpk,rqk->rpq", w + 2.0 * residual / model, d, d)
-    # Second derivatives of the model: by (log A)^2 d_A, by log A log q d_q, by (log q)^2 -d_q (1 - 2 h), by (log B)^2
-    # d_B.
-    h = 1.0 / (1.0 + np.exp(theta[:, 1:2]) * k2)
+    # Second derivatives of the model: by (log A)^2 d_A, by log A log q d_q, by (log q)^2 A times the form's, by
+    # (log B)^2 d_B.
+    curvature = np.exp(theta[:, :1]) * form(theta[:, 1:2])[2]
     observed[:, 0, 0] -= (residual * d[:, 0]).sum(axis=1)
     cross = (residual * d[:, 1]).sum(axis=1)
     observed[:, 0, 1] -= cross
     observed[:, 1, 0] -= cross
-    observed[:, 1, 1] += (residual * d[:, 1] * (1.0 - 2.0 * h)).sum(axis=1)
+    observed[:, 1, 1] -= (residual * curvature).sum(axis=1)
     if background is None:
         observed[:, 2, 2] -= (residual * d[:, 2]).sum(axis=1)
     definite = np.linalg.eigvalsh(observed)[:, 0] > 0
     return np.einsum("rk,rpk->rp", residual, d), np.where(definite[:, None, None], observed, fisher)
 
 
-def _start(k2: Floats, weights: Floats, S: Floats, background: float | None, side: int) -> Floats:
+def _start(form: Form, weights: Floats, S: Floats, background: float | None, side: int) -> Floats:
     """The best of a coarse grid of lengths and backgrounds, with the amplitude by weighted least squares."""
-    tail = float(np.average(S[0], weights=weights * (k2 >= np.median(k2))))
+    tail = float(np.average(S[0], weights=weights * (form.k2 >= np.median(form.k2))))
     grounds = [background] if background is not None else [f * tail for f in (0.02, 0.3, 0.8, 0.97)]
     # Weights 1/S^2 with S smoothed to its running scale; only a starting point depends on them.
     scale = np.maximum(S[0], 0.1 * S[0].mean())
     floor = 1e-9 * float(np.abs(S[0]).max()) + np.finfo(float).tiny
     best = (np.inf, np.zeros(3))
     for xi in np.geomspace(0.05, 2.0 * side, 24):
-        h = 1.0 / (1.0 + xi**2 * k2)
+        log_q = float(np.clip(2.0 * np.log(xi), form.low, form.high))
+        h = form(np.array([[log_q]]))[0][0]
         for B in grounds:
             A = max(float((weights * h * (S[0] - B) / scale**2).sum() / (weights * h**2 / scale**2).sum()), floor)
-            theta = np.array([np.log(A), 2.0 * np.log(xi), np.log(max(B, floor))])
+            theta = np.array([np.log(A), log_q, np.log(max(B, floor))])
             shown = theta[None, : 2 if background is not None else 3]
-            deviance = float(_deviance(shown, k2, weights, S, background)[0])
+            deviance = float(_deviance(shown, form, weights, S, background)[0])
             if deviance < best[0]:
                 best = (deviance, theta)
     return best[1][None, : 2 if background is not None else 3]
 
 
-def _log_amplitude_error(theta: Floats, k2: Floats, weights: Floats, background: float | None, samples: int) -> float:
+def _log_amplitude_error(theta: Floats, form: Form, weights: Floats, background: float | None, samples: int) -> float:
     """Standard error of log A at the fitted length, from the Fisher information; infinite when that is singular.
 
     At the fitted length: without k = 0, A and the length are degenerate in long fields, however strong the signal.
     """
-    model, d = _model(theta, k2, background)
+    model, d = _model(theta, form, background)
     information = 0.5 * samples * np.einsum("k,pk,qk->pq", weights / model[0] ** 2, d[0], d[0])
     information = np.delete(np.delete(information, 1, axis=0), 1, axis=1)
     try:

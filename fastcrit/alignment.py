@@ -9,7 +9,7 @@ import numpy as np
 import scipy  # submodules load on first use
 from numpy.typing import NDArray
 
-from fastcrit._arrays import to_real
+from fastcrit._arrays import to_array, to_real
 
 Floats = NDArray[np.float64]
 
@@ -25,6 +25,8 @@ __all__ = [
 
 # Distances between two blocks of features at a time.
 _ROWS_AT_A_TIME = 512
+# Differences beyond this may have sums that overflow.
+_LARGEST = 1e300
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Alignment:
         rows = []
         for name in ("top1", "log_probability", "margin"):
             values = getattr(self, name)
-            rows.append(f"{name:<16}{values.mean():10.4f} +- {values.std(ddof=1) / np.sqrt(len(values)):.4f}")
+            rows.append(f"{name:<16}{values.mean():10.4f} +- {_spread(values) / np.sqrt(len(values)):.4f}")
         return "\n".join(rows)
 
 
@@ -77,7 +79,7 @@ def class_alignment(scores: Any, labels: Any) -> Alignment:
     ([1.0, 0.0], [2.0, -2.0])
     """
     values = to_real(scores, "scores").astype(np.float64)
-    targets = np.asarray(labels)
+    targets = to_array(labels, "labels")
     if values.ndim != 2 or values.shape[1] < 2 or not len(values):
         raise ValueError(f"scores: expected shape (n, classes) with at least 2 classes, got {values.shape}")
     if targets.shape != (len(values),) or targets.dtype.kind not in "iu":
@@ -93,8 +95,10 @@ def class_alignment(scores: Any, labels: Any) -> Alignment:
     target = values[at, targets]
     others = values.copy()
     others[at, targets] = -np.inf
-    margin = target - others.max(axis=1)
-    return Alignment((margin > 0).astype(np.float64), target - scipy.special.logsumexp(values, axis=1), margin)
+    with np.errstate(over="ignore"):
+        margin = target - others.max(axis=1)
+        log_probability = target - scipy.special.logsumexp(values, axis=1)
+    return Alignment((margin > 0).astype(np.float64), log_probability, margin)
 
 
 @dataclass(frozen=True)
@@ -156,9 +160,12 @@ def paired(a: Any, b: Any, *, confidence: float = 0.95, n_bootstrap: int = 4000,
             "confidence, n_bootstrap: expected 0 < confidence < 1 and at least 100 draws, "
             f"got {confidence} and {n_bootstrap}"
         )
-    d = first - second
+    with np.errstate(invalid="ignore", over="ignore"):
+        d = first - second
     if not np.isfinite(d).all():
         raise ValueError(f"a, b: NaN or infinite in pair {int(np.argmin(np.isfinite(d)))}")
+    if np.abs(d).max() > _LARGEST:
+        raise OverflowError("a, b: sums of the differences exceed the range of float64; rescale them")
     n = len(d)
     rng = np.random.default_rng(seed)
     means = np.array([d[rng.integers(0, n, n)].mean() for _ in range(n_bootstrap)])
@@ -166,7 +173,7 @@ def paired(a: Any, b: Any, *, confidence: float = 0.95, n_bootstrap: int = 4000,
     low, high = np.percentile(means, [tail, 100.0 - tail])
     up, down = int((d > 0).sum()), int((d < 0).sum())
     p = float(scipy.stats.binomtest(up, up + down).pvalue) if up + down else 1.0
-    spread = float(d.std(ddof=1))
+    spread = _spread(d)
     return Paired(
         float(d.mean()), spread / n**0.5, float(low), float(high), p, minimal_detectable_difference(spread, n), n
     )
@@ -246,9 +253,17 @@ def coverage(features: Any, labels: Any, reference: Any, reference_labels: Any, 
     return covered / len(real)
 
 
+def _spread(values: Floats) -> float:
+    """Standard deviation, NaN of a single value; in a unit in which squares do not overflow."""
+    if len(values) < 2 or not np.isfinite(values).all():
+        return float("nan")
+    exponent = int(np.frexp(np.abs(values).max())[1])
+    return float(np.ldexp(np.ldexp(values, -exponent).std(ddof=1), exponent))
+
+
 def _features(features: Any, labels: Any) -> tuple[Floats, NDArray[np.int64]]:
     points = to_real(features, "features").astype(np.float64)
-    classes = np.asarray(labels)
+    classes = to_array(labels, "labels")
     if points.ndim != 2 or classes.shape != (len(points),) or classes.dtype.kind not in "iu":
         raise ValueError(f"features, labels: expected (n, d) and n integers, got {points.shape} and {classes.shape}")
     if not np.isfinite(points).all():

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
 from typing import Any
 
@@ -13,14 +12,17 @@ import scipy  # submodules load on first use
 from numpy.typing import NDArray
 
 from fastcrit._arrays import check_choice, check_grid, check_positive, to_fields
+from fastcrit._crops import crop_form, pair_sums
+from fastcrit._dims import arrange
+from fastcrit._lags import FROM_CORRELATION, radial_correlation
 from fastcrit._lattice import Lattice, lattice
-from fastcrit._sums import sums_for
-from fastcrit._whittle import fit_ornstein_zernike
+from fastcrit._rounding import about_first, is_still, resolution, rounding_power
+from fastcrit._sums import block_squares, sums_for
+from fastcrit._whittle import Form, TorusForm, fit_ornstein_zernike
 from fastcrit.spectra import (
     DEFAULT_BLOCKS,
     ModeAverages,
     StructureFactor,
-    block_squares,
     blocks_in_use,
     fewest_for_errors,
     mode_averages,
@@ -37,7 +39,8 @@ FINITE_SIZE = 0.25
 class CorrelationLength:
     """A length with its jackknife standard error; arrays when the ensemble has channels.
 
-    ``flags`` names what to know before quoting the value: ``finite_size`` (xi/L > 1/4), ``background_dominates``,
+    ``flags`` names what to know before quoting the value: ``no_fluctuation`` (what varies is no more than the rounding
+    of the data, as in copies of one field), ``finite_size`` (xi/L > 1/4), ``background_dominates``,
     ``too_few_modes`` (fewer than 3 wavenumbers to fit), ``unbounded``, ``no_convergence``, ``uncorrelated`` (the fit
     wants xi = 0), ``negative_second_moment``, ``no_crossing`` (C never falls to 1/e, or to a form that can be fitted),
     ``below_resolution`` (shorter than the first shell of lags, so interpolated from C(0) alone), ``unstable_error`` (a
@@ -69,9 +72,10 @@ def correlation_length(
     blocks: int = DEFAULT_BLOCKS,
     ndim: int = 2,
     center: str = "ensemble",
-    spacing: float = 1.0,
+    spacing: float | None = None,
     k_max: float | None = None,
     include_zero: bool | None = None,
+    periodic: bool = True,
 ) -> CorrelationLength:
     r"""Correlation length of an ensemble of fields.
 
@@ -104,6 +108,12 @@ def correlation_length(
         needed.
     include_zero : bool, optional
         Use k = 0 in the fit. Default: yes exactly when the ensemble mean was removed.
+    periodic : bool
+        False for fields cut from larger ones, which have no torus: taken for one, crops of 32 sites with xi = 4 have
+        3.8. ``ornstein_zernike`` and ``second_moment`` then compare with the power that the form is expected to have in
+        a crop (the debiased Whittle likelihood), from the same sums and as fast after the first call for a shape. The
+        others read C(r) of pairs inside the field, each with the same weight; they need the fields, padded with zeros
+        to 3/2 of each side, which takes two to four times as long. Lengths beyond a side are ``unbounded``.
 
     Returns
     -------
@@ -144,32 +154,42 @@ def correlation_length(
         check_positive(k_max, "k_max")
     B = None if free else float(background)
 
+    pairs_inside = not periodic and method in FROM_CORRELATION
+    r = None
     if isinstance(field_or_S, StructureFactor):
-        if field_or_S.modes is None or method == "binarized":
-            missing = (
-                "the fields themselves" if method == "binarized" else "a StructureFactor made by structure_factor()"
-            )
+        needs_fields = pairs_inside or method == "binarized"
+        if field_or_S.modes is None or needs_fields:
+            missing = "the fields themselves" if needs_fields else "a StructureFactor made by structure_factor()"
+            missing += " with periodic=False" if pairs_inside and method != "binarized" else ""
             raise ValueError(f"field_or_S: method={method!r} needs {missing}")
         modes = field_or_S.modes
         lead = np.shape(field_or_S.S)[:-1]
     else:
+        field_or_S, spacing = arrange(field_or_S, ndim, "field_or_S", spacing)
         array = to_fields(field_or_S, "field_or_S")
         check_grid(array, ndim, 1, "field_or_S", "shape (samples, ..., N1 .. Nd)")
-        check_positive(spacing, "spacing")
         grid = lattice(tuple(array.shape[-ndim:]))
         lead = tuple(array.shape[1 : array.ndim - ndim])
+        resolved = resolution(field_or_S, array)
+        still = None
         if method == "binarized":
-            array = sums_for(array, grid).signs(array, "field_or_S")
+            signs = sums_for(array, grid).signs(array, "field_or_S")
+            still = is_still(array, center, resolved, ndim)
+            array = signs
         if method == "second_moment":
-            modes = _first_mode_averages(array, grid, spacing, center, blocks)
+            modes = _first_mode_averages(array, grid, spacing, center, blocks, resolved)
+        elif pairs_inside:
+            modes, r = _pair_averages(array, grid, spacing, center, blocks, resolved)
         else:
-            modes, _ = mode_averages(array, grid, spacing, center, blocks, "field_or_S")
+            modes, _ = mode_averages(array, grid, spacing, center, blocks, "field_or_S", resolved)
+        if still is not None:  # their signs may still change, where they are 0 but for rounding
+            modes = replace(modes, rounding=np.where(still, np.inf, modes.rounding))
     if modes.samples < 2:
         raise ValueError("field_or_S: a correlation length of an ensemble needs at least 2 samples, got 1")
     if modes.center == "sample" and method == "second_moment":
         raise ValueError("center: 'sample' removes S(0), which method='second_moment' needs")
 
-    rows, flags = estimate(modes, method, B, k_max=k_max, include_zero=include_zero)
+    rows, flags = estimate(modes, method, B, k_max=k_max, include_zero=include_zero, periodic=periodic, r=r)
     if k_max is not None and any("too_few_modes" in words for words in flags):
         raise ValueError(f"k_max: fewer than 3 distinct wavenumbers up to {k_max} are left to fit")
     if modes.samples < fewest_for_errors(modes.center):
@@ -184,15 +204,16 @@ def estimate(
     *,
     k_max: float | None = None,
     include_zero: bool | None = None,
+    periodic: bool = True,
+    r: Floats | None = None,
 ) -> tuple[Floats, list[tuple[str, ...]]]:
-    """Lengths in sites, rows (1 + blocks, fields): estimate, then replicates; flags of each field's estimate."""
+    """Lengths in sites, rows (1 + blocks, fields): estimate, then replicates; flags of each field's estimate.
+
+    With ``r`` what ``modes`` averages is C(r) at these lags, not power. Rows in which the power used is no more than
+    rounding can have are NaN.
+    """
     grid = modes.lattice
     fields = modes.power.shape[1]
-    rows = np.empty((1 + len(modes.counts), fields))
-    flags: list[tuple[str, ...]] = []
-    if method == "second_moment":
-        rows, negative = _second_moment(modes, background or 0.0)
-        return rows, [("negative_second_moment",) if bad else () for bad in negative]
     S = modes.mean_and_replicates(modes.power)
     if method == "ornstein_zernike":
         zero = modes.center == "ensemble" if include_zero is None else include_zero
@@ -202,30 +223,47 @@ def estimate(
             use &= grid.orbit_k <= k_max * modes.spacing * (1 + 1e-9)
         if use.sum() < 3:
             return np.full((1 + len(modes.counts), fields), np.nan), [("too_few_modes",)] * fields
-        for m in range(fields):
-            if not (S[:, m, use] > 0).any():
-                rows[:, m] = np.nan
-                flags.append(("no_convergence",))
-                continue
-            fit = fit_ornstein_zernike(
-                grid.orbit_k2[use],
-                grid.orbit_modes[use],
-                S[:, m, use],
-                background,
-                modes.samples,
-                grid.side,
-            )
-            rows[:, m] = fit.xi
-            flags.append(fit.flags)
-        return rows, flags
-    C = radial_correlation(grid, S, background or 0.0)
-    one = _FROM_CORRELATION["efold" if method == "binarized" else method]
-    for m in range(fields):
-        rows[:, m] = [one(grid.lag_r[: grid.lags_inside], c) for c in C[:, m]]
-        if not np.isfinite(rows[0, m]):
-            flags.append(("no_crossing",))
+        form: Form = TorusForm(grid.orbit_k2[use], grid.side) if periodic else crop_form(grid.shape).of(use)
+        still = S[..., use] @ grid.orbit_modes[use] / grid.orbit_modes[use].sum() <= modes.rounding
+        fitted = _ornstein_zernike(form, grid, S[..., use], use, background, modes.samples, still[0])
+    elif method == "second_moment":
+        first = modes.mean_and_replicates(modes.first)
+        still = np.maximum(S[..., 0], first.max(axis=-1)) <= modes.rounding
+        fitted = _second_moment(modes, S[..., 0], first, background or 0.0, periodic)
+    else:
+        if r is None:
+            C, r = radial_correlation(grid, S), grid.lag_r[: grid.lags_inside]
         else:
-            flags.append(("below_resolution",) if rows[0, m] < grid.lag_r[1] else ())
+            C = S
+        still = C[..., 0] <= modes.rounding
+        C[..., 0] -= background or 0.0
+        one = FROM_CORRELATION[method]
+        rows = np.array([[one(r, c) for c in row] for row in C])
+        shell = float(r[1]) if len(r) > 1 else 0.0
+        fitted = rows, [("no_crossing",) if np.isnan(x) else ("below_resolution",) * bool(x < shell) for x in rows[0]]
+    rows, flags = fitted
+    rows[still] = np.nan
+    return rows, [("no_fluctuation",) if nothing else words for nothing, words in zip(still[0], flags, strict=True)]
+
+
+def _ornstein_zernike(
+    form: Form,
+    grid: Lattice,
+    S: Floats,
+    use: NDArray[np.bool_],
+    background: float | None,
+    samples: int,
+    still: NDArray[np.bool_],
+) -> tuple[Floats, list[tuple[str, ...]]]:
+    rows = np.full(S.shape[:2], np.nan)
+    flags: list[tuple[str, ...]] = []
+    for m in range(S.shape[1]):
+        if still[m] or not (S[:, m] > 0).any():
+            flags.append(("no_convergence",))
+            continue
+        fit = fit_ornstein_zernike(form, grid.orbit_modes[use], S[:, m], background, samples, grid.side)
+        rows[:, m] = fit.xi
+        flags.append(fit.flags)
     return rows, flags
 
 
@@ -268,22 +306,14 @@ def jackknife_error(replicates: Floats) -> Floats:
     B = len(replicates)
     if B < 2:
         return np.full(replicates.shape[1:], np.nan)
-    return np.asarray(np.sqrt((B - 1) / B * ((replicates - replicates.mean(axis=0)) ** 2).sum(axis=0)))
+    with np.errstate(invalid="ignore", over="ignore"):  # of infinite replicates there is none
+        return np.asarray(np.sqrt((B - 1) / B * ((replicates - replicates.mean(axis=0)) ** 2).sum(axis=0)))
 
 
-def radial_correlation(grid: Lattice, S: Floats, background: float = 0.0) -> Floats:
-    """C(r) (..., lags inside half the smallest side) from S per orbit (..., orbits)."""
-    axes = tuple(range(-grid.ndim, 0))
-    C = scipy.fft.irfftn(grid.to_full(S), s=grid.shape, axes=axes)
-    flat = C.reshape(*C.shape[: -grid.ndim], grid.sites)
-    order, starts = grid.lag_order
-    sums = np.add.reduceat(flat[..., order], starts, axis=-1)[..., : grid.lags_inside]
-    radial = sums / grid.lag_pairs[: grid.lags_inside]
-    radial[..., 0] -= background
-    return np.asarray(radial)
-
-
-def _first_mode_averages(array: Any, grid: Lattice, spacing: float, center: str, blocks: int) -> ModeAverages:
+@np.errstate(invalid="ignore", over="ignore")  # what is not finite is refused by name
+def _first_mode_averages(
+    array: Any, grid: Lattice, spacing: float, center: str, blocks: int, resolved: tuple[float, float]
+) -> ModeAverages:
     """S(0), the one orbit of ``power``, and S(k1), from the kernel that needs no transform."""
     n = len(array)
     check_choice(center, ("ensemble", "sample", "none"), "center")
@@ -296,78 +326,61 @@ def _first_mode_averages(array: Any, grid: Lattice, spacing: float, center: str,
         amplitudes = sums.first_modes(stack[:, m], "field_or_S")
         if center == "ensemble":
             amplitudes -= amplitudes.mean(axis=1, keepdims=True)
+        largest = int(np.abs(amplitudes).max(axis=0).argmax())
         squares[:, m] = block_squares(amplitudes, used).T
+        if not np.isfinite(squares[:, m]).all():
+            raise OverflowError(
+                f"field_or_S: the power of the field at index {largest} exceeds the range of float64; rescale it"
+            )
     squares /= grid.sites
     counts = np.full(used, n // used)
     counts[: n % used] += 1
-    return ModeAverages(grid, spacing, center, counts, squares[..., :1], squares[..., 1::2] + squares[..., 2::2])
+    power, first = squares[..., :1], squares[..., 1::2] + squares[..., 2::2]
+    if center == "sample":
+        power[...] = 0.0
+    rounding = rounding_power(array, stack.shape[1], center, resolved)
+    if center == "ensemble":
+        # Sums over N sites of a mean are off by as much as N sites of white noise, or more.
+        least = np.concatenate([power, first], axis=-1).sum(axis=0).min(axis=-1) / (n * grid.sites)
+        shifted = about_first(array, least, rounding, resolved, center, grid.ndim)
+        if shifted is not None:
+            modes = _first_mode_averages(shifted, grid, spacing, center, blocks, (0.0, 0.0))
+            return replace(modes, rounding=rounding)
+    return ModeAverages(grid, spacing, center, counts, power, first, rounding)
 
 
-def _second_moment(modes: ModeAverages, background: float) -> tuple[Floats, NDArray[np.bool_]]:
-    long = [axis for axis, side in enumerate(modes.lattice.shape) if side > 1]  # an axis of one site has no k1
-    first = modes.first if len(long) == modes.lattice.ndim else modes.first[..., long]
-    S = modes.mean_and_replicates(np.concatenate([modes.power[..., :1], first], axis=-1)) - background
-    S0, S1 = S[..., :1], S[..., 1:]
-    with np.errstate(divide="ignore", invalid="ignore"):  # the root of what is negative is NaN
-        xi = np.sqrt(S0 - S1) / np.sqrt(S1)
-    rows = xi @ [0.5 / (len(long) * math.sin(math.pi / modes.lattice.shape[axis])) for axis in long]
-    rows[~np.isfinite(rows) | (not long)] = np.nan
-    return rows, np.isnan(rows[0])
+def _second_moment(
+    modes: ModeAverages, S0: Floats, first: Floats, background: float, periodic: bool
+) -> tuple[Floats, list[tuple[str, ...]]]:
+    """From S(0) (rows, fields) and S(k1) of each axis; infinite, and so unbounded, where S(k1) is rounding alone."""
+    grid = modes.lattice
+    long = [axis for axis, side in enumerate(grid.shape) if side > 1]  # an axis of one site has no k1
+    rows = np.full(S0.shape, 0.0 if long else np.nan)
+    for axis in long:
+        S1 = np.where(first[..., axis] > modes.rounding, first[..., axis] - background, 0.0)
+        if periodic:
+            with np.errstate(divide="ignore", invalid="ignore"):  # the root of what is negative is NaN
+                xi = 0.5 * np.sqrt(S0 - background - S1) / np.sqrt(S1) / math.sin(math.pi / grid.shape[axis])
+        else:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                ratio = (S0 - background) / np.where(S1 >= 0, S1, np.nan)
+            orbit = int(grid.orbit_of_mode[grid.mode_index(grid.axis_wavenumbers[axis])])
+            xi = np.sqrt(crop_form(grid.shape).q_of_ratio(ratio, orbit))
+        rows += xi / len(long)
+    flags: list[tuple[str, ...]] = [
+        ("unbounded",) if x == np.inf else ("negative_second_moment",) * bool(np.isnan(x)) for x in rows[0]
+    ]
+    rows[~np.isfinite(rows)] = np.nan
+    return rows, flags
 
 
-def _crossing(r: Floats, c: Floats, level: float) -> float:
-    """First r at which c falls to ``level``, by linear interpolation; NaN if it never does."""
-    below = np.flatnonzero(c <= level)
-    if below.size == 0 or below[0] == 0 or not np.isfinite(c).all():
-        return float("nan")
-    j = int(below[0])
-    return float(r[j - 1] + (c[j - 1] - level) / (c[j - 1] - c[j]) * (r[j] - r[j - 1]))
-
-
-def _normalised(C: Floats) -> Floats:
-    return C / C[0] if C[0] > 0 else np.full_like(C, np.nan)
-
-
-def _efold(r: Floats, C: Floats) -> float:
-    return _crossing(r, _normalised(C), np.exp(-1.0))
-
-
-def _integral(r: Floats, C: Floats) -> float:
-    c = _normalised(C)
-    if not np.isfinite(c).all():
-        return float("nan")
-    zero = _crossing(r, c, 0.0)
-    if np.isnan(zero):
-        return float(np.trapezoid(c, r))
-    inside = r < zero
-    return float(np.trapezoid(np.append(c[inside], 0.0), np.append(r[inside], zero)))
-
-
-def _exponential(r: Floats, C: Floats) -> float:
-    c = _normalised(C)
-    zero = _crossing(r, c, 0.0)
-    inside = (r > 0) & (r < (np.inf if np.isnan(zero) else zero))
-    if not np.isfinite(c).all() or inside.sum() < 2:
-        return float("nan")
-    x, y = r[inside], c[inside]
-
-    def misfit(log_xi: float) -> float:
-        e = np.exp(-x / np.exp(log_xi))
-        return float(((y - (y @ e) / (e @ e) * e) ** 2).sum())
-
-    # A grid first: the misfit is smooth but may have a flat tail towards long lengths.
-    grid = np.linspace(np.log(0.1), np.log(20.0 * r[-1]), 64)
-    best = int(np.argmin([misfit(g) for g in grid]))
-    if best in (0, len(grid) - 1):
-        return float("nan")
-    result = scipy.optimize.minimize_scalar(
-        misfit, bounds=(grid[best - 1], grid[best + 1]), method="bounded", options={"xatol": 1e-10}
-    )
-    return float(np.exp(result.x))
-
-
-_FROM_CORRELATION: dict[str, Callable[[Floats, Floats], float]] = {
-    "efold": _efold,
-    "exponential": _exponential,
-    "integral": _integral,
-}
+def _pair_averages(
+    array: Any, grid: Lattice, spacing: float, center: str, blocks: int, resolved: tuple[float, float]
+) -> tuple[ModeAverages, Floats]:
+    """C(r) of pairs inside the field in the place of power, and its lags r in sites."""
+    n = len(array)
+    used = blocks_in_use(blocks, n)
+    sums, r = pair_sums(array, grid, center, used, "field_or_S")
+    counts = np.bincount(np.arange(n) % used, minlength=used)
+    rounding = rounding_power(array, sums.shape[1], center, resolved)
+    return ModeAverages(grid, spacing, center, counts, sums, sums[..., :0], rounding), r

@@ -8,7 +8,7 @@ import numpy as np
 import scipy  # submodules load on first use
 from numpy.typing import NDArray
 
-from fastcrit._arrays import check_choice, check_levels, check_positive, to_real
+from fastcrit._arrays import check_choice, check_levels, check_positive, to_numbers, to_real
 from fastcrit._dispersion import dispersion_length
 from fastcrit._lattice import Lattice
 from fastcrit._lattice import lattice as lattice_tables
@@ -84,7 +84,7 @@ class GaussianTheory:
 
     def gain(self, k: Any, s: float) -> Any:
         """g_k = P/(P + s^2) for wavevectors ``k`` (..., d), rad per site, that are modes of the lattice."""
-        k = np.asarray(k, dtype=np.float64)
+        k = to_numbers(k, "k")
         sides = np.array(self.spectrum.shape)
         if k.ndim < 1 or k.shape[-1] != sides.size:
             raise ValueError(f"k: expected wavevectors of shape (..., {sides.size}), got {k.shape}")
@@ -150,7 +150,11 @@ class GaussianTheory:
         axes = tuple(range(-self.spectrum.ndim, 0))
         if y.shape[-self.spectrum.ndim :] != self.spectrum.shape:
             raise ValueError(f"y: expected shape (..., {self.spectrum.shape}), got {y.shape}")
-        return scipy.fft.irfftn(scipy.fft.rfftn(y, axes=axes) * response, s=self.spectrum.shape, axes=axes)
+        with np.errstate(over="ignore", invalid="ignore"):
+            filtered = scipy.fft.irfftn(scipy.fft.rfftn(y, axes=axes) * response, s=self.spectrum.shape, axes=axes)
+        if not np.isfinite(filtered).all():
+            raise OverflowError(f"y: its transform exceeds the range of {y.dtype}; rescale it")
+        return filtered
 
 
 def _normal(seed: Any, shape: tuple[int, ...]) -> Floats:

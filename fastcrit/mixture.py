@@ -11,7 +11,7 @@ import numpy as np
 import scipy  # submodules load on first use
 from numpy.typing import NDArray
 
-from fastcrit._arrays import check_integer, check_positive, to_real
+from fastcrit._arrays import check_integer, check_positive, to_numbers, to_real
 
 Floats = NDArray[np.float64]
 
@@ -51,7 +51,7 @@ class GaussianMixture:
         if not np.isfinite(self.means).all():
             raise ValueError("means: NaN or infinite values")
         self.std = check_positive(std, "std")
-        given = np.ones(len(self.means)) if weights is None else np.asarray(weights, dtype=np.float64)
+        given = np.ones(len(self.means)) if weights is None else to_numbers(weights, "weights")
         if given.shape != (len(self.means),) or not (np.isfinite(given) & (given > 0)).all():
             raise ValueError(f"weights: expected {len(self.means)} positive numbers, got {weights!r}")
         self.weights = given / given.sum()
@@ -72,7 +72,14 @@ class GaussianMixture:
         states = to_real(y, "y").astype(np.float64)
         if states.shape[1:] != self.means.shape[1:]:
             raise ValueError(f"y: expected states (n, *{self.means.shape[1:]}), got {states.shape}")
+        if not np.isfinite(states).all():
+            raise ValueError("y: NaN or infinite values")
+        if not len(states):
+            return np.zeros((0, len(self.means)))
         points, means = states.reshape(len(states), -1), self.means.reshape(len(self.means), -1)
         # |y - mu|^2 without |y|^2, which all classes share.
-        energy = (points @ means.T - 0.5 * (means**2).sum(axis=1)) / (self.std**2 + float(s) ** 2)
+        with np.errstate(over="ignore", invalid="ignore"):
+            energy = (points @ means.T - 0.5 * (means**2).sum(axis=1)) / (self.std**2 + float(s) ** 2)
+        if not np.isfinite(energy).all():
+            raise OverflowError("y: log odds of the classes exceed the range of float64; rescale states and model")
         return np.asarray(scipy.special.softmax(energy + np.log(self.weights), axis=1))

@@ -20,12 +20,14 @@ from fastcrit._arrays import (
     is_tensor,
     on_device,
     to_fields,
+    to_numbers,
     to_real,
 )
 from fastcrit._cross import CrossShells
 from fastcrit._dataset import DENOISED, build_dataset
 from fastcrit._lattice import lattice, selection
 from fastcrit._placement import find_device, placed_as, to_host, zeros_on
+from fastcrit._rounding import resolution
 from fastcrit._statefile import read_state, write_state
 from fastcrit._sums import add_to_blocks, parts
 from fastcrit.spectra import DEFAULT_BLOCKS
@@ -159,6 +161,8 @@ class Recorder:
         self._next = np.zeros(len(self.levels), np.int64)
         self._next_gain = np.zeros(len(self.levels), np.int64)
         self._gains_are_matrices: bool | None = None
+        # Spacing of the numbers that were recorded, relative: the coarsest type of each level.
+        self._eps = np.zeros(len(self.levels))
         self.state = self._empty_state()
         # (3, levels) on a device: the first field, gain and denoised field that were not finite.
         self._bad: Any = None
@@ -200,6 +204,7 @@ class Recorder:
         if images is not None and len(images) != len(states):
             raise ValueError(f"denoised: expected as many images as states, {len(states)}, got {len(images)}")
         first = self._first_sample(sample, self._next[i])
+        self._eps[i] = max(self._eps[i], resolution(y, states)[0])
         if images is not None:
             self._make_room()
         sums = self._sums(i, "")
@@ -242,7 +247,7 @@ class Recorder:
         ValueError
             A level that is not among them.
         """
-        among = np.asarray(levels, dtype=np.float64)
+        among = to_numbers(levels, "levels")
         found = {}
         for i, s in enumerate(self.levels):
             at = np.flatnonzero(np.isclose(among, s, rtol=1e-6, atol=0))
@@ -347,13 +352,14 @@ class Recorder:
             else:
                 array[:, place] += placed_as(array, theirs_there)
         self._gains_are_matrices = next(iter(kinds), None)
+        self._eps = np.maximum(self._eps, other._eps)
         # Halves of the largest sample number: their sum is still one.
         self._next = np.minimum(self._next, 2**61) + np.minimum(other._next, 2**61 - 1)
         self._next_gain = np.minimum(self._next_gain, 2**61) + np.minimum(other._next_gain, 2**61 - 1)
 
     def save(self, path: Any) -> None:
         """Write everything to one file (safetensors, with a format version and a checksum), atomically."""
-        counters = {"next": self._next, "next_gain": self._next_gain}
+        counters = {"next": self._next, "next_gain": self._next_gain, "eps": self._eps}
         write_state(path, FORMAT, FORMAT_VERSION, self.config(), {**self.sums(), **counters})
 
     @classmethod
@@ -371,6 +377,7 @@ class Recorder:
         recorder = cls(**config, device=device)
         recorder._next = arrays.pop("next")
         recorder._next_gain = arrays.pop("next_gain")
+        recorder._eps = arrays.pop("eps", recorder._eps)  # older files do not say
         recorder.set_sums(arrays)
         return recorder
 
@@ -412,7 +419,7 @@ class Recorder:
         }
         return dict(json.loads(json.dumps(made)))
 
-    def dataset(self, lengths: Sequence[str] = ("ornstein_zernike", "second_moment", "efold")) -> xr.Dataset:
+    def dataset(self, lengths: Sequence[str] | None = None, *, periodic: bool = True) -> xr.Dataset:
         """Everything recorded as an `xarray.Dataset` with dims level, k, r, shell and (for (C, H, W) states) channel.
 
         ``S``, ``C``, ``xi_<method>``, ``m`` (mean), ``abs_m``, ``chi``, ``binder``, ``gain_on_trajectories``,
@@ -424,11 +431,21 @@ class Recorder:
         Lengths have the state's own noise s^2 taken out as a known background; ``xi_<method>_flags`` says where they
         have no answer. Levels without samples are NaN.
 
+        Parameters
+        ----------
+        lengths : sequence of str, optional
+            Methods of `correlation_length`. Default: ornstein_zernike and second_moment, and for fields on a torus
+            efold.
+        periodic : bool
+            False for states cut from larger fields: lengths as `correlation_length` has them of crops. Those two only:
+            the others need pairs of sites inside the field, which sums of power do not have. S and C stay those of the
+            torus.
+
         Raises
         ------
         ValueError
             A level with a single sample: the ensemble mean cannot be removed from it. A state on a device that was not
-            finite.
+            finite. A length that cannot be had of crops.
 
         Examples
         --------
@@ -445,7 +462,7 @@ class Recorder:
         >>> table.index.to_list()
         [10.0, 1.0]
         """
-        return build_dataset(self._on_host(), tuple(lengths))
+        return build_dataset(self._on_host(), None if lengths is None else tuple(lengths), periodic)
 
     def _batch(self, y: Any, name: str) -> Any:
         """A batch of states as the sums take them; ValueError for another shape or device."""

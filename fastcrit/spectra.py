@@ -7,7 +7,7 @@ of its modes. White noise of variance v has power v in every shell; the k = 0 sh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
 from functools import cached_property
 from typing import Any
@@ -16,9 +16,13 @@ import numpy as np
 import scipy  # its submodules load when they are first used, which keeps `import fastcrit` fast
 from numpy.typing import NDArray
 
-from fastcrit._arrays import check_choice, check_grid, check_positive, same_kind, to_fields
+from fastcrit._arrays import check_choice, check_grid, same_kind, to_fields
+from fastcrit._crops import lag_sums, padding
+from fastcrit._dims import arrange
 from fastcrit._lattice import Lattice, lattice
-from fastcrit._sums import Trend, pad, sums_for
+from fastcrit._placement import to_host
+from fastcrit._rounding import about_first, resolution, rounding_power
+from fastcrit._sums import Trend, sums_for
 
 Floats = NDArray[np.float64]
 
@@ -45,6 +49,7 @@ class ModeAverages:
     counts: NDArray[np.int64]  # (blocks,) samples
     power: NDArray[np.float64]  # (blocks, fields, orbits): sum over samples of the orbit's mean |phi^|^2 / N
     first: NDArray[np.float64]  # (blocks, fields, ndim): the same for k = 2 pi / L along each axis alone
+    rounding: Any = 0.0  # (fields,): power per mode that may be rounding alone
 
     @cached_property
     def samples(self) -> int:
@@ -57,7 +62,8 @@ class ModeAverages:
         unbiased = n / (n - 1) if self.center == "ensemble" else 1.0
         total = sums.sum(axis=0)
         left = (n - self.counts).reshape(-1, *[1] * (sums.ndim - 1))
-        return np.concatenate([total[None] / n, (total - sums) / left]) * unbiased
+        with np.errstate(invalid="ignore", divide="ignore"):  # without the only block there is no estimate
+            return np.concatenate([total[None] / n, (total - sums) / left]) * unbiased
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,7 @@ def power_spectrum(
     field: Any,
     *,
     ndim: int = 2,
-    spacing: float = 1.0,
+    spacing: float | None = None,
     detrend: str | None = None,
     window: str | tuple[Any, ...] | None = None,
     corners: bool = False,
@@ -98,11 +104,13 @@ def power_spectrum(
     field : array or tensor, shape (..., N1, .., Nd)
         Real fields on a periodic lattice. float32 is computed in float32; float16, bfloat16, bool and integers of up to
         16 bits are converted to float32, everything else to float64. Tensors on a CUDA device are computed there, by
-        the kernels of the core or, where it was built without them, by torch; this waits for the device.
+        the kernels of the core or, where it was built without them, by torch; this waits for the device. Where axes
+        have names (an `xarray.DataArray`), all but "sample", "level" and "channel" are the lattice, in any place.
     ndim : int
         Number of lattice axes d, 1 to 3.
-    spacing : float
-        Distance between sites, the same on every axis.
+    spacing : float, optional
+        Distance between sites, the same on every axis. Default: that of the coordinates of an `xarray.DataArray`,
+        otherwise 1.
     detrend : None, "constant" or "linear"
         What is subtracted from each field first: nothing, its mean, or its least-squares plane.
     window : None or a window of `scipy.signal.get_window`
@@ -122,7 +130,8 @@ def power_spectrum(
         Complex values, strings, objects.
     ValueError
         Too few axes, an empty array, NaN or Inf (the message says in which field), a tensor that is neither on the CPU
-        nor on a CUDA device.
+        nor on a CUDA device, names of axes that do not say which is which, uneven coordinates, images whose channels
+        are the last axis.
     OverflowError
         Power, summed over modes before it is averaged, beyond the range of the dtype.
 
@@ -134,21 +143,22 @@ def power_spectrum(
     >>> bool(np.allclose(spectrum.power.mean(0), 4.0, rtol=0.2))  # white noise of variance 4 is flat
     True
     """
+    field, spacing = arrange(field, ndim, "field", spacing, ensemble=False)
     array = to_fields(field, "field")
     check_grid(array, ndim, 0, "field", "shape (..., N1 .. Nd)")
-    spacing = check_positive(spacing, "spacing")
     if detrend is not None:
         check_choice(detrend, ("constant", "linear"), "detrend")
     grid = lattice(tuple(array.shape[-ndim:]))
     lead = tuple(array.shape[: array.ndim - ndim])
     keep = grid.kept_shells(corners)
-    power = sums_for(array, grid).shell_power(
-        array.reshape(-1, *grid.shape),
-        keep,
-        None if detrend is None else Trend.of(detrend, grid.shape),
-        None if window is None else _taper(window, grid.shape),
-        lead,
-    )
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused by name
+        power = sums_for(array, grid).shell_power(
+            array.reshape(-1, *grid.shape),
+            keep,
+            None if detrend is None else Trend.of(detrend, grid.shape),
+            None if window is None else _taper(window, grid.shape),
+            lead,
+        )
     kind = same_kind(field)
     return RadialSpectrum(
         k=kind(grid.shell_k[:keep] / spacing),
@@ -162,7 +172,7 @@ def structure_factor(
     *,
     ndim: int = 2,
     center: str = "ensemble",
-    spacing: float = 1.0,
+    spacing: float | None = None,
     corners: bool = False,
     blocks: int = DEFAULT_BLOCKS,
 ) -> StructureFactor:
@@ -171,8 +181,9 @@ def structure_factor(
     Parameters
     ----------
     field : array or tensor, shape (samples, ..., N1, .., Nd)
-        Axis 0 is the ensemble; axes between it and the lattice (channels) give a structure factor each. Dtypes and
-        devices as in `power_spectrum`; only sums over samples leave a device.
+        Axis 0 is the ensemble; axes between it and the lattice (channels) give a structure factor each. Of an
+        `xarray.DataArray` with names "sample" is the ensemble, wherever it is. Dtypes and devices as in
+        `power_spectrum`; only sums over samples leave a device.
     ndim : int
         As in `power_spectrum`.
     center : "ensemble", "sample" or "none"
@@ -207,20 +218,25 @@ def structure_factor(
     >>> bool(abs(s.S[0] - 1.0) < 5 * s.stderr[0])  # the mean of 7 is no fluctuation
     True
     """
+    field, spacing = arrange(field, ndim, "field", spacing)
     array = to_fields(field, "field")
     check_grid(array, ndim, 1, "field", "shape (samples, ..., N1 .. Nd)")
-    spacing = check_positive(spacing, "spacing")
     grid = lattice(tuple(array.shape[-ndim:]))
-    modes, shell_squares = mode_averages(array, grid, spacing, center, blocks)
+    modes, shell_squares = mode_averages(array, grid, spacing, center, blocks, resolved=resolution(field, array))
     n = modes.samples
     keep = grid.kept_shells(corners)
     S = grid.to_shells(modes.mean_and_replicates(modes.power * grid.orbit_modes)[0])[:, :keep] / grid.shell_modes[:keep]
     raw = grid.to_shells(modes.power.sum(axis=0) * grid.orbit_modes)[:, :keep] / grid.shell_modes[:keep] / n
     if n >= fewest_for_errors(center):
-        variance = np.maximum(shell_squares[:, :keep] / n - raw**2, 0.0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            variance = np.maximum(shell_squares[:, :keep] / n - raw**2, 0.0)
         stderr = np.sqrt(variance / (n - 1))
     else:
         stderr = np.full_like(S, np.nan)
+    if n >= fewest_for_errors(center) and not np.isfinite(stderr).all():
+        options: dict[str, Any] = {"ndim": ndim, "center": center, "corners": corners, "blocks": blocks}
+        unit = _unit(S)
+        stderr = unit**2 * to_host(structure_factor(array / unit, **options).stderr).reshape(S.shape)
     kind = same_kind(field)
     lead = tuple(array.shape[1 : array.ndim - ndim])
     return StructureFactor(
@@ -239,7 +255,7 @@ def autocorrelation(
     ndim: int = 2,
     center: str = "ensemble",
     periodic: bool = True,
-    spacing: float = 1.0,
+    spacing: float | None = None,
     normalize: bool = False,
 ) -> RadialCorrelation:
     r"""Radially averaged autocorrelation :math:`C(r) = \langle\phi(x)\phi(x+r)\rangle`.
@@ -251,7 +267,7 @@ def autocorrelation(
     periodic : bool
         True: all N pairs at every lag, around the boundary. False: only pairs inside the field, each with the same
         weight (unbiased; by zero padding).
-    spacing : float
+    spacing : float, optional
         As in `structure_factor`.
     normalize : bool
         Divide by C(0); ``stderr`` is divided likewise, without an error of C(0) itself.
@@ -275,30 +291,36 @@ def autocorrelation(
     >>> bool(np.allclose(c.C, 0.5 * np.cos(2 * np.pi * c.r / 16)))
     True
     """
+    field, spacing = arrange(field, ndim, "field", spacing)
     array = to_fields(field, "field")
     check_grid(array, ndim, 1, "field", "shape (samples, ..., N1 .. Nd)")
-    spacing = check_positive(spacing, "spacing")
     grid = lattice(tuple(array.shape[-ndim:]))
     n = len(array)
     lead = tuple(array.shape[1 : array.ndim - ndim])
-    stack = array.reshape(n, -1, *grid.shape)
     unbiased = _check_center(center, n)
     keep = grid.lags_inside
     if periodic:
         padded = grid
         pairs = grid.lag_pairs[:keep].astype(np.float64)
     else:
-        padded = lattice(tuple(scipy.fft.next_fast_len(side + side // 2, real=True) for side in grid.shape))
-        mask = pad(np.ones((1, *grid.shape)), padded.shape)
-        # Both correlations are divided by the sites of the padded lattice.
-        pairs = np.asarray(padded.core.autocorrelation(mask)[0, :keep], np.float64)
-    sums = sums_for(array, grid)
-    columns = [sums.lag_sums(stack[:, m], center, padded, pairs) for m in range(stack.shape[1])]
-    total, squares = (np.stack(values) for values in zip(*columns, strict=True))
+        padded, pairs = padding(grid)
+    total, squares = lag_sums(array, grid, center, padded, pairs)
+    resolved = resolution(field, array)
+    rounding = rounding_power(array, len(total), center, resolved)
+    shifted = about_first(array, total[:, 0] / n, rounding, resolved, center, ndim)
+    if shifted is not None:
+        total, squares = lag_sums(shifted, grid, center, padded, pairs)
     mean = total / n
-    variance = np.maximum(squares / n - mean**2, 0.0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        variance = np.maximum(squares / n - mean**2, 0.0)
     stderr = np.sqrt(variance / (n - 1)) if n >= fewest_for_errors(center) else np.full_like(mean, np.nan)
-    scale = unbiased / (mean[:, :1] * unbiased) if normalize else np.full((len(mean), 1), unbiased)
+    if n >= fewest_for_errors(center) and not np.isfinite(stderr).all():
+        options: dict[str, Any] = {"ndim": ndim, "center": center, "periodic": periodic}
+        unit = _unit(mean)
+        stderr = unit**2 * to_host(autocorrelation(array / unit, **options).stderr).reshape(mean.shape) / unbiased
+    scale = np.full((len(mean), 1), unbiased)
+    if normalize:  # what is no more than rounding has no shape
+        scale = 1.0 / np.where(mean[:, :1] > rounding[:, None], mean[:, :1], np.nan)
     kind = same_kind(field)
     return RadialCorrelation(
         r=kind(padded.lag_r[:keep] * spacing),
@@ -308,10 +330,20 @@ def autocorrelation(
     )
 
 
+@np.errstate(invalid="ignore", over="ignore")  # what is not finite is refused by name
 def mode_averages(
-    array: Any, grid: Lattice, spacing: float, center: str, blocks: int, name: str = "field"
+    array: Any,
+    grid: Lattice,
+    spacing: float,
+    center: str,
+    blocks: int,
+    name: str = "field",
+    resolved: tuple[float, float] = (0.0, 0.0),
 ) -> tuple[ModeAverages, NDArray[np.float64]]:
-    """Per-block mode averages of (samples, ..., lattice), and (fields, shells) sums of squared shell power."""
+    """Per-block mode averages of (samples, ..., lattice), and (fields, shells) sums of squared shell power.
+
+    ``resolved`` is the `resolution` of what the caller passed.
+    """
     n = len(array)
     _check_center(center, n, name)
     used = blocks_in_use(blocks, n)
@@ -320,8 +352,15 @@ def mode_averages(
     columns = [sums.mode_sums(stack[:, m], center, used, name) for m in range(stack.shape[1])]
     power, first, squares = (np.stack(values) for values in zip(*columns, strict=True))
     counts = np.bincount(np.arange(n) % used, minlength=used)
-    by_block = [np.ascontiguousarray(values.swapaxes(0, 1)) for values in (power / grid.orbit_modes, first)]
-    return ModeAverages(grid, spacing, center, counts, *by_block), squares
+    power, first = (np.ascontiguousarray(values.swapaxes(0, 1)) for values in (power / grid.orbit_modes, first))
+    rounding = rounding_power(array, stack.shape[1], center, resolved)
+    modes = ModeAverages(grid, spacing, center, counts, power, first, rounding)
+    variance = (modes.power.sum(axis=0) @ grid.orbit_modes) / (n * grid.sites)
+    shifted = about_first(array, variance, modes.rounding, resolved, center, grid.ndim)
+    if shifted is not None:
+        again, squares = mode_averages(shifted, grid, spacing, center, blocks, name)
+        modes = replace(again, rounding=modes.rounding)
+    return modes, squares
 
 
 def blocks_in_use(blocks: int, samples: int) -> int:
@@ -329,17 +368,6 @@ def blocks_in_use(blocks: int, samples: int) -> int:
     if isinstance(blocks, bool) or not isinstance(blocks, (int, np.integer)) or blocks < 2:
         raise ValueError(f"blocks: expected an integer of at least 2, got {blocks!r}")
     return min(int(blocks), samples)
-
-
-def block_squares(values: Floats, blocks: int) -> Floats:
-    """(rows, blocks): sums of the squares of columns j, j + blocks, .. of ``values``, which are overwritten."""
-    values *= values
-    rows, n = values.shape
-    whole = n // blocks * blocks
-    sums: Floats = values[:, :whole].reshape(rows, -1, blocks).sum(axis=1)
-    if whole < n:
-        sums[:, : n - whole] += values[:, whole:]
-    return sums
 
 
 def _check_center(center: str, samples: int, name: str = "field") -> float:
@@ -355,6 +383,11 @@ def _check_center(center: str, samples: int, name: str = "field") -> float:
 def fewest_for_errors(center: str) -> int:
     """Samples from which scatter can be told: two samples less their mean are equal but for the sign."""
     return 3 if center == "ensemble" else 2
+
+
+def _unit(power: Floats) -> float:
+    """A power of two in which powers whose squares overflow are about 1."""
+    return float(2.0 ** (np.frexp(np.sqrt(np.abs(power).max()))[1] - 1))
 
 
 def _taper(window: str | tuple[Any, ...], shape: tuple[int, ...]) -> Floats:

@@ -11,7 +11,15 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from fastcrit import _closure, _dispersion
-from fastcrit._arrays import check_choice, check_integer, check_levels, check_positive, check_seed, to_real
+from fastcrit._arrays import (
+    check_choice,
+    check_integer,
+    check_levels,
+    check_positive,
+    check_seed,
+    to_numbers,
+    to_real,
+)
 from fastcrit.errors import NoTransitionError
 from fastcrit.gaussian import GaussianTheory
 from fastcrit.mixture import GaussianMixture
@@ -106,7 +114,7 @@ class PatchTheory:
 
     def kernel_spectrum(self, k: Any, s: float) -> Any:
         """C^(k), complex, for wavevectors ``k`` (..., 2) in rad per site."""
-        k = np.asarray(k, dtype=np.float64)
+        k = to_numbers(k, "k")
         if k.ndim < 1 or k.shape[-1] != 2:
             raise ValueError(f"k: expected wavevectors of shape (..., 2), got {k.shape}")
         return np.exp(1j * (k @ self._offsets.T)) @ self.covariance(s).ravel()
@@ -438,7 +446,7 @@ class Pitchfork:
 
     def gain(self, s: Any) -> Any:
         """Gain N/s^2 of the uniform mode at y = 0; every other mode has gain 0."""
-        return self.n_sites / np.square(np.asarray(s, dtype=np.float64))
+        return self.n_sites / np.square(to_numbers(s, "s"))
 
     def denoise(self, y: Any, s: float) -> Any:
         """D(y; s) = tanh(sum(y)/s^2) on every site, for states (samples, ...) of ``n_sites`` sites each."""
@@ -446,8 +454,13 @@ class Pitchfork:
         s = check_positive(s, "s")
         if y.ndim < 2 or int(np.prod(y.shape[1:])) != self.n_sites:
             raise ValueError(f"y: expected (samples, ...) with {self.n_sites} sites each, got shape {y.shape}")
-        total = y.sum(axis=tuple(range(1, y.ndim)), keepdims=True, dtype=np.float64)
-        return np.broadcast_to(np.tanh(total / s**2), y.shape).astype(y.dtype)
+        if not np.isfinite(y).all():
+            bad = int(np.argmin(np.isfinite(y.reshape(len(y), -1)).all(axis=1)))
+            raise ValueError(f"y: NaN or infinite value in sample {bad}")
+        exponent = int(np.frexp(np.abs(y).max(initial=0.0))[1])  # a power of two, so that no sum overflows
+        total = np.ldexp(y.astype(np.float64), -exponent).sum(axis=tuple(range(1, y.ndim)), keepdims=True)
+        with np.errstate(over="ignore"):  # the tanh of what is too large is 1 all the same
+            return np.broadcast_to(np.tanh(np.ldexp(total, exponent) / s / s), y.shape).astype(y.dtype)
 
     def magnetisation(self, s: float) -> float:
         """The stable fixed point m >= 0 of m = tanh(N m/s^2): 0 above the critical level."""
@@ -509,7 +522,14 @@ def speciation_level(data: Any) -> float:
     x = x.reshape(len(x), -1)
     if not np.isfinite(x).all():
         raise ValueError(f"data: NaN or infinite value in sample {int(np.argmin(np.isfinite(x).all(axis=1)))}")
+    # In a unit, a power of two, in which squares neither overflow nor vanish.
+    exponent = int(np.frexp(np.abs(x).max(initial=0.0))[1])
+    x = np.ldexp(x, -exponent)
     x = x - x.mean(axis=0)
     # The nonzero eigenvalues of X'X and XX' agree: take the smaller matrix.
     gram = x.T @ x if x.shape[1] <= x.shape[0] else x @ x.T
-    return float(np.sqrt(max(np.linalg.eigvalsh(gram)[-1], 0.0) / len(x)))
+    with np.errstate(over="ignore"):
+        found = float(np.ldexp(np.sqrt(max(np.linalg.eigvalsh(gram)[-1], 0.0) / len(x)), exponent))
+    if not np.isfinite(found):
+        raise OverflowError("data: the level exceeds the range of float64; rescale them")
+    return found

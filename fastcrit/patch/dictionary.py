@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcrit._arrays import check_choice, to_real
+from fastcrit._arrays import check_choice, to_numbers, to_real
 from fastcrit._extras import need
 
 Floats = NDArray[np.float64]
+
+# Of the largest value of a dictionary: sixth powers of s and of the patterns stay inside the range of float64.
+_SMALLEST, _LARGEST = 1e-40, 1e40
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -36,6 +39,8 @@ class Dictionary:
     ValueError
         Even or non-square patches, no patterns, NaN or Inf, a prior of wrong length or with weights that are not
         positive.
+    OverflowError
+        Patterns whose largest value is beyond 1e40 or below 1e-40.
 
     Examples
     --------
@@ -59,6 +64,8 @@ class Dictionary:
         if not np.isfinite(array).all():
             bad = int(np.argmin(np.isfinite(array).all(axis=(1, 2))))
             raise ValueError(f"patterns: NaN or infinite value in pattern {bad}")
+        if not (_SMALLEST < (largest_value := float(np.abs(array).max())) < _LARGEST or largest_value == 0):
+            raise OverflowError(f"patterns: values up to {largest_value:g} have powers beyond float64; rescale them")
         if position_specific:
             if size is None:
                 raise ValueError("size: a position-specific dictionary needs the side of its patches")
@@ -75,7 +82,7 @@ class Dictionary:
         if prior is None:
             weights = np.full(len(array), 1.0 / len(array))
         else:
-            weights = np.asarray(prior, dtype=np.float64)
+            weights = to_numbers(prior, "prior")
             if weights.shape != (len(array),) or not np.isfinite(weights).all() or not (weights > 0).all():
                 raise ValueError(f"prior: expected {len(array)} positive weights, got {prior!r}")
             weights = weights / weights.max()  # first, so that the sum cannot overflow

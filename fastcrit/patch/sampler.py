@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from fastcrit import _core
-from fastcrit._arrays import check_choice, check_levels, check_positive, same_kind, to_real
+from fastcrit._arrays import check_choice, check_levels, check_positive, same_kind, to_numbers, to_real
 from fastcrit._lattice import lattice as lattice_tables
 from fastcrit.patch import kernels
 from fastcrit.patch.dictionary import Dictionary, lattice_shape
@@ -25,6 +25,8 @@ Observer = Callable[[int, float, Any, Any], None]
 _SOLVERS = {"euler": kernels.EULER, "heun": kernels.HEUN, "sde": kernels.SDE}
 # The squares of levels and of their inverses stay inside the range of float32.
 _HIGHEST_LEVEL = 1e12
+# Of the root of the largest number: room for the sum of a thousand squares and more, and for those of levels.
+_LARGEST_STATE = 1e-3
 # Steps between two looks at the progress bar, when no level in between is observed.
 _STEPS_AT_A_TIME = 16
 
@@ -39,7 +41,7 @@ class Response:
         """<e_k, J e_k>, complex, (samples, ...) for wavevectors ``k`` (..., 2) in rad per site."""
         n = self.kernel.shape[-1]
         offset = np.arange(n) - n // 2
-        k = np.asarray(k, dtype=np.float64)
+        k = to_numbers(k, "k")
         phase = np.exp(1j * (k[..., 0, None, None] * offset[:, None] + k[..., 1, None, None] * offset[None, :]))
         return np.tensordot(self.kernel, phase, axes=([1, 2], [-2, -1]))
 
@@ -370,6 +372,12 @@ def _check_states(y: Any, shape: tuple[int, int] | None, name: str) -> Any:
     finite = np.isfinite(array).all(axis=(1, 2))
     if not finite.all():
         raise ValueError(f"{name}: NaN or infinite value in sample {int(np.argmin(finite))}")
+    # Squared distances are summed over a patch, in the type of the states.
+    largest = np.abs(array).max(axis=(1, 2))
+    if largest.max() > _LARGEST_STATE * np.sqrt(np.finfo(array.dtype).max):
+        raise OverflowError(
+            f"{name}: squares of sample {int(largest.argmax())} exceed the range of {array.dtype}; rescale it"
+        )
     return array
 
 
