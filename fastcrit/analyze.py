@@ -16,10 +16,14 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from fastcrit._arrays import check_integer
+from fastcrit._arrays import check_integer, is_tensor, to_array, to_numbers
+from fastcrit._dims import CHANNEL, LEVEL, ROLES, SAMPLE, dims_of, order, refuse_channels_last, spacing_of
 from fastcrit._extras import need
+from fastcrit._files.zarr_stores import refused_codecs
 from fastcrit._json import strict_json
+from fastcrit._rounding import resolution
 from fastcrit.critical import critical_point
+from fastcrit.errors import FileFormatError
 from fastcrit.observe import Recorder
 from fastcrit.spectra import DEFAULT_BLOCKS
 
@@ -28,7 +32,6 @@ if TYPE_CHECKING:
 
 State = dict[str, NDArray[Any]]
 
-LEVEL, SAMPLE, CHANNEL = "level", "sample", "channel"
 # Bytes of a block: large beside the sums that it leaves, small beside the memory of a worker.
 _BLOCK = 64 << 20
 # Sums that are added in one task.
@@ -43,10 +46,11 @@ def analyze(
     levels: Any = None,
     ndim: int = 2,
     blocks: int = DEFAULT_BLOCKS,
-    spacing: float = 1.0,
+    spacing: float | None = None,
     data_std: float = 1.0,
     low_modes: int = 8,
-    lengths: Sequence[str] = ("ornstein_zernike", "second_moment", "efold"),
+    lengths: Sequence[str] | None = None,
+    periodic: bool = True,
     block_bytes: int = _BLOCK,
 ) -> xr.Dataset:
     """What a `Recorder` would have recorded of stored fields: structure factors, correlations, lengths, errors.
@@ -58,20 +62,22 @@ def analyze(
     ----------
     data : xarray.DataArray, array, or path
         Fields, or a path as `fastcrit.store.open_array` reads it: .zarr, .nc, .h5, .npy, .npz, .safetensors, .pt. The
-        last ``ndim`` dims other than those below are the lattice.
+        ``ndim`` dims other than those below are the lattice.
     dims : sequence of str, optional
         Names of all dims of ``data``, in order, where they are not named already. "level" is the noise level,
-        "channel" a channel, "sample" the ensemble. Default without names: axis 0 is "sample", and axes between it and
-        the lattice are channels.
+        "channel" a channel, "sample" the ensemble, in any order. Default without names: axis 0 is "sample", and an axis
+        between it and the lattice "channel".
     name : str, optional
         Which array of a file that holds several.
     levels : sequence of float, optional
         Noise levels, strictly decreasing, where ``data`` brings none as its coordinate "level".
     ndim : int
-    blocks, spacing, data_std, low_modes
+    blocks, data_std, low_modes
         As for `Recorder`. Sample j is in jackknife block j mod ``blocks``.
-    lengths : sequence of str
-        As for `Recorder.dataset`.
+    spacing : float, optional
+        Distance between sites. Default: that of the lattice's coordinates, where ``data`` has them, otherwise 1.
+    lengths, periodic
+        As for `Recorder.dataset`: ``periodic=False`` for fields that were cut from larger ones.
     block_bytes : int
         About the size of what is read and transformed at a time.
 
@@ -84,7 +90,8 @@ def analyze(
     Raises
     ------
     ValueError
-        Dims that do not fit, no levels for a dim "level", NaN or infinite values (the message says in which samples).
+        Dims that do not fit, uneven coordinates, no levels for a dim "level", values that are missing or not finite
+        (the message says in which sample).
     TypeError
         Complex values, strings.
     FileNotFoundError, FileFormatError
@@ -103,16 +110,14 @@ def analyze(
     """
     dask = need("dask", "analyze")
     need("dask.array", "analyze")
-    array = _named(data, dims, name, ndim)
+    array = named(data, dims, name, ndim)
     grid = _levels(array, levels)
     trajectory = LEVEL in array.dims
-    lattice = [str(d) for d in array.dims if d not in (LEVEL, SAMPLE, CHANNEL)]
-    order = [LEVEL, SAMPLE, *([CHANNEL] if CHANNEL in array.dims else []), *lattice]
-    if not trajectory:
-        array = array.expand_dims(LEVEL)
-    fields = _blocks(array.transpose(*order), check_integer(block_bytes, "block_bytes", 1))
+    distance = spacing_of(array, [d for d in array.dims if d not in ROLES], spacing)
+    why_missing = str(array.encoding.get("missing", ""))
+    fields = _blocks(array, check_integer(block_bytes, "block_bytes", 1))
     options = {
-        "shape": fields.shape[2:], "ndim": ndim, "blocks": blocks, "spacing": spacing, "data_std": data_std,
+        "shape": fields.shape[2:], "ndim": ndim, "blocks": blocks, "spacing": distance, "data_std": data_std,
         "low_modes": low_modes,
     }  # fmt: skip
     whole = Recorder(grid, **options)
@@ -123,7 +128,7 @@ def analyze(
     delayed: Any = fields.to_delayed()  # type: ignore[no-untyped-call]  # dask types a part of its methods only
     for row, begin, end in zip(delayed, begins[:-1], begins[1:], strict=True):
         parts = [
-            record(block, grid[begin:end], int(first), options)
+            record(block, grid[begin:end] if trajectory else None, int(first), options, why_missing)
             for block, first in zip(row.reshape(len(firsts)), firsts, strict=True)
         ]
         while len(parts) > 1:
@@ -132,7 +137,8 @@ def analyze(
     for begin, end, state in zip(begins[:-1], begins[1:], dask.compute(*sums), strict=True):
         for key, values in state.items():
             whole.state[key][begin:end] = values
-    ds = whole.dataset(lengths)
+    whole._eps[:] = resolution(fields, fields)[0]
+    ds = whole.dataset(lengths, periodic=periodic)
     return ds if trajectory else ds.isel(level=0).drop_vars("level")
 
 
@@ -218,7 +224,7 @@ def _has_levels(ds: xr.Dataset) -> bool:
     return bool((np.atleast_1d(ds["level"].values) > 0).sum() >= 5) if "level" in ds.coords else False
 
 
-def _named(data: Any, dims: Sequence[str] | None, name: str | None, ndim: int) -> xr.DataArray:
+def named(data: Any, dims: Sequence[str] | None, name: str | None, ndim: int) -> xr.DataArray:
     """The fields with dims "sample", perhaps "level" and "channel", and ``ndim`` others."""
     check_integer(ndim, "ndim", 1)
     if isinstance(data, (str, Path)):
@@ -227,28 +233,47 @@ def _named(data: Any, dims: Sequence[str] | None, name: str | None, ndim: int) -
         data = open_array(data, name)
     elif name is not None:
         raise ValueError("name: given without a path")
+    if isinstance(data, xr.Dataset):
+        raise TypeError(f"data: expected one array, got a dataset of {', '.join(map(str, data.data_vars))}; pick one")
+    names = dims_of(data)
+    if isinstance(data, (Sequence, np.ndarray)) or is_tensor(data):
+        data = to_array(data, "data")
     array = data if isinstance(data, xr.DataArray) else xr.DataArray(data)
+    _check_codecs(array)
     if dims is not None:
         if len(dims) != array.ndim or len(set(dims)) != array.ndim:
             raise ValueError(f"dims: expected {array.ndim} different names for shape {array.shape}, got {list(dims)}")
         array = array.rename(dict(zip(array.dims, dims, strict=True)))
-    elif SAMPLE not in array.dims:
+    elif not names:
         between = array.ndim - ndim - 1
-        if LEVEL in array.dims or between not in (0, 1):
+        if between not in (0, 1):
             raise ValueError(
                 f"dims: expected names, 'sample' among them, for axes {list(array.dims)} of shape {array.shape}"
             )
+        refuse_channels_last(array.shape, array.dtype.kind, ndim, "data")
         array = array.rename(dict(zip(array.dims[: 1 + between], (SAMPLE, CHANNEL), strict=False)))
-    others = [d for d in array.dims if d not in (LEVEL, SAMPLE, CHANNEL)]
-    if SAMPLE not in array.dims or len(others) != ndim:
-        raise ValueError(
-            f"dims: expected 'sample', {ndim} of the lattice, and perhaps 'level' and 'channel', got {list(array.dims)}"
-        )
+    order(
+        tuple(map(str, array.dims)), ndim,
+        f"dims: expected 'sample', {ndim} of the lattice, and perhaps 'level' and 'channel', got {list(array.dims)}; "
+        "say what they are, in their order, by dims= (--dims sample,y,x)",
+    )  # fmt: skip
     if 0 in array.shape:
         raise ValueError(f"data: empty array of shape {array.shape}")
     if array.dtype.kind not in "fiub":
         raise TypeError(f"data: expected real numbers, got dtype {array.dtype}")
     return array
+
+
+def _check_codecs(array: xr.DataArray) -> None:
+    """FileFormatError if an array that xarray has opened, here or far away, is decoded by a codec of a foreign kind."""
+    said = array.encoding
+    codecs = [*(said.get("compressors") or ()), *(said.get("filters") or ())]
+    codecs += [c for c in (said.get("compressor"), said.get("serializer")) if c is not None and c != "auto"]
+    if isinstance(said.get("filters"), str) or isinstance(said.get("compressors"), str):
+        return  # "auto": of what is to be written
+    if not array.variable._in_memory and (refused := refused_codecs(codecs)):
+        named_so = ", ".join(map(repr, refused))
+        raise FileFormatError(f"data: not read: its codecs {named_so} may run code, or are none of numbers")
 
 
 def _levels(array: xr.DataArray, levels: Any) -> NDArray[np.float64]:
@@ -260,7 +285,7 @@ def _levels(array: xr.DataArray, levels: Any) -> NDArray[np.float64]:
         if LEVEL not in array.coords:
             raise ValueError("levels: expected noise levels, since data has a dim 'level' without a coordinate")
         levels = array[LEVEL].values
-    found = np.asarray(levels, dtype=np.float64)
+    found = to_numbers(levels, "levels")
     if found.shape != (array.sizes[LEVEL],):
         raise ValueError(f"levels: expected {array.sizes[LEVEL]} noise levels, as data has, got shape {found.shape}")
     return found
@@ -269,28 +294,42 @@ def _levels(array: xr.DataArray, levels: Any) -> NDArray[np.float64]:
 def _blocks(array: xr.DataArray, block_bytes: int) -> dask.array.Array:
     """The fields (level, sample, ...) in blocks of whole fields of about so many bytes, along what is stored together.
 
-    What is lazy is cut where it will be read, so that no more is read at a time.
+    What is lazy is cut where it will be read, before its axes are turned: then no more is read at a time, and what goes
+    to other processes is where it lies, not what it holds.
     """
     stored = array.chunksizes or array.encoding.get("preferred_chunks", {})
-    together = [int(np.max(stored.get(d, 1))) for d in array.dims[:2]]
-    field_bytes = int(np.prod(array.shape[2:])) * array.dtype.itemsize
-    levels = min(together[0], max(1, block_bytes // field_bytes))
+    known = [d for d in ROLES if d in array.dims]
+    together = {d: int(np.max(stored.get(d, 1))) for d in (LEVEL, SAMPLE)}
+    lattice = [d for d in array.dims if d not in (LEVEL, SAMPLE)]
+    field_bytes = int(np.prod([array.sizes[d] for d in lattice])) * array.dtype.itemsize
+    levels = min(together[LEVEL], max(1, block_bytes // field_bytes))
     samples = max(1, block_bytes // (field_bytes * levels))
-    if samples > together[1]:
-        samples -= samples % together[1]
-    sizes = dict(zip(array.dims, (levels, samples, *array.shape[2:]), strict=True))
-    cut: dask.array.Array = array.chunk(sizes).data
-    return cut
+    if samples > together[SAMPLE]:
+        samples -= samples % together[SAMPLE]
+    sizes = {d: array.sizes[d] for d in lattice} | {LEVEL: levels, SAMPLE: samples}
+    cut: dask.array.Array = array.chunk({d: sizes[d] for d in array.dims}).data
+    axes = [array.dims.index(d) for d in (*known, *[d for d in array.dims if d not in known])]
+    cut = cut.transpose(axes)  # type: ignore[no-untyped-call]  # dask types a part of its methods only
+    return cut if LEVEL in known else cut[None]
 
 
-def _record(block: Any, levels: NDArray[np.float64], first: int, options: dict[str, Any]) -> State:
+def _record(
+    block: Any, levels: NDArray[np.float64] | None, first: int, options: dict[str, Any], why_missing: str
+) -> State:
     """A recorder's sums of a block (level, sample, ...) whose first sample is number ``first``."""
-    recorder = Recorder(levels, **options)
-    for i, fields in enumerate(np.asarray(block)):
+    recorder = Recorder(np.zeros(1) if levels is None else levels, **options)
+    for i, fields in enumerate(to_array(block, "data")):
         try:
             recorder.update(i, fields, sample=first)
         except (ValueError, OverflowError) as error:
-            raise ValueError(f"data, level {levels[i]:g}, from sample {first} on: {error}") from error
+            where = "data" if levels is None else f"data, level {levels[i]:g}"
+            finite = np.isfinite(fields).reshape(len(fields), -1).all(axis=1)
+            if not finite.all():
+                bad = int(np.argmin(finite))
+                what = "NaN" if np.isnan(fields[bad]).any() else "an infinite value"
+                also = f" (which is what {why_missing} are read as)" if why_missing and what == "NaN" else ""
+                raise ValueError(f"{where}: {what} in sample {first + bad}{also}") from error
+            raise type(error)(f"{where}, from sample {first} on: {error}") from error
     return recorder.state
 
 

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
 import typer
-import xarray as xr
 
 import fastcrit
-from fastcrit import observe, store
 from fastcrit._config_file import with_config_file
-from fastcrit._json import strict_json
-from fastcrit.analyze import cluster, table, table_json
-from fastcrit.critical import stored_critical_point
 from fastcrit.errors import FileFormatError, IncompleteRunError
 
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -244,6 +238,9 @@ def _study_imagenet(
     guidance_weight: Annotated[float | None, typer.Option(help="Guide with this weight.")] = None,
     guidance_center: Annotated[float | None, typer.Option(help="At this noise level; default: everywhere.")] = None,
     guidance_width: Annotated[float, typer.Option(help="Width there, in log s.")] = 1.0,
+    data_std: Annotated[
+        float | None, typer.Option(help="Of the data; default: the network's, or of the first chunk.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the trajectories.")] = 0,
     threads: Annotated[int, typer.Option(help="Of torch on a CPU, for each rank; others round otherwise.")] = 1,
     device: Annotated[str, typer.Option(help="As torch names it; cuda: of each rank its own.")] = "cpu",
@@ -264,8 +261,8 @@ def _study_imagenet(
         edm2=edm2_path, guide=guide_path, trust_pickle=trust_pickle, diffusers=folder,
         null_label=null_label, samples=samples, chunk=chunk, batch=batch, levels=levels, high=high, low=low,
         solver=solver.value, classes=classes, gain_share=gain_share, gain_every=gain_every, probes=probes, waves=waves,
-        guidance_weight=guidance_weight, guidance_center=guidance_center, guidance_width=guidance_width, seed=seed,
-        save_states=save_states, threads=threads,
+        guidance_weight=guidance_weight, guidance_center=guidance_center, guidance_width=guidance_width,
+        data_std=data_std, seed=seed, save_states=save_states, threads=threads,
     )  # fmt: skip
     with _resumable(out):
         ds = config.run(out, chunks=chunks, resume=resume, device=device, progress=True)
@@ -323,16 +320,21 @@ def _train_classifier(
 def _analyze(
     file: Annotated[
         Path,
-        typer.Argument(help="Fields (.npy .npz .pt .safetensors .zarr .nc), a saved recorder, or a study's folder."),
+        typer.Argument(help="Fields (.npy .npz .pt .safetensors .zarr .nc .h5), a saved recorder, or a run's folder."),
     ],
-    name: Annotated[str | None, typer.Option(help="Which array, where the file holds several.")] = None,
+    name: Annotated[str | None, typer.Option(help="Which array, where the file holds several: u, or run/u.")] = None,
     ndim: Annotated[int, typer.Option(help="Number of lattice axes.")] = 2,
-    spacing: Annotated[float, typer.Option(help="Distance between sites.")] = 1.0,
+    spacing: Annotated[
+        float | None, typer.Option(help="Distance between sites; default: of the file's coordinates, or 1.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; what has no value is null.")] = False,
     dims: Annotated[
         str | None, typer.Option(help="Names of all axes: sample, perhaps level and channel, others: sample,level,y,x.")
     ] = None,
     levels: Annotated[str | None, typer.Option(help="Noise levels where the file has none: 80,40,20.")] = None,
+    crop: Annotated[
+        bool, typer.Option("--crop", help="The fields were cut from larger ones: no length takes them for tori.")
+    ] = False,
     dask: Annotated[str | None, typer.Option(help="Address of a Dask scheduler, such as tcp://host:8786.")] = None,
     workers: Annotated[int | None, typer.Option(help="Start so many Dask workers on this machine.")] = None,
     memory: Annotated[str, typer.Option(help="Of each of them.")] = "2GB",
@@ -340,45 +342,17 @@ def _analyze(
 ) -> None:
     """Print the structure factor and every correlation length of an ensemble, or what a study found.
 
-    Axis 0 of the array is the ensemble, the last axes are the lattice; axes between them are averaged over. Stored
-    trajectories, which have an axis of noise levels, and what is given to Dask are read in blocks, once.
+    Of named axes "sample" is the ensemble, "level" the noise level, "channel" is averaged over, the others are the
+    lattice. Without names axis 0 is the ensemble, the last axes are the lattice; axes between them are averaged over.
+    Stored trajectories, which have an axis of noise levels, files of more than 128 MiB and what is given to Dask are
+    read in blocks, once.
     """
-    if recorded := _recorded(file):
-        _print_result(recorded(), as_json)
-        return
-    asked = (dims, levels, dask, workers, out)
-    if any(a is not None for a in asked) or "level" in store.open_array(file, name).dims:
-        with cluster(dask, workers, memory):
-            ds = fastcrit.analyze(
-                file, name=name, ndim=ndim, spacing=spacing, dims=None if dims is None else dims.split(","),
-                levels=None if levels is None else _numbers(levels),
-            )  # fmt: skip
-        if out is not None:
-            store.save_dataset(ds, out)
-        print(table_json(ds) if as_json else table(ds))
-        return
-    fields = store.load_array(file, name)
-    S = fastcrit.structure_factor(fields, ndim=ndim, spacing=spacing)
-    # Channels of one sample are not independent: their errors are averaged, not reduced.
-    shells = {"S": S.S, "stderr": S.stderr}
-    shells = {name: np.reshape(values, (-1, len(S.k))).mean(axis=0) for name, values in shells.items()}
-    lengths = {
-        method: fastcrit.correlation_length(fields, method=method, ndim=ndim, spacing=spacing)
-        for method in fastcrit.METHODS
-    }
-    sides = np.shape(fields)[np.ndim(fields) - ndim :]
-    if as_json:
-        print(_ensemble_json(S, sides, shells, lengths))
-        return
-    channels = S.S.size // len(S.k)
-    averaged = f", {channels} channels averaged" if channels > 1 else ""
-    print(f"{file}: {S.n_samples} samples on {' x '.join(map(str, sides))} sites{averaged}")
-    print(f"\n{'k (rad/length)':>14} {'S':>14} {'stderr':>12} {'modes':>7}")
-    for row in zip(S.k, shells["S"], shells["stderr"], S.counts, strict=True):
-        print("{:14.6f} {:14.6g} {:12.3g} {:7d}".format(*row))
-    print("\ncorrelation lengths, in units of the distance between sites times the spacing:")
-    for method, xi in lengths.items():
-        print(f"{method:<20}{np.mean(xi.value):10.4f} +- {np.mean(xi.stderr):.4f}  {' '.join(xi.flags)}")
+    from fastcrit._analyze_command import analyze_file
+
+    analyze_file(
+        file, name=name, ndim=ndim, spacing=spacing, as_json=as_json, dims=dims, levels=levels, crop=crop, dask=dask,
+        workers=workers, memory=memory, out=out,
+    )  # fmt: skip
 
 
 @app.command("report")
@@ -399,32 +373,6 @@ def _report(
         raise typer.Exit(1)
 
 
-def _print_result(ds: xr.Dataset, as_json: bool) -> None:
-    """Critical levels of a study, or the table of a guidance experiment."""
-    if "top1" in ds:
-        from fastcrit.studies import guidance_verdict
-
-        print(guidance_verdict.as_json(ds) if as_json else guidance_verdict.summary(ds))
-        return
-    found = stored_critical_point(ds) or fastcrit.critical_point(ds)
-    print(found.to_json() if as_json else found)
-
-
-def _ensemble_json(S: Any, sides: tuple[int, ...], table: dict[str, Any], lengths: dict[str, Any]) -> str:
-    """What ``analyze`` prints of fields, as JSON."""
-
-    def number(value: Any) -> float:
-        return float(np.mean(value))
-
-    found = {
-        name: {"value": number(xi.value), "stderr": number(xi.stderr), "flags": list(xi.flags)}
-        for name, xi in lengths.items()
-    }
-    columns = {name: list(map(number, values)) for name, values in {"k": S.k, **table}.items()}
-    about = {"samples": S.n_samples, "lattice": list(sides), **columns, "modes": S.counts.tolist(), "lengths": found}
-    return strict_json(about)
-
-
 @contextmanager
 def _resumable(out: Path) -> Iterator[None]:
     """Ctrl-C says how to go on; chunks that failed make the exit status 1."""
@@ -438,27 +386,6 @@ def _resumable(out: Path) -> Iterator[None]:
         how = f"the same command with --resume goes on in {out}" if begun else "before anything was begun"
         print(f"\nstopped: {how}", file=sys.stderr)
         raise typer.Exit(130) from None
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"levels: expected numbers such as 80,40,20, got {text!r}") from None
-
-
-def _recorded(path: Path) -> Callable[[], xr.Dataset] | None:
-    """How to load what a recorder made, or None for a file of fields. Damage is found on loading."""
-    if (path / "dataset.zarr").exists():
-        path = path / "dataset.zarr"
-    marks = path / ".zattrs"
-    if marks.is_file() and store.FORMAT in marks.read_text(errors="replace"):
-        return lambda: store.load_dataset(path)
-    if path.is_file():
-        with path.open("rb") as file:
-            if observe.FORMAT.encode() in file.read(4096):  # in the header of a safetensors file
-                return lambda: fastcrit.Recorder.load(path).dataset()
-    return None
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcrit._arrays import check_choice
+from fastcrit._arrays import check_choice, is_tensor, to_array
 from fastcrit.errors import FileFormatError
 
 __all__ = ["FASHION_MNIST_CLASSES", "LabelledImages", "fashion_mnist", "roll"]
@@ -114,6 +114,13 @@ def roll(images: NDArray[np.float32], step: int = 1, seed: int = 0) -> NDArray[n
 
     A network that commutes with these shifts cannot tell the results apart; its samples lie anywhere, too.
 
+    Raises
+    ------
+    ValueError
+        Another shape.
+    TypeError
+        Masked values.
+
     Examples
     --------
     >>> import numpy as np, fastcrit as fc
@@ -121,6 +128,9 @@ def roll(images: NDArray[np.float32], step: int = 1, seed: int = 0) -> NDArray[n
     >>> float(rolled.sum())
     4.0
     """
+    images = images if is_tensor(images) else to_array(images, "images")
+    if images.ndim != 3:
+        raise ValueError(f"images: expected shape (n, H, W), got {tuple(images.shape)}")
     rng = np.random.default_rng(seed)
     n, H, W = images.shape
     rows, columns = ((np.arange(side) + step * rng.integers(0, -(-side // step), (n, 1))) % side for side in (H, W))
@@ -145,8 +155,9 @@ def _find(name: str, folder: str | os.PathLike[str] | None) -> Path:
             raise FileNotFoundError(f"folder: {path} does not exist")
         return path
     places = [_DEBIAN_FOLDER]
-    if "FASTCRIT_DATA" in os.environ:
-        own = Path(os.environ["FASTCRIT_DATA"])
+    given = os.environ.get("FASTCRIT_DATA", "")
+    if given.strip():  # set to nothing is not set
+        own = Path(given)
         places += [own, own / "fashion-mnist"]
     for place in places:
         if (place / name).is_file():

@@ -15,7 +15,13 @@ import numpy as np
 import xarray as xr
 
 from fastcrit._dataset import with_drift
+from fastcrit._dims import in_order
 from fastcrit._extras import need
+from fastcrit._files.netcdf import netcdf_arrays
+from fastcrit._files.raw import check_npz, npy_arrays, npz_arrays, safetensors_arrays
+from fastcrit._files.stored import Stored, chosen, data_array, guarded
+from fastcrit._files.tensors import pt_arrays
+from fastcrit._files.zarr_stores import check_store, zarr_arrays
 from fastcrit.errors import FileFormatError
 
 __all__ = ["create_run", "load_array", "load_dataset", "open_array", "save_dataset"]
@@ -24,8 +30,6 @@ FORMAT = "fastcrit.dataset"
 FORMAT_VERSION = 1
 # Names of the attributes that hold the format; load_dataset takes them off again.
 _MARKS = ("fastcrit_format", "fastcrit_format_version", "fastcrit_sha256")
-# Formats of load_array by suffix.
-ARRAY_SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".safetensors", ".zarr", ".nc", ".h5")
 
 
 def create_run(path: str | os.PathLike[str]) -> Path:
@@ -109,7 +113,7 @@ def check_run(folder: Path, config: dict[str, Any], *, finished: str | None) -> 
         raise FileNotFoundError(f"out: no run to resume in {folder}")
     try:
         theirs = json.loads(file.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FileFormatError(f"{file}: damaged ({error})") from error
     if not isinstance(theirs, dict):
         raise FileFormatError(f"{file}: not the configuration of a run")
@@ -169,6 +173,7 @@ def load_dataset(path: str | os.PathLike[str]) -> xr.Dataset:
     if not target.exists():
         raise FileNotFoundError(f"{target}: no such dataset")
     try:
+        check_store(target)  # xarray decodes whatever is installed
         with xr.open_dataset(target, engine="zarr", chunks=None, consolidated=True) as file:
             ds = file.load()
     except Exception as error:  # whatever zarr and its codecs raise on a damaged store, the file is named
@@ -192,32 +197,44 @@ def load_array(path: str | os.PathLike[str], name: str | None = None) -> Any:
     Parameters
     ----------
     path : .npy, .npz, .pt, .safetensors, .zarr, .nc or .h5
-        Pickled objects are refused in every format.
+        Pickled objects are refused in every format, and in Zarr every codec but those of numbers.
     name : str, optional
-        Which array, where the file holds several.
+        Which array, where the file holds several; "run/u" for ``u`` in the group ``run``.
 
     Returns
     -------
     numpy array
+        Where the file names an axis "sample", in the order "level", "sample", "channel", then the others; otherwise as
+        it is stored. bfloat16 becomes float32. Values that netCDF's or CF's attributes call
+        missing, or that were never written, are NaN.
 
     Raises
     ------
     FileNotFoundError
         No such file.
     FileFormatError
-        Truncated, damaged or of an unknown kind; the message names the file.
+        Truncated, damaged or of an unknown kind, or an array that cannot be read; the message names the file.
     ValueError
-        Several arrays and no ``name``, or a ``name`` that is not there.
+        Several arrays and no ``name``, or a ``name`` that is not there; integers that are missing.
     """
-    target = Path(path)
-    _check_kind(target)
-    return _chosen(target, name, _reading(target, lambda: _READERS[target.suffix](target)))
+    target = Path(path).absolute()
+    array = open_array(target, name)
+    if target.suffix == ".npz":  # all of it is read anyway
+        guarded(target, lambda: check_npz(target, str(array.name)))
+    values = in_order(array).values
+    return values if values.flags.writeable and values.flags.c_contiguous else np.array(values)
 
 
 def open_array(path: str | os.PathLike[str], name: str | None = None) -> xr.DataArray:
     """The same array without reading it: values are read when they are asked for, dims are named where the file does.
 
-    (A compressed .npz is read whole.) Raises what `load_array` raises.
+    Memory is that of what is asked for; only a .pt file of torch's old format is read whole. Coordinates of the file
+    come along. Raises what `load_array` raises.
+
+    Warns
+    -----
+    UserWarning
+        Chunks of a Zarr array that are not there, and count as its fill value.
 
     Examples
     --------
@@ -227,94 +244,55 @@ def open_array(path: str | os.PathLike[str], name: str | None = None) -> xr.Data
     >>> fc.store.open_array(path).sizes["dim_0"]
     10
     """
-    from fastcrit._lazy import lazy_array
-
-    target = Path(path)
+    target = Path(path).absolute()  # workers elsewhere have other working directories
     _check_kind(target)
-    array: xr.DataArray = _chosen(target, name, _reading(target, lambda: lazy_array(target, name)))
-    return array
+    arrays = guarded(target, lambda: _LISTS[target.suffix](target))
+    return data_array(target, chosen(target, name, arrays))
 
 
 def _check_kind(target: Path) -> None:
     if not target.exists():
         raise FileNotFoundError(f"{target}: no such file")
-    if target.suffix not in _READERS:
-        raise FileFormatError(f"{target}: unknown kind of file; expected one of {', '.join(ARRAY_SUFFIXES)}")
+    if target.suffix not in ARRAY_SUFFIXES:
+        kinds = ", ".join(ARRAY_SUFFIXES)
+        if target.is_dir():
+            raise FileFormatError(f"{target}: {_kind_of_folder(target)}")
+        raise FileFormatError(f"{target}: unknown kind of file; expected one of {kinds}")
 
 
-def _reading(target: Path, read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    try:
-        return read()
-    except ModuleNotFoundError:
-        raise
-    except Exception as error:  # each format's library has errors of its own; all mean that the file cannot be read
-        raise FileFormatError(
-            f"{target}: damaged, truncated, or not a {target.suffix} file of arrays ({error})"
-        ) from error
+def _kind_of_folder(folder: Path) -> str:
+    """What a folder is that is no store of arrays, and what to do with it."""
+    if (folder / "dataset.zarr").exists():
+        return "a finished run; load_dataset(folder / 'dataset.zarr') reads its dataset, fastcrit analyze prints it"
+    if (folder / "config.json").exists():
+        states = "; its states so far are in states.zarr" if (folder / "states.zarr").exists() else ""
+        return (
+            "a run that is not finished, so there is no dataset to analyze; the command that began it goes on with it "
+            f"if --resume is added{states}"
+        )
+    inner = sorted(p.parent.name for p in folder.glob("*/config.json"))
+    if inner:
+        done = [name for name in inner if (folder / name / "dataset.zarr").exists()]
+        one = f"; {folder / done[0]}, for example" if done else "; none of them is finished"
+        return (
+            f"a folder of {len(inner)} runs ({', '.join(inner[:8])}{', ..' if len(inner) > 8 else ''}): analyze them "
+            f"one by one{one}; fastcrit report compares those that are finished"
+        )
+    return f"a folder, but no run and no .zarr; expected a file of one of {', '.join(ARRAY_SUFFIXES)}"
 
 
-def _chosen(target: Path, name: str | None, arrays: dict[str, Any]) -> Any:
-    if not arrays:
-        raise ValueError(f"{target}: holds no arrays of numbers at its top level")
-    if name is None:
-        if len(arrays) != 1:
-            raise ValueError(f"name: {target} holds {len(arrays)} arrays ({', '.join(arrays)}); say which")
-        return next(iter(arrays.values()))
-    if name not in arrays:
-        raise ValueError(f"name: {target} holds no {name!r}, only {', '.join(arrays)}")
-    return arrays[name]
-
-
-def _read_npy(path: Path) -> dict[str, Any]:
-    return {"array": np.load(path, allow_pickle=False)}
-
-
-def _read_npz(path: Path) -> dict[str, Any]:
-    # Opened here, because numpy leaves a file that it cannot read open.
-    with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
-
-
-def _read_pt(path: Path) -> dict[str, Any]:
-    torch = need("torch", f"reading {path.name}")
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    tensors = content if isinstance(content, dict) else {"tensor": content}
-    return {
-        str(name): (t.float() if t.dtype == torch.bfloat16 else t).detach().numpy()
-        for name, t in tensors.items()
-        if isinstance(t, torch.Tensor)
-    }
-
-
-def _read_safetensors(path: Path) -> dict[str, Any]:
-    from safetensors.numpy import load_file
-
-    return dict(load_file(path))
-
-
-def _read_xarray(path: Path) -> dict[str, Any]:
-    if path.suffix == ".zarr":
-        zarr = need("zarr", f"reading {path.name}")
-        if isinstance(node := zarr.open(path, mode="r"), zarr.Array):
-            return {"array": node[...]}
-        engine = "zarr"
-    else:
-        need("netCDF4", f"reading {path.name}")
-        engine = None
-    with xr.open_dataset(path, engine=engine, chunks=None) as file:
-        return {str(name): variable.values for name, variable in file.data_vars.items()}
-
-
-_READERS: dict[str, Callable[[Path], dict[str, Any]]] = {
-    ".npy": _read_npy,
-    ".npz": _read_npz,
-    ".pt": _read_pt,
-    ".pth": _read_pt,
-    ".safetensors": _read_safetensors,
-    ".zarr": _read_xarray,
-    ".nc": _read_xarray,
-    ".h5": _read_xarray,
+_LISTS: dict[str, Callable[[Path], dict[str, Stored]]] = {
+    ".npy": npy_arrays,
+    ".npz": npz_arrays,
+    ".pt": pt_arrays,
+    ".pth": pt_arrays,
+    ".safetensors": safetensors_arrays,
+    ".zarr": zarr_arrays,
+    ".nc": netcdf_arrays,
+    ".h5": netcdf_arrays,
 }
+# Formats of load_array by suffix.
+ARRAY_SUFFIXES = tuple(_LISTS)
 
 
 def _with_plain_nan(ds: xr.Dataset) -> xr.Dataset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import signal
@@ -9,12 +10,13 @@ import subprocess
 import sys
 import time
 import tomllib
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 import fastcrit as fc
-from fastcrit import store
+from fastcrit import cli, store
 from fastcrit.cli import app
 from fastcrit.studies import PatchStudy
 
@@ -78,6 +80,36 @@ class TestConfigurationFile:
             assert message in done.stderr
         assert command("study", "patch", "--config", tmp_path / "none.toml").returncode == 2
         assert command("study", "patch").returncode == 2  # no --out
+
+
+class TestNumbers:
+    """Every option that is a real number: NaN and infinity are refused by its name, before anything is begun."""
+
+    NEEDED: ClassVar = {"patch": [], "fashion-mnist": [], "imagenet": ["--diffusers=x", "--guidance-weight=2"],
+              "guidance": ["--of=x"]}  # fmt: skip
+
+    @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+    @pytest.mark.parametrize("name", NEEDED)
+    def test_of_studies_are_finite(self, name, value, tmp_path):
+        known = inspect.signature(getattr(cli, f"_study_{name.replace('-', '_')}")).parameters.values()
+        real = [p for p in known if "float" in str(p.annotation)]
+        assert len(real) >= 2
+        for p in real:
+            given = [f"--{p.name.replace('_', '-')}", *["0.1"] * ("tuple" in str(p.annotation)), value]
+            for more in ([], ["--dump-config"]):
+                with pytest.raises(ValueError, match=rf"{p.name}: expected a (finite|positive) number, got {value}"):
+                    in_process("study", name, *self.NEEDED[name], f"--out={tmp_path / 'run'}", *given, *more)
+        assert not (tmp_path / "run").exists()
+
+    @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+    def test_of_analyze_are_finite(self, value, tmp_path, rng):
+        np.save(tmp_path / "x.npy", rng.normal(size=(2, 5, 8, 8)))
+        for options, message in (
+            ((f"--spacing={value}", "--levels=2,1"), f"spacing: expected a positive number, got {value}"),
+            ((f"--levels={value},1",), f"levels: expected finite numbers, got {value}"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                in_process("analyze", tmp_path / "x.npy", *options, "--dims=level,sample,y,x")
 
 
 class TestJson:
