@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from fastcrit._arrays import check_integer
 from fastcrit._extras import need
 from fastcrit._json import strict_json
+from fastcrit._offset import added
 from fastcrit.critical import critical_point
 from fastcrit.observe import Recorder
 from fastcrit.spectra import DEFAULT_BLOCKS
@@ -116,7 +117,8 @@ def analyze(
         "low_modes": low_modes,
     }  # fmt: skip
     whole = Recorder(grid, **options)
-    record, add = dask.delayed(_record, pure=True), dask.delayed(_add, pure=True)
+    record, add = dask.delayed(_record, pure=True), dask.delayed(added, pure=True)
+    sides = whole.grid.shape
     firsts = np.cumsum([0, *fields.chunks[1]])[:-1]
     begins = np.cumsum([0, *fields.chunks[0]])
     sums = []
@@ -127,11 +129,10 @@ def analyze(
             for block, first in zip(row.reshape(len(firsts)), firsts, strict=True)
         ]
         while len(parts) > 1:
-            parts = [add(parts[i : i + _BRANCHES]) for i in range(0, len(parts), _BRANCHES)]
+            parts = [add(parts[i : i + _BRANCHES], sides) for i in range(0, len(parts), _BRANCHES)]
         sums.append(parts[0])
     for begin, end, state in zip(begins[:-1], begins[1:], dask.compute(*sums), strict=True):
-        for key, values in state.items():
-            whole.state[key][begin:end] = values
+        whole.set_sums(state, slice(begin, end))
     ds = whole.dataset(lengths)
     return ds if trajectory else ds.isel(level=0).drop_vars("level")
 
@@ -291,13 +292,4 @@ def _record(block: Any, levels: NDArray[np.float64], first: int, options: dict[s
             recorder.update(i, fields, sample=first)
         except (ValueError, OverflowError) as error:
             raise ValueError(f"data, level {levels[i]:g}, from sample {first} on: {error}") from error
-    return recorder.state
-
-
-def _add(states: list[State]) -> State:
-    """Their sum, in this order."""
-    total = {name: values.copy() for name, values in states[0].items()}
-    for state in states[1:]:
-        for name, values in state.items():
-            total[name] += values
-    return total
+    return recorder.sums()

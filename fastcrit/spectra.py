@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fastcrit._arrays import check_choice, check_grid, check_positive, same_kind, to_fields
 from fastcrit._lattice import Lattice, lattice
-from fastcrit._sums import Trend, pad, sums_for
+from fastcrit._sums import Trend, pad, sums_for, variance
 
 Floats = NDArray[np.float64]
 
@@ -217,8 +217,7 @@ def structure_factor(
     S = grid.to_shells(modes.mean_and_replicates(modes.power * grid.orbit_modes)[0])[:, :keep] / grid.shell_modes[:keep]
     raw = grid.to_shells(modes.power.sum(axis=0) * grid.orbit_modes)[:, :keep] / grid.shell_modes[:keep] / n
     if n >= fewest_for_errors(center):
-        variance = np.maximum(shell_squares[:, :keep] / n - raw**2, 0.0)
-        stderr = np.sqrt(variance / (n - 1))
+        stderr = np.sqrt(variance(shell_squares[..., :keep], raw, n) / (n - 1))
     else:
         stderr = np.full_like(S, np.nan)
     kind = same_kind(field)
@@ -296,8 +295,9 @@ def autocorrelation(
     columns = [sums.lag_sums(stack[:, m], center, padded, pairs) for m in range(stack.shape[1])]
     total, squares = (np.stack(values) for values in zip(*columns, strict=True))
     mean = total / n
-    variance = np.maximum(squares / n - mean**2, 0.0)
-    stderr = np.sqrt(variance / (n - 1)) if n >= fewest_for_errors(center) else np.full_like(mean, np.nan)
+    stderr = (
+        np.sqrt(variance(squares, mean, n) / (n - 1)) if n >= fewest_for_errors(center) else np.full_like(mean, np.nan)
+    )
     scale = unbiased / (mean[:, :1] * unbiased) if normalize else np.full((len(mean), 1), unbiased)
     kind = same_kind(field)
     return RadialCorrelation(
@@ -311,7 +311,7 @@ def autocorrelation(
 def mode_averages(
     array: Any, grid: Lattice, spacing: float, center: str, blocks: int, name: str = "field"
 ) -> tuple[ModeAverages, NDArray[np.float64]]:
-    """Per-block mode averages of (samples, ..., lattice), and (fields, shells) sums of squared shell power."""
+    """Per-block mode averages of (samples, ..., lattice), and `Squares` of shell means (fields, 2, shells)."""
     n = len(array)
     _check_center(center, n, name)
     used = blocks_in_use(blocks, n)

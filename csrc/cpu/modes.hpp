@@ -243,7 +243,7 @@ struct ModeSums {
     }
 };
 
-/// One field; false where a sum is not finite.
+/// One field; false where a sum is not finite or the uniform part outweighs the rest.
 template <class T>
 bool modes_of_field(const PlanTables<T>& plan, const ModesRequest<T>& request, const Tile& tile, std::int64_t index,
                     void* scratch) {
@@ -257,19 +257,26 @@ bool modes_of_field(const PlanTables<T>& plan, const ModesRequest<T>& request, c
     }
     // Sums of rows and columns are of type T and can overflow where the total does not.
     double zero = sums.total * 0.0;
+    double waves = 0.0;
     for (const double* axis : axes) zero += axis[0] * 0.0 + axis[1] * 0.0;
-    return zero == 0.0;
+    const std::int64_t sides[3] = {plan.n0, plan.n1, plan.n2};
+    for (int axis = 0; axis < 3; ++axis) {
+        if (sides[axis] > 1) waves += axes[axis][0] * axes[axis][0] + axes[axis][1] * axes[axis][1];
+    }
+    // N^2 times the square of the mean, and N times that of the modes.
+    const auto sites = static_cast<double>(plan.n2) * plan.plane;
+    const bool light = sums.total * sums.total <= static_cast<double>(cpu::kHeaviest<T>) * sites * waves;
+    return zero == 0.0 && (light || sites == 1.0);
 }
 
 template <class T>
 std::int64_t modes(const PlanTables<T>& plan, const ModesRequest<T>& request, std::int64_t begin, std::int64_t end,
                    void* scratch) {
     const Tile tile = tile_of(plan);
-    std::int64_t first_bad = end;
     for (std::int64_t i = begin; i < end; ++i) {
-        if (!modes_of_field(plan, request, tile, i, scratch) && i < first_bad) first_bad = i;
+        if (!modes_of_field(plan, request, tile, i, scratch)) return i;
     }
-    return first_bad;
+    return end;
 }
 
 }  // namespace fastcrit::FASTCRIT_ISA
