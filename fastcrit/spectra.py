@@ -25,6 +25,9 @@ Floats = NDArray[np.float64]
 # Leave-one-out groups kept by structure_factor; see correlation.py for what they are used for.
 DEFAULT_BLOCKS = 32
 
+# Amplitudes from this to its inverse have squares that float64 holds, and adds up, with all digits.
+_SMALLEST_ROOT = 2.0**-485
+
 
 @dataclass(frozen=True)
 class RadialSpectrum:
@@ -333,6 +336,10 @@ def blocks_in_use(blocks: int, samples: int) -> int:
 
 def block_squares(values: Floats, blocks: int) -> Floats:
     """(rows, blocks): sums of the squares of columns j, j + blocks, .. of ``values``, which are overwritten."""
+    largest = np.abs(values).max()
+    if largest > 0 and not _SMALLEST_ROOT <= largest <= 1.0 / _SMALLEST_ROOT:
+        side = "is below" if largest < 1 else "exceeds"
+        raise OverflowError(f"field_or_S: the summed power of the fields {side} the range of float64; rescale them")
     values *= values
     rows, n = values.shape
     whole = n // blocks * blocks

@@ -54,7 +54,7 @@ __device__ float uniform_part(const T* field, const View& view) {
 }
 
 /// First pass along the columns, from memory, less what is uniform. Neighbouring threads have neighbouring columns.
-/// Returns the sum of what the thread transforms, if wanted.
+/// Returns the sum of what the thread reads, if wanted.
 template <int Side, class T>
 __device__ double read_columns(const T* field, const View& view, float uniform, const Complex* roots,
                                Shared<Complex> values, int base, int thread, bool active, bool want_total) {
@@ -85,12 +85,12 @@ __device__ double read_columns(const T* field, const View& view, float uniform, 
                 z[j] = z[j] - Complex{offset[2 * j * below * Side], offset[(2 * j * below + 1) * Side]};
             }
         }
-        FASTCRIT_UNROLL
-        for (int j = 0; j < radix; ++j) z[j] = z[j] - Complex{uniform, uniform};
         if (want_total) {
             FASTCRIT_UNROLL
             for (int j = 0; j < radix; ++j) total += static_cast<double>(z[j].re) + static_cast<double>(z[j].im);
         }
+        FASTCRIT_UNROLL
+        for (int j = 0; j < radix; ++j) z[j] = z[j] - Complex{uniform, uniform};
         transform(z);
         if (below > 1) Twiddles<radix>(roots, row, Side / S::height).apply(z);
         const int first = base + S::place(row, x);
@@ -241,7 +241,6 @@ __global__ void __launch_bounds__(Square<Side>::block, Square<Side>::blocks)
     const float uniform = uniform_part<Side>(pixels, arguments.view);
     double total = read_columns<Side>(pixels, arguments.view, uniform, roots, values, base, thread, active,
                                       arguments.totals != nullptr);
-    if (thread == 0) total += static_cast<double>(uniform) * S::sites;
     constexpr int warps = S::threads / 32;
     FASTCRIT_SHARED(double, parts, warps > 1 ? warps : 1);
     if (arguments.totals != nullptr) {
