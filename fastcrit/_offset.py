@@ -21,7 +21,7 @@ Sums = dict[str, NDArray[Any]]
 # offset.
 SMALLEST_RATIO = 64.0
 # A field without scatter has this share of its mean.
-LEAST_SCATTER = 2.0**-20
+LEAST_SCATTER = 2.0**-40
 
 
 def offset_of(sample: Any) -> Floats:

@@ -27,7 +27,7 @@ from fastcrit import _core
 from fastcrit._arrays import check_finite
 from fastcrit._lattice import Lattice, lattice
 from fastcrit._offset import LEAST_SCATTER, SMALLEST_RATIO
-from fastcrit._sums import Squares, Trend
+from fastcrit._sums import HEAVY, Squares, Trend
 
 if TYPE_CHECKING:
     from fastcrit._cross import CrossShells
@@ -336,6 +336,10 @@ class DeviceSums:
                 square = (wide * counts).sum(dim=1) / self.grid.sites
                 small = (square > 0) & (square < torch.finfo(power.dtype).tiny)
                 power = wide.to(power.dtype).masked_fill(small[:, None], torch.nan)
+            if trend is None and taper is not None:  # the mean's own spectrum is rounded to noise by float32
+                rows = torch.nonzero(less_uniform(single(piece), None)[1])[:, 0]
+                tapered = piece[rows].double() * torch.from_numpy(taper).to(piece.device)
+                power[rows] = self.spectrometer.shell_power(tapered, shells).to(power.dtype)
             found.append(power)
         power = torch.cat(found)
         _refuse(power.sum(dim=1, dtype=torch.float64).isfinite(), fields, lead, "field")
@@ -492,15 +496,15 @@ def fix_offset(offset: Tensor, count: Tensor, sample: Tensor) -> None:
 def less_uniform(fields: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Fields less an offset and less what is nearly all of them, which would drown the rest in a transform's rounding.
 
-    Returns the fields, what was taken from each (count,), 0 unless it is four times the range of its values (some 30
-    standard deviations), and the largest size of what each was.
+    Returns the fields, what was taken from each (count,), 0 unless it is HEAVY times the range of its values, and the
+    largest size of what each was.
     """
     if offset is not None:
         fields = fields - offset
     low, high = torch.aminmax(fields.flatten(1), dim=1)
     spread = high - low
     middle = low + 0.5 * spread
-    uniform = middle.masked_fill(~(middle.abs() > 4.0 * spread), 0.0)
+    uniform = middle.masked_fill(~(middle.abs() > HEAVY * spread), 0.0)
     shape = (-1, *[1] * (fields.ndim - 1))
     return fields - uniform.view(shape), uniform, torch.maximum(low.abs(), high.abs())
 
