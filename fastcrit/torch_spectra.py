@@ -336,10 +336,12 @@ class DeviceSums:
                 square = (wide * counts).sum(dim=1) / self.grid.sites
                 small = (square > 0) & (square < torch.finfo(power.dtype).tiny)
                 power = wide.to(power.dtype).masked_fill(small[:, None], torch.nan)
-            if trend is None and taper is not None:  # the mean's own spectrum is rounded to noise by float32
+            if trend is None and taper is not None and power.dtype == torch.float32:
+                # The mean's own spectrum is rounded to noise by float32.
                 rows = torch.nonzero(less_uniform(single(piece), None)[1])[:, 0]
-                tapered = piece[rows].double() * torch.from_numpy(taper).to(piece.device)
-                power[rows] = self.spectrometer.shell_power(tapered, shells).to(power.dtype)
+                if len(rows):
+                    tapered = piece[rows].double() * torch.from_numpy(taper).to(piece.device)
+                    power[rows] = self.spectrometer.shell_power(tapered, shells).to(power.dtype)
             found.append(power)
         power = torch.cat(found)
         _refuse(power.sum(dim=1, dtype=torch.float64).isfinite(), fields, lead, "field")

@@ -1,4 +1,4 @@
-"""What a recorder's sums of k = 0 are about: how it is chosen, and that about different offsets they are the same sums."""
+"""What sums of k = 0 are about: how it is chosen, and that about different offsets they are the same sums."""
 
 from __future__ import annotations
 

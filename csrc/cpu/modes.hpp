@@ -256,17 +256,14 @@ bool modes_of_field(const PlanTables<T>& plan, const ModesRequest<T>& request, c
         for (int part = 0; part < 2; ++part) *(out += request.count) = axes[axis][part];
     }
     // Sums of rows and columns are of type T and can overflow where the total does not.
-    double zero = sums.total * 0.0;
     double waves = 0.0;
-    for (const double* axis : axes) zero += axis[0] * 0.0 + axis[1] * 0.0;
-    const std::int64_t sides[3] = {plan.n0, plan.n1, plan.n2};
-    for (int axis = 0; axis < 3; ++axis) {
-        if (sides[axis] > 1) waves += axes[axis][0] * axes[axis][0] + axes[axis][1] * axes[axis][1];
-    }
-    // N^2 times the square of the mean, and N times that of the modes.
+    if (plan.n0 > 1) waves += sums.z[0] * sums.z[0] + sums.z[1] * sums.z[1];
+    if (plan.n1 > 1) waves += sums.y[0] * sums.y[0] + sums.y[1] * sums.y[1];
+    if (plan.n2 > 1) waves += sums.x[0] * sums.x[0] + sums.x[1] * sums.x[1];
+    // N^2 times the square of the mean, and N times that of the modes. Comparisons with NaN are false.
     const auto sites = static_cast<double>(plan.n2) * plan.plane;
-    const bool light = sums.total * sums.total <= static_cast<double>(cpu::kHeaviest<T>) * sites * waves;
-    return zero == 0.0 && (light || sites == 1.0);
+    constexpr double largest = 0x1.fffffffffffffp+1023;
+    return sums.total * sums.total <= static_cast<double>(cpu::kHeaviest<T>) * sites * waves && waves <= largest;
 }
 
 template <class T>

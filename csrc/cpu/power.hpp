@@ -88,15 +88,20 @@ inline bool is_doubtful(const PowerRequest<T>& request, T zero, T rest) {
 template <class T>
 inline std::uint32_t doubtful_lanes(const PowerRequest<T>& request, Vec<T> zero, Vec<T> rest, std::int64_t fields) {
     if (request.sign) return 0;  // all values are of size 1
-    T first[kLanes<T>];
-    T others[kLanes<T>];
-    store(first, zero);
-    store(others, rest);
-    std::uint32_t lanes = 0;
-    for (int l = 0; l < kLanes<T>; ++l) {
-        lanes |= static_cast<std::uint32_t>(is_doubtful(request, first[l], others[l]) ? 1 : 0) << l;
+    const Vec<T> all = zero + rest;
+    auto light = zero <= rest * cpu::kHeaviest<T>;
+    if (request.kept_bins == 1) light = zero <= zero;
+    const typename VectorOf<T>::index good = light & (all >= request.least) & (all <= request.most);
+    std::conditional_t<sizeof(T) == sizeof(float), std::int32_t, std::int64_t> lanes[kLanes<T>];
+    std::memcpy(lanes, &good, sizeof good);
+    std::int64_t every = -1;
+    for (int l = 0; l < kLanes<T>; ++l) every &= lanes[l];
+    if (every != 0) return 0;
+    std::uint32_t doubtful = 0;
+    for (std::int64_t l = 0; l < fields; ++l) {
+        doubtful |= static_cast<std::uint32_t>(lanes[l] != 0 ? 0 : 1) << l;
     }
-    return lanes & ((std::uint32_t{1} << fields) - 1);
+    return doubtful;
 }
 
 /// Where the parts of a block's scratch lie.
