@@ -175,7 +175,7 @@ std::int64_t Spectrometer::record(const T* fields, std::int64_t samples, std::in
                 const double c = record.offset != nullptr ? record.offset[channel] : 0.0;
                 const double total = found.totals[i] - static_cast<double>(sites) * c;
                 const double u = total / static_cast<double>(sites);
-                const double m = found.totals[i] / static_cast<double>(sites);
+                const double m = c + u;
                 // |m| - |c|, without a difference of large numbers where the signs are those of most fields
                 const double v = (m < 0.0) == (c < 0.0) ? (c < 0.0 ? -u : u) : std::abs(m) - std::abs(c);
                 record.power[place * orbits] += total * u;
