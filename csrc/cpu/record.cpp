@@ -176,8 +176,11 @@ std::int64_t Spectrometer::record(const T* fields, std::int64_t samples, std::in
                 const double total = found.totals[i] - static_cast<double>(sites) * c;
                 const double u = total / static_cast<double>(sites);
                 const double m = c + u;
-                // |m| - |c|, without a difference of large numbers where the signs are those of most fields
-                const double v = (m < 0.0) == (c < 0.0) ? (c < 0.0 ? -u : u) : std::abs(m) - std::abs(c);
+                // |m| - |c|, without a difference of large numbers where the signs are those of most fields. The first
+                // question is whether there is an offset: the signs of fields about zero cannot be foretold.
+                const double v = c == 0.0                 ? std::abs(u)
+                                 : (m < 0.0) == (c < 0.0) ? (c < 0.0 ? -u : u)
+                                                          : std::abs(m) - std::abs(c);
                 record.power[place * orbits] += total * u;
                 record.low[place * low] += total;
                 found.power[i * orbits] = modes[0] = modes[1] = T{0};
