@@ -242,4 +242,5 @@ def check_finite(fields: Fields, results: NDArray[Any], first: int, lead_shape: 
         raise ValueError(f"{name}: NaN in the field{place}")
     if np.isinf(fields[bad]).any():
         raise ValueError(f"{name}: infinite value in the field{place}")
-    raise OverflowError(f"{name}: the summed power of the field{place} exceeds the range of {fields.dtype}; rescale it")
+    side = "is below" if 0 < np.abs(fields[bad]).max() < 1 else "exceeds"
+    raise OverflowError(f"{name}: the summed power of the field{place} {side} the range of {fields.dtype}; rescale it")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastcrit import _core
-from fastcrit.torch_spectra import TorchSpectrometer, signs, single
+from fastcrit.torch_spectra import TorchSpectrometer, less_uniform, signs, single
 
 
 class CudaSpectrometer(TorchSpectrometer):
@@ -88,8 +88,13 @@ class CudaSpectrometer(TorchSpectrometer):
                 *results, self._stream(), of_signs,
             )  # fmt: skip
         else:
-            half = _ready(self._half_spectrum(signs(fields) if of_signs else single(fields), offset))
+            values, uniform, largest = less_uniform(signs(fields) if of_signs else single(fields), offset)
+            half = _ready(self._half_spectrum(values))
             self._core.power_from_half_spectrum(half.data_ptr(), count, bins, *results, self._stream())
+            self._put_back(uniform, torch.view_as_real(half[:, :1])[:, 0, 0].double(), sums, modes, selected)
+            if totals is not None:
+                square = sums.sum(dim=1, dtype=torch.float64) / self.grid.sites
+                totals.masked_fill_(~self._has_result(square, largest), torch.nan)
         return sums, modes
 
     def _measure(self, fields: Tensor, selected: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:

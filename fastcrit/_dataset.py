@@ -202,7 +202,7 @@ def _one_level(
             " ".join([*w, *(["finite_size"] if big else [])]) for w, big in zip(words, large, strict=True)
         ]
     if not prefix:
-        moments = _moments(rec.state["moments"][i][used], counts[used], grid)
+        moments = _moments(rec.state["moments"][i][used], counts[used], grid, rec._offsets[""][i])
         level |= {name: spread(rows) for name, rows in moments.items()}
     return level, flags
 
@@ -220,7 +220,11 @@ def _centred(rec: Recorder, i: int, used: NDArray[np.bool_], prefix: str = "", s
     n = counts.sum()
     power = rec.state[f"{name}power"][i][used]
     mean = rec.state[f"{name}field"][i].reshape(rec.channels, *grid.shape) / n
+    offset = np.zeros(rec.channels) if signs else rec._offsets[prefix][i]
+    mean -= offset.reshape(-1, *[1] * grid.ndim)
     half = np.moveaxis(np.fft.rfftn(mean, axes=tuple(range(1, 1 + grid.ndim))), -1, 1).reshape(rec.channels, -1)
+    if offset.any():  # k = 0 from the sums about it, which have more digits
+        half[:, 0] = np.where(offset != 0, rec.state[f"{prefix}low"][i][..., 0, 0].sum(axis=0) / n, half[:, 0])
     weight = grid.half_weights
     square = np.stack([np.bincount(grid.orbit_of_mode, weight * np.abs(h) ** 2, len(grid.orbit_k)) for h in half])
     power = power - counts[:, None, None] * square / grid.sites
@@ -244,17 +248,22 @@ def _centred(rec: Recorder, i: int, used: NDArray[np.bool_], prefix: str = "", s
     return ModeAverages(grid, rec.spacing, "ensemble", counts, power / grid.orbit_modes, first, rounding)
 
 
-def _moments(sums: Floats, counts: NDArray[np.int64], grid: Lattice) -> dict[str, Floats]:
-    """m, <|m|>, chi and the Binder cumulant, (1 + blocks, channels), from block sums (blocks, channels, 4)."""
+def _moments(sums: Floats, counts: NDArray[np.int64], grid: Lattice, offset: Floats) -> dict[str, Floats]:
+    """m, <|m|>, chi and the Binder cumulant, (1 + blocks, channels), from block sums (blocks, channels, 4).
+
+    These are of m - c, |m| - |c|, its square and m^4, with the offsets c of the channels.
+    """
     total = sums.sum(axis=0)
     left = np.concatenate([total[None], total - sums])
     n = np.concatenate([[counts.sum()], counts.sum() - counts]).astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
-        m, abs_m, m2, m4 = np.moveaxis(left / n[:, None, None], -1, 0)
+        m, abs_m, square, m4 = np.moveaxis(left / n[:, None, None], -1, 0)
+        c = np.abs(offset)
+        m2 = c**2 + 2.0 * c * abs_m + square
         return {
-            "m": m,
-            "abs_m": abs_m,
-            "chi": grid.sites * (m2 - abs_m**2),
+            "m": offset + m,
+            "abs_m": c + abs_m,
+            "chi": grid.sites * (square - abs_m**2),
             "binder": 1.0 - m4 / (3.0 * m2**2),
         }
 

@@ -7,7 +7,7 @@ the same for both and lies in spectra.py and correlation.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,6 +18,11 @@ from fastcrit._arrays import Fields, check_finite, on_device
 from fastcrit._lattice import CHUNK_BYTES, Lattice, selection
 
 Floats = NDArray[np.float64]
+
+# A field is mostly uniform where it is so many times the range of its values: 30 standard deviations or so.
+HEAVY = 4.0
+# Amplitudes from this to its inverse have squares that float64 holds, and adds up, with all digits.
+SMALLEST_ROOT = 2.0**-485
 
 
 @dataclass(frozen=True)
@@ -50,13 +55,14 @@ class Sums(Protocol):
         """Sums over samples, centred as in `structure_factor`.
 
         (blocks, orbits): |phi^|^2 / N over the orbit's modes; (blocks, ndim): the same at 2 pi / L of each axis;
-        (shells,): squared shell means, all blocks together. Sample j is in block j mod ``blocks``.
+        (2, shells): shell means of the first sample, and squares of all samples' less these, all blocks together.
+        Sample j is in block j mod ``blocks``. Fields whose squares leave the range of float32 are measured in float64.
         """
 
     def lag_sums(self, samples: Any, center: str, padded: Lattice, pairs: Floats) -> tuple[Floats, Floats]:
-        """(lags,) each: sum over samples of C(r) for the shells of ``pairs`` lag vectors, and of its square.
+        """(lags,) and (2, lags): sum over samples of C(r) for the shells of ``pairs`` lag vectors; squares of it.
 
-        Fields are padded with zeros to the sides of ``padded``.
+        The squares are as those of `mode_sums`. Fields are padded with zeros to the sides of ``padded``.
         """
 
     def first_modes(self, samples: Any, name: str) -> Floats:
@@ -91,39 +97,53 @@ class HostSums:
             bad = self.grid.core.shell_power(prepared, out)
             if bad < len(out):
                 check_finite(piece[bad : bad + 1], out[bad : bad + 1], begin + bad, lead, "field")
+            if trend is None and taper is not None and fields.dtype == np.float32:
+                self._tapered_in_double(piece, taper, out)
         return power
+
+    def _tapered_in_double(self, piece: Fields, taper: Floats, out: Fields) -> None:
+        """Powers of tapered fields about a large mean, whose own spectrum float32 would round to noise."""
+        axes = tuple(range(1, piece.ndim))
+        low, high = piece.min(axis=axes), piece.max(axis=axes)
+        heavy = np.minimum(np.abs(low), np.abs(high)) > HEAVY * (high - low)
+        if heavy.any():
+            wide = np.empty((int(heavy.sum()), out.shape[1]))
+            self.grid.core.shell_power(piece[heavy] * taper, wide)
+            out[heavy] = wide
 
     def mode_sums(self, samples: Fields, center: str, blocks: int, name: str) -> tuple[Floats, Floats, Floats]:
         grid = self.grid
         power = np.zeros((blocks, len(grid.orbit_k)))
         first = np.zeros((blocks, grid.ndim))
-        squares = np.zeros(len(grid.shell_k))
+        squares = Squares()
         modes, order = grid.axis_modes
         selected = selection(grid.shape, modes)
-        offset = ensemble_mean(samples, name) if center == "ensemble" else None
+        less_mean = _less_mean(samples, center, name)
         for begin, piece in pieces(samples):
-            sums, amplitudes = grid.core.power(_centered(piece, center, offset), "orbits", selected=selected)
-            check_finite(piece, sums, begin, (len(samples),), name)
-            squares += ((grid.to_shells(sums.astype(np.float64)) / grid.shell_modes) ** 2).sum(axis=0)
+            centered = less_mean(piece)
+            sums, amplitudes = grid.core.power(centered, "orbits", selected=selected)
+            sums = _widened(sums, centered, lambda wide: grid.core.power(wide, "orbits")[0])
+            _refuse(sums, piece, begin, len(samples), name)
+            squares.add(grid.to_shells(sums.astype(np.float64)) / grid.shell_modes)
             first_power = (amplitudes.astype(np.float64) ** 2).sum(axis=-1)[:, order] / grid.sites
             add_to_blocks(power, sums, begin)
             add_to_blocks(first, first_power, begin)
-        return power, first, squares
+        return power, first, squares.array
 
     def lag_sums(self, samples: Fields, center: str, padded: Lattice, pairs: Floats) -> tuple[Floats, Floats]:
         total = np.zeros(len(pairs))
-        squares = np.zeros_like(total)
-        offset = ensemble_mean(samples) if center == "ensemble" else None
+        squares = Squares()
+        less_mean = _less_mean(samples, center, "field")
         for begin, piece in pieces(samples):
-            values = _centered(piece, center, offset)
+            values = less_mean(piece)
             if padded is not self.grid:
                 values = pad(values, padded.shape)
-            sums = padded.core.autocorrelation(values).astype(np.float64)
-            check_finite(piece, sums, begin, (len(samples),), "field")
-            C = sums[:, : len(pairs)] / pairs
+            sums = _widened(padded.core.autocorrelation(values), values, padded.core.autocorrelation)
+            _refuse(sums, piece, begin, len(samples), "field")
+            C = sums.astype(np.float64)[:, : len(pairs)] / pairs
             total += C.sum(axis=0)
-            squares += (C**2).sum(axis=0)
-        return total, squares
+            squares.add(C)
+        return total, squares.array
 
     def first_modes(self, samples: Fields, name: str) -> Floats:
         found = [self._first_modes(piece, begin, len(samples), name) for begin, piece in parts(samples)]
@@ -139,6 +159,27 @@ class HostSums:
     def signs(self, samples: Fields, name: str) -> NDArray[np.float32]:
         check_finite(samples, samples, 0, (len(samples),), name)
         return np.where(samples >= 0, np.float32(1), np.float32(-1))
+
+
+class Squares:
+    """Squares of what samples (count, columns) have, less what the first of all has, summed: digits of small scatter.
+
+    Arrays or tensors. ``array`` (2, columns): the first sample's and the sums.
+    """
+
+    array: Any = None
+
+    def add(self, values: Any) -> None:
+        """Add samples; the first that comes is the first of all."""
+        if self.array is None:
+            self.array = values[[0, 0]]
+            self.array[1] = 0.0
+        self.array[1] += ((values - self.array[0]) ** 2).sum(0)
+
+
+def variance(squares: Floats, mean: Floats, samples: int) -> Floats:
+    """(..., columns): variance over samples, from `Squares` (..., 2, columns) and the mean (..., columns)."""
+    return np.maximum(squares[..., 1, :] / samples - (mean - squares[..., 0, :]) ** 2, 0.0)
 
 
 def add_to_blocks(blocks: NDArray[Any], values: NDArray[Any], first: int) -> None:
@@ -157,6 +198,10 @@ def add_to_blocks(blocks: NDArray[Any], values: NDArray[Any], first: int) -> Non
 
 def block_squares(values: Floats, blocks: int) -> Floats:
     """(rows, blocks): sums of the squares of columns j, j + blocks, .. of ``values``, which are overwritten."""
+    largest = np.abs(values).max()
+    if largest > 0 and not SMALLEST_ROOT <= largest <= 1.0 / SMALLEST_ROOT:
+        side = "is below" if largest < 1 else "exceeds"
+        raise OverflowError(f"field_or_S: the summed power of the fields {side} the range of float64; rescale them")
     values *= values
     rows, n = values.shape
     whole = n // blocks * blocks
@@ -166,13 +211,13 @@ def block_squares(values: Floats, blocks: int) -> Floats:
     return sums
 
 
-def ensemble_mean(samples: Fields, name: str = "field") -> Fields:
-    """Mean field over axis 0, accumulated in float64, in the dtype of the samples; NaN and Inf are named."""
+def ensemble_mean(samples: Fields, name: str = "field") -> Floats:
+    """Mean field over axis 0, in float64; NaN and Inf are named."""
     with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is named below
         mean: Floats = samples.mean(axis=0, dtype=np.float64)
     if not np.isfinite(mean).all():  # once subtracted it would spoil every sample
         check_finite(samples, samples, 0, (len(samples),), name)
-    return mean.astype(samples.dtype)
+    return mean
 
 
 def parts(fields: Fields) -> Iterator[tuple[int, Fields]]:
@@ -194,11 +239,44 @@ def pad(fields: Fields, shape: tuple[int, ...]) -> Fields:
     return padded
 
 
-def _centered(piece: Fields, center: str, mean: Fields | None) -> Fields:
+def _less_mean(samples: Fields, center: str, name: str) -> Callable[[Fields], Fields]:
+    """What centres a piece of the samples, right to eps of what is left."""
+    if center == "none":
+        return lambda piece: piece
     if center == "sample":
-        axes = tuple(range(1, piece.ndim))
-        return np.asarray(piece - piece.mean(axis=axes, keepdims=True, dtype=np.float64).astype(piece.dtype))
-    return piece if mean is None else piece - mean
+        axes = tuple(range(1, samples.ndim))
+
+        def less_own(piece: Fields) -> Fields:
+            with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused by its power
+                own = piece.mean(axis=axes, keepdims=True, dtype=np.float64)
+                return np.asarray((piece - own).astype(piece.dtype))
+
+        return less_own
+    mean = ensemble_mean(samples, name)
+    near = mean.astype(samples.dtype)
+    left = (mean - near).astype(samples.dtype)
+    # What float32 drops of a mean is a pattern in all samples; below the rounding of one field's scatter it is none.
+    eps = np.finfo(samples.dtype).eps
+    if np.abs(left).max() <= eps * np.abs(samples[0] - near).max():
+        return lambda piece: np.asarray(piece - near)
+    return lambda piece: np.asarray(piece - near - left)
+
+
+def _widened(results: Fields, fields: Fields, measure: Callable[[Fields], Fields]) -> Fields:
+    """Results in float64 where float32 had none of a finite field: measured again in float64."""
+    if fields.dtype != np.float32:
+        return results
+    none = ~np.isfinite(results[:, 0])  # rows of NaN
+    if not none.any() or not np.isfinite(fields[none]).all():
+        return results
+    wide = results.astype(np.float64)
+    wide[none] = measure(np.ascontiguousarray(fields[none], dtype=np.float64))
+    return wide
+
+
+def _refuse(results: Fields, piece: Fields, begin: int, samples: int, name: str) -> None:
+    """Name the first of a piece's fields without a result."""
+    check_finite(piece.astype(results.dtype, copy=False), results, begin, (samples,), name)
 
 
 def _prepare(fields: Fields, trend: Trend | None, taper: Floats | None) -> Fields:

@@ -21,6 +21,7 @@ from fastcrit._dims import CHANNEL, LEVEL, ROLES, SAMPLE, dims_of, order, refuse
 from fastcrit._extras import need
 from fastcrit._files.zarr_stores import refused_codecs
 from fastcrit._json import strict_json
+from fastcrit._offset import added
 from fastcrit._rounding import resolution
 from fastcrit.critical import critical_point
 from fastcrit.errors import FileFormatError
@@ -121,7 +122,8 @@ def analyze(
         "low_modes": low_modes,
     }  # fmt: skip
     whole = Recorder(grid, **options)
-    record, add = dask.delayed(_record, pure=True), dask.delayed(_add, pure=True)
+    record, add = dask.delayed(_record, pure=True), dask.delayed(added, pure=True)
+    sides = whole.grid.shape
     firsts = np.cumsum([0, *fields.chunks[1]])[:-1]
     begins = np.cumsum([0, *fields.chunks[0]])
     sums = []
@@ -132,11 +134,10 @@ def analyze(
             for block, first in zip(row.reshape(len(firsts)), firsts, strict=True)
         ]
         while len(parts) > 1:
-            parts = [add(parts[i : i + _BRANCHES]) for i in range(0, len(parts), _BRANCHES)]
+            parts = [add(parts[i : i + _BRANCHES], sides) for i in range(0, len(parts), _BRANCHES)]
         sums.append(parts[0])
     for begin, end, state in zip(begins[:-1], begins[1:], dask.compute(*sums), strict=True):
-        for key, values in state.items():
-            whole.state[key][begin:end] = values
+        whole.set_sums(state, slice(begin, end))
     whole._eps[:] = resolution(fields, fields)[0]
     ds = whole.dataset(lengths, periodic=periodic)
     return ds if trajectory else ds.isel(level=0).drop_vars("level")
@@ -330,13 +331,4 @@ def _record(
                 also = f" (which is what {why_missing} are read as)" if why_missing and what == "NaN" else ""
                 raise ValueError(f"{where}: {what} in sample {first + bad}{also}") from error
             raise type(error)(f"{where}, from sample {first} on: {error}") from error
-    return recorder.state
-
-
-def _add(states: list[State]) -> State:
-    """Their sum, in this order."""
-    total = {name: values.copy() for name, values in states[0].items()}
-    for state in states[1:]:
-        for name, values in state.items():
-            total[name] += values
-    return total
+    return recorder.sums()

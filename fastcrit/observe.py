@@ -26,6 +26,7 @@ from fastcrit._arrays import (
 from fastcrit._cross import CrossShells
 from fastcrit._dataset import DENOISED, build_dataset
 from fastcrit._lattice import lattice, selection
+from fastcrit._offset import about, common, offset_of
 from fastcrit._placement import find_device, placed_as, to_host, zeros_on
 from fastcrit._rounding import resolution
 from fastcrit._statefile import read_state, write_state
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 FORMAT = "fastcrit.recorder"
-# Version 1 had no denoised images and nothing of channels together; it is still read.
-FORMAT_VERSION = 2
+# Version 1 had no denoised images and nothing of channels together, version 2 no offsets; they are still read.
+FORMAT_VERSION = 3
 
 # Sums of states; those of denoised images have the same names behind DENOISED.
 _OF_STATES = ("count", "power", "low", "first", "moments", "field", "sign_power", "sign_field")
@@ -54,16 +55,19 @@ class Recorder:
     grows with the number of samples. What samplers know besides, the denoised image D(y; s), is kept likewise.
 
     Sample j (counted from 0 in the order of recording, or from ``sample=`` of `update`) is in block j mod ``blocks``.
-    States of float32 are transformed in float32 (the mean, k = 0, in float64): where their mean field has structure a
-    thousand times the scatter, pass float64, since the mean is only removed at the end. One recorder belongs to one
-    thread; give each its own and merge.
+    States of float32 are transformed in float32 (k = 0 in float64), less their uniform mean where it is large: where
+    the mean field has structure a thousand times the scatter, pass float64, since it is only removed at the end. Sums
+    of k = 0 are about an offset near the mean of a level's first sample, 0 for states about zero. Fields of float32
+    whose squares it cannot hold are measured in float64. One recorder belongs to one thread; give each its own and
+    merge.
 
     Merging adds, so recording in any split and any order gives the same dataset to rounding; the same batches give the
     same bits with any number of threads.
 
     On a CUDA device (``device="cuda"``) states, sums and transforms stay there, and updating launches work without
-    waiting for it; so a state that is not finite cannot be refused at once. It is left out of all sums, and `dataset`,
-    `save`, `merge` and `check` raise the ValueError that names it. They wait for the device.
+    waiting for it; so a state that is not finite, or whose squares leave the range of its type, cannot be refused at
+    once. It is left out of all sums, and `dataset`, `save`, `merge` and `check` raise the ValueError that names it.
+    They wait for the device.
 
     Parameters
     ----------
@@ -164,6 +168,8 @@ class Recorder:
         # Spacing of the numbers that were recorded, relative: the coarsest type of each level.
         self._eps = np.zeros(len(self.levels))
         self.state = self._empty_state()
+        # (levels, C): what k = 0 is summed about, of states and of denoised images; and whether a level has it.
+        self._offsets = {prefix: zeros_on(self.device)((len(self.levels), self.channels)) for prefix in ("", DENOISED)}
         # (3, levels) on a device: the first field, gain and denoised field that were not finite.
         self._bad: Any = None
         if self.device is not None:
@@ -192,6 +198,8 @@ class Recorder:
             which sample). The recorder is then as it was. (On a CUDA device NaN and Inf are named later: see above.)
         TypeError
             Complex values, strings.
+        OverflowError
+            Fields of float64 whose squares (of the mean, fourth powers) are beyond its range.
 
         Notes
         -----
@@ -207,11 +215,11 @@ class Recorder:
         self._eps[i] = max(self._eps[i], resolution(y, states)[0])
         if images is not None:
             self._make_room()
-        sums = self._sums(i, "")
+        sums = self._sums(i, "", states)
         if self.device is not None:
             self._record(sums, states, first, self._bad[0, i])
             if images is not None:
-                self._record(self._sums(i, DENOISED), images, first, self._bad[2, i])
+                self._record(self._sums(i, DENOISED, images), images, first, self._bad[2, i])
             self._next[i] = first + len(states)
             return
         # The core adds a whole piece or nothing. Where there are several, whatever stops it half-way, an interrupt
@@ -313,8 +321,8 @@ class Recorder:
         ):  # fmt: skip
             for i in np.flatnonzero(per_level < 2**63 - 1):
                 raise ValueError(
-                    f"{name}: NaN, an infinite value or one too large for its type in sample {per_level[i] // columns} "
-                    f"at level {i} (s = {self.levels[i]:.6g})"
+                    f"{name}: NaN, an infinite value or one whose square is too large or too small for its type in "
+                    f"sample {per_level[i] // columns} at level {i} (s = {self.levels[i]:.6g})"
                 )
 
     def merge(self, other: Recorder, *, first_block: int | None = None) -> None:
@@ -345,7 +353,7 @@ class Recorder:
             raise ValueError("merge: recorders differ in their gains: numbers in one, matrices in the other")
         if DENOISED + "count" in other.state:
             self._make_room()
-        for name, theirs_there in other.state.items():
+        for name, theirs_there in {**other.state, **self._meet(other)}.items():
             array = self.state[name]
             if name.endswith("field"):  # has no blocks
                 array += placed_as(array, theirs_there)
@@ -373,7 +381,7 @@ class Recorder:
         FileFormatError
             The file is damaged, or is not a fastcrit recorder; the message names it.
         """
-        config, arrays = read_state(path, FORMAT, (1, FORMAT_VERSION))
+        config, arrays = read_state(path, FORMAT, (1, 2, FORMAT_VERSION))
         recorder = cls(**config, device=device)
         recorder._next = arrays.pop("next")
         recorder._next_gain = arrays.pop("next_gain")
@@ -383,17 +391,24 @@ class Recorder:
 
     def sums(self) -> dict[str, Any]:
         """Everything recorded, as arrays on the host by name; ValueError if a state on a device was not finite."""
-        return self._on_host().state
+        here = self._on_host()
+        offsets = {f"{prefix}offset": values for prefix, values in here._offsets.items() if values.any()}
+        return {**here.state, **offsets} if offsets else here.state
 
-    def set_sums(self, sums: dict[str, Any]) -> None:
-        """Replace everything recorded by what `sums` of a recorder made alike has returned."""
+    def set_sums(self, sums: dict[str, Any], levels: slice = slice(None)) -> None:
+        """Replace everything recorded by what `sums` of a recorder made alike has returned.
+
+        With ``levels`` those of a run of levels, by what a recorder of these alone has.
+        """
         if DENOISED + "count" in sums:
             self._make_room()
         for name, array in self.state.items():
             if name in sums:
-                array[...] = placed_as(array, sums[name])
+                array[levels] = placed_as(array, sums[name])
             else:  # of an older version: unknown where there are samples, not 0
-                array[...] = np.nan if name == "cross" else 0
+                array[levels] = np.nan if name == "cross" else 0
+        for prefix, offsets in self._offsets.items():
+            offsets[levels] = placed_as(offsets, sums[f"{prefix}offset"]) if f"{prefix}offset" in sums else 0.0
         if self.channels > 1 and self.gain_shells and bool((self.state["gain_count"] > 0).any()):
             self._gains_are_matrices = bool((self.state["gain_matrix"] != 0).any())
 
@@ -474,10 +489,37 @@ class Recorder:
             raise ValueError(f"{name}: empty batch")
         return array
 
-    def _sums(self, i: int, prefix: str) -> dict[str, Any]:
-        """Of states or of denoised images at a level."""
+    def _sums(self, i: int, prefix: str, batch: Any) -> dict[str, Any]:
+        """Of states or of denoised images at a level; its first batch fixes what they are about."""
         names = _OF_STATES if prefix else (*_OF_STATES, "cross")
-        return {name: self.state[prefix + name][i] for name in names if prefix + name in self.state}
+        sums = {name: self.state[prefix + name][i] for name in names if prefix + name in self.state}
+        offset = self._offsets[prefix][i]
+        sample = batch[0].reshape(self.channels, -1)
+        if self.device is not None:
+            from fastcrit.torch_spectra import fix_offset
+
+            fix_offset(offset, sums["count"], sample)
+        elif not sums["count"].any():
+            offset[...] = offset_of(sample)
+        return sums | {"offset": offset}
+
+    def _meet(self, other: Recorder) -> dict[str, Any]:
+        """Those sums of another recorder that change where they are taken about the offsets of this one.
+
+        A level without samples takes the other's offset.
+        """
+        changed: dict[str, Any] = {}
+        for prefix, offsets in self._offsets.items():
+            if prefix + "count" not in other.state:
+                continue
+            mine, theirs = to_host(offsets), to_host(other._offsets[prefix])
+            new = common(to_host(self.state[prefix + "count"]), mine, theirs)
+            offsets[...] = placed_as(offsets, new)
+            if (theirs != new).any():
+                names = _OF_STATES if prefix else (*_OF_STATES, "cross")
+                sums = {name: to_host(other.state[prefix + name]) for name in names if prefix + name in other.state}
+                changed |= {prefix + name: x for name, x in about(sums, theirs, new, self.grid.shape).items()}
+        return changed
 
     def _make_room(self) -> None:
         """Sums of denoised images, with their signs."""
@@ -514,6 +556,7 @@ class Recorder:
         twin = copy.copy(self)
         twin.device = None
         twin.state = {name: to_host(values) for name, values in self.state.items()}
+        twin._offsets = {prefix: to_host(values) for prefix, values in self._offsets.items()}
         return twin
 
     def _first_sample(self, sample: int | None, default: Any) -> int:
@@ -534,20 +577,23 @@ class Recorder:
             amplitudes = self.grid.core.power(flat, "orbits", selected=modes)[1].astype(np.float64)
             first_modes = np.empty((1 + 2 * self.ndim, len(flat)))
             self.grid.core.first_modes(flat, first_modes)
-            amplitudes[:, 0, 0] = first_modes[0]  # k = 0 as float64 has it
+            # k = 0 as float64 has it, about the offset
+            amplitudes[:, 0, 0] = first_modes[0] - self.grid.sites * np.tile(sums["offset"], len(piece))
             with np.errstate(invalid="ignore", over="ignore"):  # what is not finite, the core refuses
                 products = self.cross.products(amplitudes.reshape(len(piece), self.channels, -1, 2))
         bad = self.grid.core.record(flat, self.channels, first, modes, self.blocks, sums)
         if bad < len(flat):
-            power, _ = self.grid.core.power(flat[bad : bad + 1], "orbits")
-            check_finite(flat[bad : bad + 1], power, begin + bad // self.channels, (2**62,), name)
-            raise FloatingPointError(f"{name}: sample {begin + bad // self.channels} was not finite, and is no longer")
+            if flat.dtype == np.float32 and np.isfinite(flat[bad]).all():  # its squares leave the range of float32
+                self._add(sums, piece.astype(np.float64), first, begin, name)
+                return
+            refused = np.full((1, 1), np.nan)
+            check_finite(flat[bad : bad + 1], refused, begin + bad // self.channels, (2**62,), name)
         if products is not None:
             add_to_blocks(sums["cross"], products, first)
 
     def _add_images(self, i: int, images: Any, first: int) -> None:
         """Add denoised images, all or none."""
-        sums = self._sums(i, DENOISED)
+        sums = self._sums(i, DENOISED, images)
         backup = {} if images.flags.c_contiguous else {name: values.copy() for name, values in sums.items()}
         try:
             for begin, piece in parts(images):
@@ -566,7 +612,7 @@ class Recorder:
         if self.cross is not None and "cross" in sums:
             from fastcrit.torch_spectra import add_cross
 
-            add_cross(spectrometer, self.cross, flat, self.channels, first, self._low_indices, sums["cross"])
+            add_cross(spectrometer, self.cross, flat, self.channels, first, self._low_indices, sums)
 
     def _empty_state(self) -> dict[str, Any]:
         levels, blocks, C = len(self.levels), self.blocks, self.channels

@@ -22,7 +22,7 @@ from fastcrit._dims import arrange
 from fastcrit._lattice import Lattice, lattice
 from fastcrit._placement import to_host
 from fastcrit._rounding import about_first, resolution, rounding_power
-from fastcrit._sums import Trend, sums_for
+from fastcrit._sums import Trend, sums_for, variance
 
 Floats = NDArray[np.float64]
 
@@ -229,8 +229,7 @@ def structure_factor(
     raw = grid.to_shells(modes.power.sum(axis=0) * grid.orbit_modes)[:, :keep] / grid.shell_modes[:keep] / n
     if n >= fewest_for_errors(center):
         with np.errstate(over="ignore", invalid="ignore"):
-            variance = np.maximum(shell_squares[:, :keep] / n - raw**2, 0.0)
-        stderr = np.sqrt(variance / (n - 1))
+            stderr = np.sqrt(variance(shell_squares[..., :keep], raw, n) / (n - 1))
     else:
         stderr = np.full_like(S, np.nan)
     if n >= fewest_for_errors(center) and not np.isfinite(stderr).all():
@@ -312,8 +311,9 @@ def autocorrelation(
         total, squares = lag_sums(shifted, grid, center, padded, pairs)
     mean = total / n
     with np.errstate(over="ignore", invalid="ignore"):
-        variance = np.maximum(squares / n - mean**2, 0.0)
-    stderr = np.sqrt(variance / (n - 1)) if n >= fewest_for_errors(center) else np.full_like(mean, np.nan)
+        stderr = (
+            np.sqrt(variance(squares, mean, n) / (n - 1)) if n >= fewest_for_errors(center) else np.full_like(mean, np.nan)
+        )
     if n >= fewest_for_errors(center) and not np.isfinite(stderr).all():
         options: dict[str, Any] = {"ndim": ndim, "center": center, "periodic": periodic}
         unit = _unit(mean)
@@ -340,7 +340,7 @@ def mode_averages(
     name: str = "field",
     resolved: tuple[float, float] = (0.0, 0.0),
 ) -> tuple[ModeAverages, NDArray[np.float64]]:
-    """Per-block mode averages of (samples, ..., lattice), and (fields, shells) sums of squared shell power.
+    """Per-block mode averages of (samples, ..., lattice), and `Squares` of shell means (fields, 2, shells).
 
     ``resolved`` is the `resolution` of what the caller passed.
     """
@@ -355,8 +355,8 @@ def mode_averages(
     power, first = (np.ascontiguousarray(values.swapaxes(0, 1)) for values in (power / grid.orbit_modes, first))
     rounding = rounding_power(array, stack.shape[1], center, resolved)
     modes = ModeAverages(grid, spacing, center, counts, power, first, rounding)
-    variance = (modes.power.sum(axis=0) @ grid.orbit_modes) / (n * grid.sites)
-    shifted = about_first(array, variance, modes.rounding, resolved, center, grid.ndim)
+    scatter = (modes.power.sum(axis=0) @ grid.orbit_modes) / (n * grid.sites)
+    shifted = about_first(array, scatter, modes.rounding, resolved, center, grid.ndim)
     if shifted is not None:
         again, squares = mode_averages(shifted, grid, spacing, center, blocks, name)
         modes = replace(again, rounding=modes.rounding)

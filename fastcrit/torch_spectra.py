@@ -14,7 +14,7 @@ in two dimensions and 24 in three, then into shells: the padding is small and th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,8 @@ from torch import Tensor
 from fastcrit import _core
 from fastcrit._arrays import check_finite
 from fastcrit._lattice import Lattice, lattice
-from fastcrit._sums import Trend
+from fastcrit._offset import LEAST_SCATTER, SMALLEST_RATIO
+from fastcrit._sums import HEAVY, Squares, Trend
 
 if TYPE_CHECKING:
     from fastcrit._cross import CrossShells
@@ -127,14 +128,35 @@ class TorchSpectrometer:
         -------
         sums (count, bins) and modes (count, selected, 2), re and im
         """
-        half = self._half_spectrum(single(fields), offset)
+        values, uniform, _ = less_uniform(single(fields), offset)
+        return self._power_of(values, uniform, bins, selected)
+
+    def _power_of(
+        self, values: Tensor, uniform: Tensor, bins: str, selected: tuple[int, ...] | None
+    ) -> tuple[Tensor, Tensor]:
+        """`power` of fields that `less_uniform` has prepared."""
+        half = self._half_spectrum(values)
         sums = self._orbits.sum(_square(half))
         if bins == "shells":
             sums = self._shells.sum(sums)
         if selected is None:
-            return sums, sums.new_empty((len(fields), 0, 2))
-        self.upload(selected)
-        return sums, torch.view_as_real(half.index_select(1, self._selected[selected]))
+            modes = sums.new_empty((len(values), 0, 2))
+        else:
+            self.upload(selected)
+            modes = torch.view_as_real(half.index_select(1, self._selected[selected]))
+        zero = torch.view_as_real(half[:, :1])[:, 0, 0].double()
+        self._put_back(uniform, zero, sums, modes, selected)
+        return sums, modes
+
+    def _put_back(
+        self, uniform: Tensor, zero: Tensor, sums: Tensor, modes: Tensor, selected: tuple[int, ...] | None
+    ) -> None:
+        """Give k = 0 what `less_uniform` has taken; ``zero`` (count,) is phi^ there, without it, in float64."""
+        taken = uniform != 0
+        total = zero + uniform.double() * self.grid.sites
+        sums[:, 0] = torch.where(taken, (total * (total / self.grid.sites)).to(sums.dtype), sums[:, 0])
+        if selected and selected[0] == 0:
+            modes[:, 0, 0] = torch.where(taken, total.to(modes.dtype), modes[:, 0, 0])
 
     def shell_power(self, fields: Tensor, shells: int) -> Tensor:
         """(count, shells): mean of |phi^|^2 / N over the modes of each of the first shells."""
@@ -172,8 +194,9 @@ class TorchSpectrometer:
     ) -> None:
         """Add a batch of samples, ``channels`` fields each, to the sums in ``state``; only launches work.
 
-        As `_core.Spectrometer.record` does it, to rounding, except that samples with a result that is not finite are
-        left out. The number (sample * channels + channel) of the first such field lowers ``bad``, one int64.
+        As `_core.Spectrometer.record` does it, to rounding, except that samples with a result that is not finite, or
+        that is too small for its type, are left out. The number (sample * channels + channel) of the first such field
+        lowers ``bad``, one int64. ``state`` may hold the offsets of channels.
         """
         step = max(1, PIECE_BYTES // (4 * channels * self.grid.sites)) * channels
         for begin in range(0, len(fields), step):
@@ -184,9 +207,7 @@ class TorchSpectrometer:
                 signs = self._measure_signs(piece)
             self._add(piece, *measured, signs, channels, first + begin // channels, selected, blocks, state, bad)
 
-    def _half_spectrum(self, fields: Tensor, offset: Tensor | None) -> Tensor:
-        if offset is not None:
-            fields = fields - offset
+    def _half_spectrum(self, fields: Tensor) -> Tensor:
         axes = tuple(range(1, fields.ndim))
         half: Tensor = torch.fft.rfftn(fields, dim=axes)
         return half.reshape(len(fields), -1)
@@ -210,10 +231,22 @@ class TorchSpectrometer:
 
     def _measure(self, fields: Tensor, selected: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
         """Orbit sums, selected modes and float64 sums over sites: NaN for a field with a result that is not finite."""
-        sums, modes = self.power(fields, "orbits", selected=selected)
+        values, uniform, largest = less_uniform(single(fields), None)
+        sums, modes = self._power_of(values, uniform, "orbits", selected)
         totals = fields.sum(dim=tuple(range(1, fields.ndim)), dtype=torch.float64)
-        finite = sums.sum(dim=1, dtype=torch.float64).isfinite()
-        return sums, modes, totals.masked_fill_(~finite, torch.nan)
+        square = sums.sum(dim=1, dtype=torch.float64) / self.grid.sites
+        return sums, modes, totals.masked_fill_(~self._has_result(square, largest, fourth=True), torch.nan)
+
+    @staticmethod
+    def _has_result(square: Tensor, largest: Tensor, fourth: bool = False) -> Tensor:
+        """Whether fields of this mean square and largest value are in the range of its type; fourth powers, of float64.
+
+        As the core has it: what is not 0 and has a square below the smallest normal number counts as not finite.
+        """
+        lowest, highest = torch.finfo(largest.dtype).tiny, torch.finfo(largest.dtype).max
+        if fourth and largest.dtype == torch.float64:
+            lowest, highest = 2.0**-511, 2.0**511
+        return ((square >= lowest) & (square <= highest)) | (largest == 0)
 
     def _measure_signs(self, fields: Tensor) -> Tensor:
         return self.power(signs(fields), "orbits")[0]
@@ -248,16 +281,20 @@ class TorchSpectrometer:
             add_to_blocks(state[name], values, first)
 
         add("count", good.long())
-        # k = 0, the first orbit and the first selected mode, as float64 has it.
+        # k = 0, the first orbit and the first selected mode, as float64 has it, about the offset.
         m = totals / N
+        offset = state["offset"] if "offset" in state else torch.zeros_like(m[0])
+        totals = (totals - N * offset).masked_fill(left_out, 0.0)
+        u = totals / N
         sums[..., 0] = 0.0
         modes[..., 0, :] = 0.0
         add("power", sums)
-        add_to_blocks(state["power"][..., 0], totals * m, first)
+        add_to_blocks(state["power"][..., 0], totals * u, first)
         add("low", modes)
         add_to_blocks(state["low"][..., 0, 0], totals, first)
-        m2 = m.square()
-        add("moments", torch.stack([m, m.abs(), m2, m2.square()], dim=-1))
+        below = offset < 0
+        v = torch.where((m < 0) == below, torch.where(below, -u, u), m.abs() - offset.abs()).masked_fill(left_out, 0.0)
+        add("moments", torch.stack([u, v, v.square(), m.square().square()], dim=-1))
         along = [selected.index(self.grid.mode_index(n)) for n in self.grid.axis_wavenumbers]
         squares = [modes[..., at, :].double().square().sum(dim=-1) if at else totals.square() for at in along]
         add("first", torch.stack(squares, dim=-1) / N)
@@ -287,56 +324,77 @@ class DeviceSums:
     def shell_power(
         self, fields: Tensor, shells: int, trend: Trend | None, taper: Floats | None, lead: tuple[int, ...]
     ) -> Tensor:
-        """See `_sums.Sums`. Waits for the device once, to know that all is finite."""
-        power = torch.cat(
-            [self.spectrometer.shell_power(_prepare(piece, trend, taper), shells) for piece in _pieces(fields)]
-        )
+        """See `_sums.Sums`. Waits for the device once a piece, to know that all is finite."""
+        counts = torch.from_numpy(self.grid.shell_modes[:shells]).to(fields.device)
+        found = []
+        for piece in _pieces(fields):
+            values = _prepare(piece, trend, taper)
+            power = self.spectrometer.shell_power(values, shells)
+            square = (power * counts).sum(dim=1, dtype=torch.float64) / self.grid.sites
+            wide = _widened(power, square, values, lambda x: self.spectrometer.shell_power(x, shells))
+            if wide is not power:  # what float32 has no number for is no result
+                square = (wide * counts).sum(dim=1) / self.grid.sites
+                small = (square > 0) & (square < torch.finfo(power.dtype).tiny)
+                power = wide.to(power.dtype).masked_fill(small[:, None], torch.nan)
+            if trend is None and taper is not None and power.dtype == torch.float32:
+                # The mean's own spectrum is rounded to noise by float32.
+                rows = torch.nonzero(less_uniform(single(piece), None)[1])[:, 0]
+                if len(rows):
+                    tapered = piece[rows].double() * torch.from_numpy(taper).to(piece.device)
+                    power[rows] = self.spectrometer.shell_power(tapered, shells).to(power.dtype)
+            found.append(power)
+        power = torch.cat(found)
         _refuse(power.sum(dim=1, dtype=torch.float64).isfinite(), fields, lead, "field")
         return power
 
     def mode_sums(self, samples: Tensor, center: str, blocks: int, name: str) -> tuple[Floats, Floats, Floats]:
         """See `_sums.Sums`."""
         grid = self.grid
-        power, first, squares = (
+        power, first = (
             torch.zeros(shape, dtype=torch.float64, device=samples.device)
-            for shape in ((blocks, len(grid.orbit_k)), (blocks, grid.ndim), (len(grid.shell_k),))
+            for shape in ((blocks, len(grid.orbit_k)), (blocks, grid.ndim))
         )
+        squares = Squares()
         modes, order = grid.axis_modes
-        offset = _ensemble_mean(samples) if center == "ensemble" else None
+        centered, offset = _centering(samples, center)
         finite = []
         begin = 0
         for piece in _pieces(samples):
-            sums, amplitudes = self.spectrometer.power(_centered(piece, center), "orbits", offset, modes)
+            values = centered(piece)
+            sums, amplitudes = self.spectrometer.power(values, "orbits", offset, modes)
+            square = sums.sum(dim=1, dtype=torch.float64) / grid.sites
+            less = values if offset is None else (lambda rows, x=values: x[rows] - offset)
+            sums = _widened(sums, square, less, lambda x: self.spectrometer.power(x, "orbits")[0])
             finite.append(sums.sum(dim=1, dtype=torch.float64).isfinite())
-            squares += self.spectrometer.shell_means(sums).square().sum(dim=0)
+            squares.add(self.spectrometer.shell_means(sums))
             axis_power = amplitudes.double().square().sum(dim=-1) / grid.sites
             add_to_blocks(power, sums, begin)
             add_to_blocks(first, torch.stack([axis_power[:, i] for i in order], dim=1), begin)
             begin += len(piece)
         _refuse(torch.cat(finite), samples, (len(samples),), name)
-        return _to_host(power), _to_host(first), _to_host(squares)
+        return _to_host(power), _to_host(first), _to_host(squares.array)
 
     def lag_sums(self, samples: Tensor, center: str, padded: Lattice, pairs: Floats) -> tuple[Floats, Floats]:
         """See `_sums.Sums`."""
         each = spectrometer(padded.shape, samples.device)
-        offset = _ensemble_mean(samples) if center == "ensemble" else None
+        centered, offset = _centering(samples, center)
         divisor = torch.from_numpy(pairs).to(samples.device)
         total = torch.zeros_like(divisor)
-        squares = torch.zeros_like(divisor)
+        squares = Squares()
         finite = []
         for piece in _pieces(samples):
-            values = _centered(piece, center)
+            values = centered(piece)
+            values = values if offset is None else values - offset
             if padded is not self.grid:
-                values = _pad(values if offset is None else values - offset, padded.shape)
-                sums = each.autocorrelation(values)
-            else:
-                sums = each.autocorrelation(values, offset)
+                values = _pad(values, padded.shape)
+            sums = each.autocorrelation(values)
+            sums = _widened(sums, sums[:, 0].double(), values, each.autocorrelation)
             finite.append(sums.sum(dim=1, dtype=torch.float64).isfinite())
             C = sums[:, : len(pairs)] / divisor
             total += C.sum(dim=0)
-            squares += C.square().sum(dim=0)
+            squares.add(C)
         _refuse(torch.cat(finite), samples, (len(samples),), "field")
-        return _to_host(total), _to_host(squares)
+        return _to_host(total), _to_host(squares.array)
 
     def first_modes(self, samples: Tensor, name: str) -> Floats:
         """See `_sums.Sums`."""
@@ -404,18 +462,53 @@ def add_cross(
     channels: int,
     first: int,
     selected: tuple[int, ...],
-    sums: Tensor,
+    state: dict[str, Tensor],
 ) -> None:
-    """Add products of channels (see _cross.py) to sums by block, but for samples with a result that is not finite."""
+    """Add products of channels (see _cross.py) to sums by block, but for samples with a result that is not finite.
+
+    ``state`` holds the sums, "cross", and the offsets that k = 0 is about.
+    """
     step = max(1, PIECE_BYTES // (4 * channels * fields[0].numel())) * channels
     for begin in range(0, len(fields), step):
         piece = fields[begin : begin + step]
         power, amplitudes = spectrometer.power(piece, "orbits", selected=selected)
         amplitudes = amplitudes.double()
-        amplitudes[:, 0, 0] = piece.sum(dim=tuple(range(1, piece.ndim)), dtype=torch.float64)
+        totals = piece.sum(dim=tuple(range(1, piece.ndim)), dtype=torch.float64)
+        amplitudes[:, 0, 0] = totals - piece[0].numel() * state["offset"].repeat(len(piece) // channels)
         products = cross.products(amplitudes.view(len(piece) // channels, channels, -1, 2))
         finite = power.sum(dim=1, dtype=torch.float64).isfinite().view(-1, channels).all(dim=1)
-        add_to_blocks(sums, products.masked_fill(~finite[:, None, None, None], 0.0), first + begin // channels)
+        products = products.masked_fill(~finite[:, None, None, None], 0.0)
+        add_to_blocks(state["cross"], products, first + begin // channels)
+
+
+def fix_offset(offset: Tensor, count: Tensor, sample: Tensor) -> None:
+    """Set the offsets (C,) of a level without samples, to which ``count`` sums, from its first sample (C, sites).
+
+    As `_offset.offset_of` does it; only launches work.
+    """
+    values = sample.double()
+    mean = values.mean(dim=1)
+    scatter = torch.maximum((values - mean[:, None]).square().mean(dim=1).sqrt(), LEAST_SCATTER * mean.abs())
+    heavy = scatter.isfinite() & (mean.abs() > SMALLEST_RATIO * scatter)
+    unit = torch.exp2(torch.where(heavy, 8.0 * scatter, 1.0).log2().floor() + 1.0)
+    found = torch.where(heavy, (mean / unit).round() * unit, 0.0)
+    offset.copy_(torch.where(count.sum() > 0, offset, found))
+
+
+def less_uniform(fields: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Fields less an offset and less what is nearly all of them, which would drown the rest in a transform's rounding.
+
+    Returns the fields, what was taken from each (count,), 0 unless it is HEAVY times the range of its values, and the
+    largest size of what each was.
+    """
+    if offset is not None:
+        fields = fields - offset
+    low, high = torch.aminmax(fields.flatten(1), dim=1)
+    spread = high - low
+    middle = low + 0.5 * spread
+    uniform = middle.masked_fill(~(middle.abs() > HEAVY * spread), 0.0)
+    shape = (-1, *[1] * (fields.ndim - 1))
+    return fields - uniform.view(shape), uniform, torch.maximum(low.abs(), high.abs())
 
 
 def add_gains(values: Tensor, first: int, gain: Tensor, count: Tensor, bad: Tensor) -> None:
@@ -433,16 +526,51 @@ def _pieces(fields: Tensor) -> Iterator[Tensor]:
     return iter(torch.split(fields, step))
 
 
-def _ensemble_mean(samples: Tensor) -> Tensor:
-    """In the type of `single`."""
-    return samples.mean(dim=0, dtype=torch.float64).to(single(samples[:0]).dtype)
+def _centering(samples: Tensor, center: str) -> tuple[Callable[[Tensor], Tensor], Tensor | None]:
+    """What centres a piece of the samples, right to eps of what is left, and what is then to be subtracted or None.
+
+    Waits for the device.
+    """
+    if center == "none":
+        return lambda piece: piece, None
+    if center == "sample":
+        return lambda piece: _minus(
+            single(piece), piece.mean(dim=tuple(range(1, piece.ndim)), keepdim=True, dtype=torch.float64)
+        ), None
+    mean = samples.mean(dim=0, dtype=torch.float64)
+    near = mean.to(single(samples[:0]).dtype)
+    # What float32 drops of a mean is a pattern in all samples; below the rounding of one field's scatter it is none.
+    dropped, scatter = (mean - near).abs().max(), (samples[0] - near).abs().max()
+    if bool(dropped > torch.finfo(near.dtype).eps * scatter):
+        return lambda piece: _minus(single(piece), mean), None
+    return lambda piece: piece, near
 
 
-def _centered(piece: Tensor, center: str) -> Tensor:
-    if center != "sample":
-        return piece
-    piece = single(piece)
-    return piece - piece.mean(dim=tuple(range(1, piece.ndim)), keepdim=True, dtype=torch.float64).to(piece.dtype)
+def _minus(fields: Tensor, mean: Tensor) -> Tensor:
+    near = mean.to(fields.dtype)
+    return fields - near - (mean - near).to(fields.dtype)
+
+
+def _widened(
+    results: Tensor, squares: Tensor, fields: Tensor | Callable[[Tensor], Tensor], measure: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Results in float64 where those of some fields are beyond the range of float32, and NaN where it is of no use.
+
+    ``squares`` (count,) are mean squares of the fields; ``fields`` may be a function of the rows asked for. Waits for
+    the device.
+    """
+    limits = torch.finfo(results.dtype)
+    good = results.sum(dim=1, dtype=torch.float64).isfinite() & (squares >= 2.0 * limits.tiny / limits.eps)
+    if bool(good.all()):
+        return results
+    rows = torch.nonzero(~good)[:, 0]
+    again = (fields(rows) if callable(fields) else fields[rows]).double()
+    wide = results.double()
+    wide[rows] = measure(again)
+    lost = (squares[rows] < limits.tiny) & (again.flatten(1).abs().amax(dim=1) > 0)
+    if results.dtype == torch.float64:
+        wide[rows] = wide[rows].masked_fill(lost[:, None], torch.nan)
+    return wide
 
 
 def _prepare(fields: Tensor, trend: Trend | None, taper: Floats | None) -> Tensor:

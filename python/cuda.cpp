@@ -127,7 +127,8 @@ void record(CudaSpectrometer& self, Address fields, const std::string& dtype, st
                               state_data<double>(state, "moments"),
                               state_data<double>(state, "field"),
                               signs ? state_data<double>(state, "sign_power") : nullptr,
-                              signs ? state_data<double>(state, "sign_field") : nullptr};
+                              signs ? state_data<double>(state, "sign_field") : nullptr,
+                              state_data<double>(state, "offset")};
     if (to.count == nullptr || to.power == nullptr || to.low == nullptr || to.first == nullptr ||
         to.moments == nullptr || to.field == nullptr ||
         (signs && (to.sign_power == nullptr || to.sign_field == nullptr))) {

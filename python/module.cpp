@@ -159,13 +159,14 @@ std::int64_t record(const Spectrometer& self, const Array<T>& fields, std::int64
                                   state_data<double>(state, "moments", {B, C, 4}),
                                   state_data<double>(state, "field", {C, sites}),
                                   state_data<double>(state, "sign_power", {B, C, orbits}),
-                                  state_data<double>(state, "sign_field", {C, sites})};
+                                  state_data<double>(state, "sign_field", {C, sites}),
+                                  state_data<double>(state, "offset", {C})};
     if (record.count == nullptr || record.power == nullptr || record.low == nullptr || record.first == nullptr ||
         record.moments == nullptr || record.field == nullptr ||
         (record.sign_power == nullptr) != (record.sign_field == nullptr)) {
         throw std::invalid_argument(
             "state: expected count, power, low, first, moments, field, and both or none of "
-            "sign_power and sign_field");
+            "sign_power and sign_field; offset may be among them");
     }
     const T* const in = fields.data();
     const py::gil_scoped_release release;

@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -267,6 +268,74 @@ class PublicContract:
         with pytest.raises(OverflowError, match=r"field at index 1 exceeds the range of float32"):
             fc.power_spectrum(backend.array(np.array([1.0, 1e30])[:, None, None] * np.ones((8, 8)), "float32")[0])
 
+    @pytest.mark.parametrize(
+        ("dtype", "mean"), [("float32", 1e4), ("float32", -1e6), ("float64", 1e6), ("float64", -1e10)]
+    )
+    @pytest.mark.parametrize("shape", [(16, 16), (12, 10), (64, 64)])
+    def test_a_large_mean_drowns_nothing(self, backend, shape, dtype, mean, rng):
+        x = rng.standard_normal((24, 2, *shape)) + mean
+        x[3::5] -= mean  # fields about zero among them
+        fields, exact = backend.array(x, dtype)
+        about = np.where(np.arange(24) % 5 == 3, 0.0, mean)[:, None, None, None]
+        noise = exact - about  # without rounding
+        # As everywhere relative to the mean power, here of the noise, which is 1. P_0 is a square, of N times the mean.
+        atol = 2 * TOLERANCE[dtype]
+        found, expected = fc.power_spectrum(fields), fc.power_spectrum(noise)
+        np.testing.assert_allclose(host(found.power)[..., 1:], expected.power[..., 1:], rtol=0, atol=atol)
+        found, expected = fc.power_spectrum(fields, window="hann"), fc.power_spectrum(exact, window="hann")
+        # The window spreads the mean over the first two shells, and has eps of it in every product.
+        products = 8 * np.finfo(float).eps * abs(mean)
+        np.testing.assert_allclose(host(found.power)[..., 3:], expected.power[..., 3:], rtol=0, atol=atol + products)
+        np.testing.assert_allclose(host(found.power)[..., :3], expected.power[..., :3], rtol=atol, atol=atol + products)
+        found = fc.power_spectrum(fields)
+        zero = noise[0, 0].size * exact.mean(axis=(-2, -1)) ** 2
+        np.testing.assert_allclose(host(found.power)[..., 0], zero, rtol=atol)
+        for center in ("ensemble", "sample", "none"):
+            # In an ensemble of one mean each: what is subtracted is right to eps of the noise.
+            same = slice(None) if center != "ensemble" else np.arange(24) % 5 != 3
+            a, b = fc.structure_factor(fields[same], center=center), fc.structure_factor(noise[same], center=center)
+            # Of float64 at 1e10, the mean over samples has eps of 1e10.
+            slack = 4 * np.finfo(float).eps * abs(mean)
+            np.testing.assert_allclose(host(a.S)[..., 1:], b.S[..., 1:], rtol=0, atol=atol + slack)
+            np.testing.assert_allclose(host(a.stderr)[..., 1:], b.stderr[..., 1:], rtol=0, atol=atol + slack)
+            if center != "none":
+                np.testing.assert_allclose(host(a.S)[..., 0], b.S[..., 0], rtol=0, atol=atol + slack)
+        a, b = (fc.autocorrelation(x[np.arange(24) % 5 != 3]) for x in (fields, noise))
+        np.testing.assert_allclose(host(a.C), b.C, rtol=0, atol=atol + slack)
+
+    @pytest.mark.parametrize("scale", [1e-25, 1e-23, 1e-19, 1e-16])
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    def test_squares_below_float32_are_not_lost(self, backend, dtype, scale, rng):
+        fields, exact = backend.array(rng.standard_normal((30, 2, 16, 16)) * scale, dtype)
+        for center in ("ensemble", "none"):
+            a, b = (fc.structure_factor(x, center=center) for x in (fields, exact))
+            np.testing.assert_allclose(host(a.S) / scale**2, b.S / scale**2, rtol=0, atol=TOLERANCE[dtype])
+            a, b = (fc.autocorrelation(x, center=center) for x in (fields, exact))
+            np.testing.assert_allclose(host(a.C) / scale**2, b.C / scale**2, rtol=0, atol=TOLERANCE[dtype])
+        for method in ("second_moment", "integral"):
+            a, b = (fc.correlation_length(x, method=method) for x in (fields, exact))
+            np.testing.assert_allclose(a.value, b.value, rtol=1e-4)
+        if scale > 1e-18:
+            a, b = fc.power_spectrum(fields), fc.power_spectrum(exact)
+            np.testing.assert_allclose(host(a.power) / scale**2, b.power / scale**2, rtol=0, atol=5 * TOLERANCE[dtype])
+        elif scale < 1e-19:  # the result is of float32
+            with pytest.raises(OverflowError, match=r"at index \(0, 0\) is below the range of float32; rescale it"):
+                fc.power_spectrum(fields)
+
+    @pytest.mark.parametrize("scale", [1e-170, 1e170])
+    def test_squares_beyond_float64_are_errors(self, backend, scale, rng):
+        fields, _ = backend.array(rng.standard_normal((8, 8, 8)) * scale, "float64")
+        word = "below" if scale < 1 else "exceeds"
+        length = lambda x: fc.correlation_length(x, method="second_moment")  # noqa: E731
+        for function in (fc.power_spectrum, fc.structure_factor, fc.autocorrelation, length):
+            with pytest.raises(OverflowError, match=f"{word}.* the range of float64; rescale"):
+                function(fields)
+
+    def test_fields_of_zeros_have_no_power(self, backend):
+        fields, _ = backend.array(np.zeros((5, 8, 8)), "float32")
+        for result in (fc.power_spectrum(fields).power, fc.structure_factor(fields).S, fc.autocorrelation(fields).C):
+            assert not host(result).any()
+
     def test_bad_input_is_named(self, backend):
         fields, _ = backend.array(np.ones((4, 8)), "float32")
         with pytest.raises(ValueError, match=r"field: expected shape \(samples, .* with ndim=2, got shape \(4, 8\)"):
@@ -326,6 +395,101 @@ class RecorderContract:
         # As in test_observe.py: the transform rounds every mode to 6e-8 of the mean; k = 0 is not part of it.
         np.testing.assert_allclose(S[0], expected[0], rtol=1e-6 * max(1.0, mean))
         np.testing.assert_allclose(S[1:], expected[1:], rtol=1e-5 * max(1.0, mean))
+
+    @pytest.mark.parametrize(
+        ("dtype", "mean"), [("float32", 1e4), ("float32", -1e6), ("float64", 1e6), ("float64", -1e9)]
+    )
+    @pytest.mark.parametrize("shape", [(16, 16), (2, 12, 10), (3, 16, 16)])
+    def test_fluctuations_about_a_large_mean(self, backend, shape, dtype, mean, rng):
+        means = mean * np.array([1.0, -0.5, 0.0])[: shape[0] if len(shape) == 3 else 1]
+        offset = means.reshape(-1, *[1] * (len(shape) - 1))
+        y, exact = backend.array(rng.standard_normal((120, *shape)) + offset, dtype)
+        noise = exact - offset
+        rec = fc.Recorder([0.5], shape=shape, blocks=8, device=backend.device)
+        begins = (0, 1, 33, 120)
+        for a, b in pairwise(begins):
+            rec.update(0, y[a:b], denoised=y[a:b])
+        plain = fc.Recorder([0.5], shape=shape, blocks=8)
+        plain.update(0, noise, denoised=noise)
+        ds, expected = rec.dataset(), plain.dataset()
+        # A total of N values has eps of the mean; its square, N m u, is compared with 1.
+        rtol = TOLERANCE[dtype] + 20 * np.finfo(float).eps * abs(mean) * exact[0].size
+        for name in ("S", "S_stderr", "C", "S_denoised", "m_stderr"):
+            scale = np.nanmax(np.abs(expected[name]))
+            np.testing.assert_allclose(ds[name], expected[name], rtol=0, atol=5 * rtol * scale, err_msg=name)
+        m = exact.mean(axis=(-2, -1)).reshape(120, -1)
+        N = exact.shape[-1] * exact.shape[-2]
+        heavy = means != 0
+        np.testing.assert_allclose(np.ravel(ds.m[0]), m.mean(axis=0), rtol=1e-12, atol=1e-6)
+        chi = N * m.var(axis=0)
+        np.testing.assert_allclose(np.ravel(ds.chi[0])[heavy], chi[heavy], rtol=rtol)
+        binder = 1 - (m**4).mean(axis=0) / (3 * (m**2).mean(axis=0) ** 2)
+        np.testing.assert_allclose(np.ravel(ds.binder[0]), binder, rtol=1e-5, atol=1e-9)
+        if len(shape) == 3:
+            scale = np.nanmax(np.abs(expected.cross_spectrum))
+            np.testing.assert_allclose(ds.cross_spectrum, expected.cross_spectrum, rtol=0, atol=rtol * scale)
+
+    def test_recorders_about_different_offsets_merge(self, backend, rng, tmp_path):
+        y = rng.standard_normal((90, 2, 8, 8)) * np.linspace(1, 6, 90)[:, None, None, None] + [[[1e6]], [[-3e5]]]
+        y, exact = backend.array(y, "float64")
+        options = {"levels": [0.5], "shape": (2, 8, 8), "blocks": 6}
+        whole = fc.Recorder(**options)
+        whole.update(0, exact, denoised=exact)
+        parts = [fc.Recorder(**options, device=backend.device) for _ in range(3)]
+        for part, begin in zip(parts, (0, 30, 60), strict=True):
+            part.update(0, y[begin : begin + 30], denoised=y[begin : begin + 30], sample=begin)
+        assert len({tuple(part.sums()["offset"].ravel()) for part in parts}) > 1
+        parts[2].save(tmp_path / "part")
+        parts[2] = fc.Recorder.load(tmp_path / "part", device=backend.device)
+        empty = fc.Recorder(**options, device=backend.device)
+        for order in ((0, 1, 2), (2, 0, 1)):
+            total = fc.Recorder(**options, device=backend.device)
+            for part in [parts[i] for i in order]:
+                total.merge(part)
+                total.merge(empty)
+            ds, expected = total.dataset(), whole.dataset()
+            for name in ("S", "S_stderr", "S_denoised", "chi", "chi_stderr", "m", "abs_m", "binder", "cross_spectrum"):
+                # Sums about offsets of about ten standard deviations: 1e-16 of 100 N, and of the mean's total.
+                scale = np.nanmax(np.abs(expected[name]))
+                np.testing.assert_allclose(ds[name], expected[name], rtol=0, atol=1e-8 * scale, err_msg=name)
+
+    @pytest.mark.parametrize("scale", [1e-25, 1e-23, 1e-16])
+    @pytest.mark.parametrize("shape", [(16, 16), (12, 10), (2, 16, 16)])
+    def test_squares_of_float32_that_are_lost(self, backend, shape, scale, rng):
+        y, exact = backend.array(rng.standard_normal((30, *shape)) * scale, "float32")
+        rec = fc.Recorder([0.5], shape=shape, device=backend.device)
+        plain = fc.Recorder([0.5], shape=shape)
+        rec.update(0, y)
+        plain.update(0, exact)
+        if backend.device is not None and scale < 1e-18:  # on a device, float64 would be another call
+            with pytest.raises(ValueError, match=r"y: .* too small for its type in sample 0 at level 0"):
+                rec.dataset()
+            return
+        for name in ("S", "S_stderr", "chi", "binder"):
+            expected = plain.dataset()[name]
+            np.testing.assert_allclose(
+                rec.dataset()[name], expected, rtol=0, atol=1e-5 * np.nanmax(np.abs(expected)), err_msg=name
+            )
+
+    @pytest.mark.parametrize("scale", [1e-170, 1e-90, 1e90, 1e170])
+    def test_fourth_powers_beyond_float64(self, backend, scale, rng):
+        y, _ = backend.array(rng.standard_normal((10, 8, 8)) * scale, "float64")
+        rec = fc.Recorder([0.5], shape=(8, 8), device=backend.device)
+        if backend.device is None:
+            with pytest.raises(OverflowError, match="the range of float64; rescale it"):
+                rec.update(0, y)
+            assert not rec.state["count"].any()
+            return
+        rec.update(0, y)
+        with pytest.raises(ValueError, match=r"y: .* too large or too small for its type in sample 0 at level 0"):
+            rec.dataset()
+
+    def test_fields_about_zero_have_no_offset(self, backend, rng):
+        y, _ = backend.array(rng.standard_normal((20, 8, 8)) + 10.0, "float32")
+        rec = fc.Recorder([0.5, 0.1], shape=(8, 8), device=backend.device)
+        rec.update(0, y)
+        rec.update(1, backend.array(np.zeros((20, 8, 8)), "float32")[0])
+        assert "offset" not in rec.sums()
 
     def test_datasets_agree_with_the_host(self, backend, rng):
         y, exact = backend.array(rng.standard_normal((64, 2, 16, 16)), "float32")

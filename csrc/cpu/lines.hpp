@@ -247,7 +247,7 @@ inline void sum_layers(const T* power, const std::int32_t* place, std::int64_t l
 
 /// As `power`, of one field.
 template <class T>
-std::int64_t lines(const PlanTables<T>& plan, const PowerRequest<T>& request, std::int64_t index, void* scratch) {
+std::uint32_t lines(const PlanTables<T>& plan, const PowerRequest<T>& request, std::int64_t index, void* scratch) {
     constexpr std::int64_t w = kLanes<T>;
     const LinesScratch<T> at(plan, request, scratch);
     const std::int64_t n = plan.n2;
@@ -311,20 +311,24 @@ std::int64_t lines(const PlanTables<T>& plan, const PowerRequest<T>& request, st
     // Twice: every mode stands for its mirror image, and those that are their own are halved.
     T* const out = request.out + index * request.kept_bins;
     at.power[plan.powers] = T{0};
+    T zero{0};
+    T rest{0};
     if (request.layers > 0) {
         sum_layers(at.power, request.places, request.layers, request.bins, T{2} * request.factor, out);
+        zero = out[0] / request.factor;
+        for (std::int64_t b = 1; b < request.kept_bins; ++b) rest += out[b];
+        rest /= request.factor;
     } else {
         std::int64_t begin = 0;
         for (std::int64_t b = 0; b < request.kept_bins; ++b) {
             const std::int64_t end = request.places_end[b];
-            const T sum = sum_of_places(at.power, request.places + begin, end - begin);
-            out[b] = T{2} * sum * (request.scale != nullptr ? request.scale[b] : request.factor);
+            const T sum = T{2} * sum_of_places(at.power, request.places + begin, end - begin);
+            out[b] = sum * (request.scale != nullptr ? request.scale[b] : request.factor);
+            (b == 0 ? zero : rest) += sum;
             begin = end;
         }
     }
-    T check{0};
-    for (std::int64_t b = 0; b < request.kept_bins; ++b) check += out[b] * T{0};
-    return check == T{0} ? 1 : 0;
+    return !request.sign && is_doubtful(request, zero, rest) ? 1 : 0;
 }
 
 }  // namespace fastcrit::FASTCRIT_ISA

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <limits>
 #include <mutex>
 #include <vector>
 
@@ -34,18 +35,48 @@ template <class T>
 struct Measurement {
     const PlanTables<T>& plan;
     const PowerKernel<T>& kernel;
-    std::int64_t scratch;  ///< bytes
+    std::int64_t scratch;      ///< bytes
+    bool correlation = false;  ///< bins are of lags, not of modes
 
     /// Measures the group of fields that begins at `first`. Returns the first field whose result is not finite, or the
     /// end of the group.
     std::int64_t run(const PowerRequest<T>& request, std::int64_t first) const {
-        return first + kernel.run(plan, request, first, thread_scratch(Scratch::task, scratch));
+        const std::uint32_t doubtful = kernel.run(plan, request, first, thread_scratch(Scratch::task, scratch));
+        return doubtful == 0 ? group_end(request, first) : run_again(request, first, doubtful);
     }
     std::int64_t groups(std::int64_t count) const { return (count + kernel.fields - 1) / kernel.fields; }
     std::int64_t group_end(const PowerRequest<T>& request, std::int64_t first) const {
         return std::min(first + kernel.fields, request.count);
     }
+
+private:
+    /// Measures the doubtful fields of a group, a bit each, in units of their own; see again.cpp. Returns as `run`
+    /// does.
+    std::int64_t run_again(const PowerRequest<T>& request, std::int64_t first, std::uint32_t doubtful) const;
 };
+
+/// Measures a field that `modes` stopped at, less its mean. False where a sum is not finite.
+template <class T>
+bool modes_again(const PlanTables<T>& plan, const ModesRequest<T>& request, std::int64_t index, void* scratch);
+
+/// Sets the bounds of a request. With `fourth_powers` there are results for fields whose fourth powers are in the range
+/// of double.
+template <class T>
+inline void set_bounds(PowerRequest<T>& request, std::int64_t sites, double of_first_bin, bool fourth_powers = false) {
+    using Limits = std::numeric_limits<T>;
+    const auto n = static_cast<double>(sites);
+    const bool squares = !fourth_powers || sizeof(T) == sizeof(float);
+    request.lowest = squares ? static_cast<double>(Limits::min()) : 0x1p-511;
+    request.highest = squares ? static_cast<double>(Limits::max()) : 0x1p+511;
+    // The smallest square that keeps its digits where modes have 2^-24 (in double 2^-52) of the mean power.
+    request.least = static_cast<T>(of_first_bin * n * n * request.lowest / static_cast<double>(Limits::epsilon()) * 2);
+    request.most = squares ? Limits::max() : static_cast<T>(of_first_bin * n * n * 0x1p+500);
+}
+
+// The square of a field's size, times N^2, is so much in what a kernel adds up: amplitudes are doubled, and doubled
+// again where their powers are transformed back.
+inline constexpr double kOfModes = 4.0;
+inline constexpr double kOfLags = 8.0;
 
 /// value = min(value, to)
 inline void lower(std::atomic<std::int64_t>& value, std::int64_t to) {
@@ -102,6 +133,7 @@ struct Spectrometer::Tables {
         cpu::PowerRequest<T> request{};
         request.kept_bins = number_of(bins);
         request.factor = static_cast<T>(0.25 / static_cast<double>(lattice.sites()));
+        cpu::set_bounds(request, lattice.sites(), cpu::kOfModes);
         if (selected != nullptr) {
             selected->check(lattice);
             request.n_selected = selected->size();

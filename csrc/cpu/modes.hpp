@@ -243,7 +243,7 @@ struct ModeSums {
     }
 };
 
-/// One field; false where a sum is not finite.
+/// One field; false where a sum is not finite or the uniform part outweighs the rest.
 template <class T>
 bool modes_of_field(const PlanTables<T>& plan, const ModesRequest<T>& request, const Tile& tile, std::int64_t index,
                     void* scratch) {
@@ -256,20 +256,24 @@ bool modes_of_field(const PlanTables<T>& plan, const ModesRequest<T>& request, c
         for (int part = 0; part < 2; ++part) *(out += request.count) = axes[axis][part];
     }
     // Sums of rows and columns are of type T and can overflow where the total does not.
-    double zero = sums.total * 0.0;
-    for (const double* axis : axes) zero += axis[0] * 0.0 + axis[1] * 0.0;
-    return zero == 0.0;
+    double waves = 0.0;
+    if (plan.n0 > 1) waves += sums.z[0] * sums.z[0] + sums.z[1] * sums.z[1];
+    if (plan.n1 > 1) waves += sums.y[0] * sums.y[0] + sums.y[1] * sums.y[1];
+    if (plan.n2 > 1) waves += sums.x[0] * sums.x[0] + sums.x[1] * sums.x[1];
+    // N^2 times the square of the mean, and N times that of the modes. Comparisons with NaN are false.
+    const auto sites = static_cast<double>(plan.n2) * plan.plane;
+    constexpr double largest = 0x1.fffffffffffffp+1023;
+    return sums.total * sums.total <= static_cast<double>(cpu::kHeaviest<T>) * sites * waves && waves <= largest;
 }
 
 template <class T>
 std::int64_t modes(const PlanTables<T>& plan, const ModesRequest<T>& request, std::int64_t begin, std::int64_t end,
                    void* scratch) {
     const Tile tile = tile_of(plan);
-    std::int64_t first_bad = end;
     for (std::int64_t i = begin; i < end; ++i) {
-        if (!modes_of_field(plan, request, tile, i, scratch) && i < first_bad) first_bad = i;
+        if (!modes_of_field(plan, request, tile, i, scratch)) return i;
     }
-    return first_bad;
+    return end;
 }
 
 }  // namespace fastcrit::FASTCRIT_ISA

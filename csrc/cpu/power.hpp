@@ -43,13 +43,13 @@ private:
 };
 
 /// out[field, i] = values[i][lane] * scale[i], for the fields that exist; scale may be null for `factor` throughout.
-/// Returns the first lane with a value that is not finite, or `fields`.
+/// Returns the sum of all values but the first, NaN where one is not finite.
 template <class T>
-FASTCRIT_FLATTEN inline std::int64_t write_rows(const Vec<T>* values, std::int64_t n, const T* scale, T factor,
-                                                std::int64_t fields, T* out) {
+FASTCRIT_FLATTEN inline Vec<T> write_rows(const Vec<T>* values, std::int64_t n, const T* scale, T factor,
+                                          std::int64_t fields, T* out) {
     constexpr std::int64_t q = kPiece<T>;
     constexpr std::int64_t line = kLineBytes / static_cast<std::int64_t>(sizeof(T));
-    Vec<T> check{};  // 0 * value is zero, or else NaN
+    Vec<T> rest = n > 0 ? -values[0] : Vec<T>{};  // the first is added next, and the difference is exact
     std::int64_t begin = 0;
     for (; begin + q <= n; begin += q) {
         if (begin % line == 0) {
@@ -58,7 +58,7 @@ FASTCRIT_FLATTEN inline std::int64_t write_rows(const Vec<T>* values, std::int64
         Vec<T> square[q];
         unroll<q>([&](auto i) {
             square[i] = values[begin + i] * (scale != nullptr ? scale[begin + i] : factor);
-            check += square[i] * T{0};
+            rest += values[begin + i];
         });
         transpose_pieces<T>(square);
         T spare[q];
@@ -71,12 +71,37 @@ FASTCRIT_FLATTEN inline std::int64_t write_rows(const Vec<T>* values, std::int64
     }
     for (; begin < n; ++begin) {
         const Vec<T> value = values[begin] * (scale != nullptr ? scale[begin] : factor);
-        check += value * T{0};
+        rest += values[begin];
         for (std::int64_t l = 0; l < fields; ++l) out[l * n + begin] = value[l];
     }
-    std::int64_t bad = 0;
-    while (bad < fields && check[bad] == T{0}) ++bad;
-    return bad;
+    return rest;
+}
+
+/// Whether a field wants a second look, given its power at k = 0 and in the other bins. Comparisons with NaN are false.
+template <class T>
+inline bool is_doubtful(const PowerRequest<T>& request, T zero, T rest) {
+    const bool light = zero <= cpu::kHeaviest<T> * rest || request.kept_bins == 1;
+    return !(light && zero + rest >= request.least && zero + rest <= request.most);
+}
+
+/// The same of all lanes, a bit each.
+template <class T>
+inline std::uint32_t doubtful_lanes(const PowerRequest<T>& request, Vec<T> zero, Vec<T> rest, std::int64_t fields) {
+    if (request.sign) return 0;  // all values are of size 1
+    const Vec<T> all = zero + rest;
+    auto light = zero <= rest * cpu::kHeaviest<T>;
+    if (request.kept_bins == 1) light = zero <= zero;
+    const typename VectorOf<T>::index good = light & (all >= request.least) & (all <= request.most);
+    std::conditional_t<sizeof(T) == sizeof(float), std::int32_t, std::int64_t> lanes[kLanes<T>];
+    std::memcpy(lanes, &good, sizeof good);
+    std::int64_t every = -1;
+    for (int l = 0; l < kLanes<T>; ++l) every &= lanes[l];
+    if (every != 0) return 0;
+    std::uint32_t doubtful = 0;
+    for (std::int64_t l = 0; l < fields; ++l) {
+        doubtful |= static_cast<std::uint32_t>(lanes[l] != 0 ? 0 : 1) << l;
+    }
+    return doubtful;
 }
 
 /// Where the parts of a block's scratch lie.
@@ -140,7 +165,7 @@ std::int64_t power_scratch(const PlanTables<T>& plan, const PowerRequest<T>& req
 }
 
 template <class T>
-std::int64_t power(const PlanTables<T>& plan, const PowerRequest<T>& request, std::int64_t first, void* scratch) {
+std::uint32_t power(const PlanTables<T>& plan, const PowerRequest<T>& request, std::int64_t first, void* scratch) {
     const BlockScratch<T> at(plan, request, scratch);
     for (std::int64_t b = 0; b < request.bins; ++b) at.bins[b] = Vec<T>{};
     double totals[kLanes<T>] = {};
@@ -178,8 +203,9 @@ std::int64_t power(const PlanTables<T>& plan, const PowerRequest<T>& request, st
     // Amplitudes are doubled: halves for modes, quarters (in the scale) for powers.
     write_rows<T>(&at.kept[0].re, 2 * std::int64_t{request.n_selected}, nullptr, static_cast<T>(0.5), fields,
                   request.modes + 2 * first * request.n_selected);
-    return write_rows<T>(at.bins, request.kept_bins, request.scale, request.factor, fields,
-                         request.out + first * request.kept_bins);
+    const Vec<T> rest = write_rows<T>(at.bins, request.kept_bins, request.scale, request.factor, fields,
+                                      request.out + first * request.kept_bins);
+    return doubtful_lanes<T>(request, at.bins[0], rest, fields);
 }
 
 /// Sink that writes the power of a plane's modes to the full lattice.
@@ -216,8 +242,8 @@ std::int64_t autocorrelation_scratch(const PlanTables<T>& plan, const PowerReque
 
 /// C = inverse transform of |phi^|^2 / N. The power is real and even, so the forward transform serves.
 template <class T>
-std::int64_t autocorrelation(const PlanTables<T>& plan, const PowerRequest<T>& request, std::int64_t first,
-                             void* scratch) {
+std::uint32_t autocorrelation(const PlanTables<T>& plan, const PowerRequest<T>& request, std::int64_t first,
+                              void* scratch) {
     const BlockScratch<T> at(plan, request, scratch);
     for (std::int64_t b = 0; b < request.bins; ++b) at.bins[b] = Vec<T>{};
     const RowReader<T> rows = read_fields(plan, request, first);
@@ -241,8 +267,16 @@ std::int64_t autocorrelation(const PlanTables<T>& plan, const PowerRequest<T>& r
         transform_rows(plan, spectrum, at.block, at.work, Ahead<T>{request.fields, 0});
         transform_planes(plan, at.block, at.work, add_lags);
     }
-    return write_rows<T>(at.bins, request.kept_bins, request.scale, request.factor, fields_in_group(request, first),
-                         request.out + first * request.kept_bins);
+    const std::int64_t fields = fields_in_group(request, first);
+    const Vec<T> rest = write_rows<T>(at.bins, request.kept_bins, request.scale, request.factor, fields,
+                                      request.out + first * request.kept_bins);
+    std::uint32_t doubtful = 0;
+    for (std::int64_t l = 0; l < fields; ++l) {
+        const T variance = at.bins[0][l];
+        const bool good = variance >= request.least && variance <= request.most && rest[l] - rest[l] == T{0};
+        doubtful |= static_cast<std::uint32_t>(good ? 0 : 1) << l;
+    }
+    return doubtful;
 }
 
 }  // namespace fastcrit::FASTCRIT_ISA

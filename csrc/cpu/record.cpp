@@ -111,6 +111,7 @@ std::int64_t Spectrometer::record(const T* fields, std::int64_t samples, std::in
     const bool signs = record.sign_power != nullptr;
 
     cpu::PowerRequest<T> common = tables_->sums<T>(Bins::orbits, &selected);
+    cpu::set_bounds(common, sites, cpu::kOfModes, true);
     const cpu::Measurement<T> measurement = tables_->prepare(common, Bins::orbits);
     const cpu::Kernels<T>& kernel = cpu::kernels<T>();
 
@@ -164,19 +165,26 @@ std::int64_t Spectrometer::record(const T* fields, std::int64_t samples, std::in
     const auto add_to_block = [&](std::int64_t j, std::int64_t begin, std::int64_t end, const Found<T>& found) {
         const std::int64_t b = (first + j) % B;
         const std::int64_t rows = (end - j + B - 1) / B;
-        for (std::int64_t c = 0; c < C; ++c) {
-            const std::int64_t place = b * C + c;
-            const std::int64_t row = (j - begin) * C + c;
+        for (std::int64_t channel = 0; channel < C; ++channel) {
+            const std::int64_t place = b * C + channel;
+            const std::int64_t row = (j - begin) * C + channel;
             for (std::int64_t r = 0; r < rows; ++r) {
                 const std::int64_t i = row + r * B * C;
                 T* const modes = found.modes + i * low;
-                // k = 0, the first orbit and the first selected mode, as float64 has it.
-                const double total = found.totals[i];
-                const double m = total / static_cast<double>(sites);
-                record.power[place * orbits] += total * m;
+                // k = 0, the first orbit and the first selected mode, as float64 has it, about the offset.
+                const double c = record.offset != nullptr ? record.offset[channel] : 0.0;
+                const double total = found.totals[i] - static_cast<double>(sites) * c;
+                const double u = total / static_cast<double>(sites);
+                const double m = c + u;
+                // |m| - |c|, without a difference of large numbers where the signs are those of most fields. The first
+                // question is whether there is an offset: the signs of fields about zero cannot be foretold.
+                const double v = c == 0.0                 ? std::abs(u)
+                                 : (m < 0.0) == (c < 0.0) ? (c < 0.0 ? -u : u)
+                                                          : std::abs(m) - std::abs(c);
+                record.power[place * orbits] += total * u;
                 record.low[place * low] += total;
                 found.power[i * orbits] = modes[0] = modes[1] = T{0};
-                const double terms[4] = {m, std::abs(m), m * m, m * m * m * m};
+                const double terms[4] = {u, v, v * v, m * m * m * m};
                 for (int n = 0; n < 4; ++n) record.moments[place * 4 + n] += terms[n];
                 for (std::int64_t axis = 0; axis < ndim; ++axis) {
                     const std::int64_t at = along[static_cast<std::size_t>(axis)];

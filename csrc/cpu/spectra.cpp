@@ -90,6 +90,7 @@ std::int64_t Spectrometer::shell_power(const T* fields, std::int64_t count, std:
     request.fields = fields;
     request.count = count;
     request.kept_bins = static_cast<std::int32_t>(shells);
+    cpu::set_bounds(request, lattice().sites(), cpu::kOfModes);
     request.scale = tables_->of<T>().shell_scale.data();
     request.out = mean;
     return run(tables_->prepare(request, Bins::shells), request);
@@ -118,10 +119,11 @@ std::int64_t Spectrometer::autocorrelation(const T* fields, std::int64_t count, 
     request.bins = request.kept_bins = static_cast<std::int32_t>(lattice().lag_shells().size());
     // 1/4 from the first transform, 1/2 from the second; 1/N for S and 1/N for the inverse.
     request.factor = static_cast<T>(0.125 / sites / sites);
+    cpu::set_bounds(request, lattice().sites(), cpu::kOfLags);
     request.out = sums;
     const cpu::PlanTables<T>& plan = tables_->of<T>().plan.tables();
     const cpu::PowerKernel<T>& kernel = cpu::kernels<T>().autocorrelation;
-    return run(cpu::Measurement<T>{plan, kernel, kernel.scratch(plan, request)}, request);
+    return run(cpu::Measurement<T>{plan, kernel, kernel.scratch(plan, request), true}, request);
 }
 
 template <class T>
@@ -138,8 +140,10 @@ std::int64_t Spectrometer::first_modes(const T* fields, std::int64_t count, doub
     cpu::parallel_for((count + run - 1) / run, [&](std::int64_t task) {
         void* scratch = cpu::thread_scratch(cpu::Scratch::task, kernel.modes_scratch(plan));
         const std::int64_t end = std::min(count, (task + 1) * run);
-        const std::int64_t good = kernel.modes(plan, request, task * run, end, scratch);
-        if (good < end) cpu::lower(first_bad, good);
+        for (std::int64_t i = task * run; i < end; ++i) {
+            i = kernel.modes(plan, request, i, end, scratch);
+            if (i < end && !cpu::modes_again(plan, request, i, scratch)) cpu::lower(first_bad, i);
+        }
     });
     return first_bad;
 }

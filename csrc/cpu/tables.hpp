@@ -90,7 +90,21 @@ struct PowerRequest {
     std::int32_t selected_columns = 0;   ///< kx of all selected modes are below this
     T* modes = nullptr;                  ///< (count, n_selected, re/im): phi^ of the selected modes
     double* totals = nullptr;            ///< (count): sum over sites in double; or null. Not with an offset.
+
+    // Fields whose first bin (k = 0; of autocorrelations the lag 0) and all bins together are not in these bounds,
+    // before they are scaled, are reported by the kernel, and measured again in other units: see again.cpp.
+    T least = T{0};
+    T most = T{0};
+    // The mean square over sites for which results are to be had; outside, and unless 0, a field counts as not finite.
+    double lowest = 0.0;
+    double highest = 0.0;
 };
+
+/// A uniform part is taken out of a field before it is transformed where its square is so many times the variance: the
+/// transform errs by eps of the field's size in every mode, here 32 (in double, 4096) standard deviations. Below that,
+/// fields are transformed as they are.
+template <class T>
+inline constexpr T kHeaviest = sizeof(T) == sizeof(float) ? T{1 << 10} : T{1 << 24};
 
 /// Modes that need no transform: (1 + 2 ndim, count) doubles: sum over the field, then re and im of phi^ at the first
 /// wavevector of each axis, slowest axis first.
@@ -102,13 +116,14 @@ struct ModesRequest {
     double* out;
 };
 
-/// One kind of measurement of one instruction set. A call handles the `fields` fields from `first` on and returns how
-/// many there are before one whose result is not finite. Scratch is 64-byte aligned.
+/// One kind of measurement of one instruction set. A call handles the `fields` fields from `first` on and returns which
+/// of them want a second look, a bit each: those with a result that is not finite, outside the bounds of the request,
+/// or with a uniform part that outweighs the rest. Scratch is 64-byte aligned.
 template <class T>
 struct PowerKernel {
     int fields;
     std::int64_t (*scratch)(const PlanTables<T>&, const PowerRequest<T>&);  ///< bytes
-    std::int64_t (*run)(const PlanTables<T>&, const PowerRequest<T>&, std::int64_t first, void* scratch);
+    std::uint32_t (*run)(const PlanTables<T>&, const PowerRequest<T>&, std::int64_t first, void* scratch);
 };
 
 /// The kernels of one instruction set in one precision.
@@ -118,7 +133,8 @@ struct Kernels {
     PowerKernel<T> lines;            ///< power again, of one field with its lines in the lanes
     PowerKernel<T> autocorrelation;  ///< a field in each lane
     std::int64_t (*modes_scratch)(const PlanTables<T>&);
-    /// The fields from begin to end. Returns the first with a value that is not finite, or end.
+    /// The fields from begin on, up to the first with a value that is not finite or with a uniform part that outweighs
+    /// the rest: returns it, or end.
     std::int64_t (*modes)(const PlanTables<T>&, const ModesRequest<T>&, std::int64_t begin, std::int64_t end,
                           void* scratch);
     void (*add_rows)(const T* from, std::int64_t pitch, std::int64_t rows, double* to, std::int64_t n);

@@ -230,7 +230,7 @@ void Turns::give_up() {
 }
 
 void* thread_scratch(Scratch use, std::int64_t bytes) {
-    thread_local Memory kept[3];
+    thread_local Memory kept[kScratches];
     Memory& memory = kept[static_cast<int>(use)];
     if (memory.size < bytes) {
         constexpr std::int64_t alignment = 64;

@@ -29,9 +29,10 @@ private:
     std::condition_variable changed_;
 };
 
-/// What a thread keeps memory for: the work of one task, its results before they are added up, and what a whole batch
-/// needs: all its results, or a copy of what they are added to.
-enum class Scratch { task, results, batch };
+/// What a thread keeps memory for: the work of one task, its results before they are added up, what a whole batch
+/// needs (all its results, or a copy of what they are added to), and fields that are measured a second time.
+enum class Scratch { task, results, batch, again };
+constexpr int kScratches = 4;
 
 /// At least `bytes` of 64-byte aligned memory that belongs to the calling thread and is kept between calls.
 void* thread_scratch(Scratch use, std::int64_t bytes);

@@ -34,11 +34,30 @@ __device__ void wait_for_field() {
 
 __device__ inline float sign(float value) { return value >= 0.0F ? 1.0F : -1.0F; }
 
-/// First pass along the columns, from memory. Neighbouring threads have neighbouring columns. Returns the sum of what
-/// the thread reads, if wanted.
+/// What is nearly all of a field, if it has that: it would drown the rest in the rounding of the transform. The middle
+/// one of three pixels, where it is so many times as large as its distance from the next; otherwise 0.
 template <int Side, class T>
-__device__ double read_columns(const T* field, const View& view, const Complex* roots, Shared<Complex> values, int base,
-                               int thread, bool active, bool want_total) {
+__device__ float uniform_part(const T* field, const View& view) {
+    if (view.signs) return 0.0F;
+    constexpr int places[3] = {0, Side * Side / 2 + Side / 3, Side * Side - 1};
+    float pixel[3] = {};
+    FASTCRIT_UNROLL
+    for (int i = 0; i < 3; ++i) {
+        pixel[i] = to_float(field[places[i]]) - (view.offset != nullptr ? view.offset[places[i]] : 0.0F);
+    }
+    const float low = fminf(pixel[0], pixel[1]);
+    const float high = fmaxf(pixel[0], pixel[1]);
+    const float middle = fmaxf(low, fminf(high, pixel[2]));
+    const float next = fminf(middle - fminf(low, pixel[2]), fmaxf(high, pixel[2]) - middle);
+    constexpr float heavy = 32.0F;
+    return finite(middle) && fabsf(middle) > heavy * next ? middle : 0.0F;
+}
+
+/// First pass along the columns, from memory, less what is uniform. Neighbouring threads have neighbouring columns.
+/// Returns the sum of what the thread reads, if wanted.
+template <int Side, class T>
+__device__ double read_columns(const T* field, const View& view, float uniform, const Complex* roots,
+                               Shared<Complex> values, int base, int thread, bool active, bool want_total) {
     using S = Square<Side>;
     constexpr int radix = S::Columns::radix;
     constexpr int below = S::Columns::Next::length;  // rows from one value of a butterfly to the next
@@ -70,6 +89,8 @@ __device__ double read_columns(const T* field, const View& view, const Complex* 
             FASTCRIT_UNROLL
             for (int j = 0; j < radix; ++j) total += static_cast<double>(z[j].re) + static_cast<double>(z[j].im);
         }
+        FASTCRIT_UNROLL
+        for (int j = 0; j < radix; ++j) z[j] = z[j] - Complex{uniform, uniform};
         transform(z);
         if (below > 1) Twiddles<radix>(roots, row, Side / S::height).apply(z);
         const int first = base + S::place(row, x);
@@ -142,33 +163,48 @@ __device__ void transform_rows(const Complex* roots, Shared<Complex> values, int
     }
 }
 
-/// Writes the powers of the modes (ky, kx) and (ky + height, kx), with those of their mirror images, over Z(ky, kx).
+/// Whether an amplitude is there whose power is below the normal numbers.
+__device__ inline bool lost(Complex amplitude, float power) {
+    return power < std::numeric_limits<float>::min() && (amplitude.re != 0.0F || amplitude.im != 0.0F);
+}
+
+/// Writes the powers of the modes (ky, kx) and (ky + height, kx), with those of their mirror images, over Z(ky, kx); to
+/// k = 0 comes what is uniform. Returns whether no power was lost.
 template <int Side>
-__device__ void square_in_place(const HalfHeightSpectrum<Side>& spectrum, int ky, int kx) {
+__device__ bool square_in_place(const HalfHeightSpectrum<Side>& spectrum, float uniform, int ky, int kx) {
     using S = Square<Side>;
     const int here = S::place_of_mode(ky, kx);
     const int mirror = S::place_of_mode(-ky, -kx);
-    const auto both = spectrum.separate(here, mirror, ky);
+    auto both = spectrum.separate(here, mirror, ky);
+    if (here == S::place_of_mode(0, 0)) both.lower.re += 2.0F * static_cast<float>(S::sites) * uniform;
     // Modes that are their own mirror images, or each other's, count once. Amplitudes are doubled.
     const float scale = (here == mirror ? 0.25F : 0.5F) / static_cast<float>(S::sites);
-    spectrum.values[spectrum.base + here] = Complex{norm(both.lower) * scale, norm(both.upper) * scale};
+    const Complex powers{norm(both.lower) * scale, norm(both.upper) * scale};
+    spectrum.values[spectrum.base + here] = powers;
+    return !lost(both.lower, powers.re) && !lost(both.upper, powers.im);
 }
 
 template <int Side>
-__device__ void square_all(const HalfHeightSpectrum<Side>& spectrum, int thread) {
+__device__ bool square_all(const HalfHeightSpectrum<Side>& spectrum, float uniform, int thread) {
     using S = Square<Side>;
+    bool good = true;
     FASTCRIT_UNROLL_BY(2)
     for (int i = thread; i < S::height * S::height; i += S::threads) {
         const int kx = i % S::height;
         const int ky = i / S::height;
-        if (kx > 0 || ky <= S::height / 2) square_in_place(spectrum, ky, kx);
+        if (kx > 0 || ky <= S::height / 2) good = square_in_place(spectrum, uniform, ky, kx) && good;
     }
-    for (int ky = thread; ky <= S::height / 2; ky += S::threads) square_in_place(spectrum, ky, S::height);
+    for (int ky = thread; ky <= S::height / 2; ky += S::threads) {
+        good = square_in_place(spectrum, uniform, ky, S::height) && good;
+    }
+    return good;
 }
 
-/// Sums by bin, a few lanes each. Returns whether all that this thread knows are finite.
+/// Sums by bin, a few lanes each. Returns whether all that this thread knows are finite; `power` becomes the sum of
+/// those that are its own.
 template <int Side>
-__device__ bool sum_bins(const Segments<std::uint16_t>& bins, Shared<float> powers, int base, int thread, float* out) {
+__device__ bool sum_bins(const Segments<std::uint16_t>& bins, Shared<float> powers, int base, int thread, float* out,
+                         float& power) {
     const int groups = Square<Side>::threads / bins.threads;
     const int lane = thread % bins.threads;
     bool good = true;
@@ -182,7 +218,9 @@ __device__ bool sum_bins(const Segments<std::uint16_t>& bins, Shared<float> powe
         }
         const float all = sum_lanes(sum, bins.threads);
         good = good && finite(all);
-        if (out != nullptr && lane == 0 && bin < bins.bins) out[bin] = all;
+        if (lane != 0 || bin >= bins.bins) continue;
+        power += all;
+        if (out != nullptr) out[bin] = all;
     }
     return good;
 }
@@ -199,8 +237,10 @@ __global__ void __launch_bounds__(Square<Side>::block, Square<Side>::blocks)
     const int base = slot * S::pitch;
     const Complex* const roots = arguments.roots;
 
-    double total = read_columns<Side>(fields + (active ? field : 0) * S::sites, arguments.view, roots, values, base,
-                                      thread, active, arguments.totals != nullptr);
+    const T* const pixels = fields + (active ? field : 0) * S::sites;
+    const float uniform = uniform_part<Side>(pixels, arguments.view);
+    double total = read_columns<Side>(pixels, arguments.view, uniform, roots, values, base, thread, active,
+                                      arguments.totals != nullptr);
     constexpr int warps = S::threads / 32;
     FASTCRIT_SHARED(double, parts, warps > 1 ? warps : 1);
     if (arguments.totals != nullptr) {
@@ -222,18 +262,40 @@ __global__ void __launch_bounds__(Square<Side>::block, Square<Side>::blocks)
         for (int i = thread; i < arguments.n_selected; i += S::threads) {
             const ModePlace place = arguments.selected[i];
             const auto both = spectrum.separate(place.here, place.mirror, place.ky);
-            const Complex mode = place.upper != 0 ? both.upper : both.lower;
+            Complex mode = place.upper != 0 ? both.upper : both.lower;
+            if (place.here == S::place_of_mode(0, 0) && place.upper == 0) {
+                mode.re += 2.0F * static_cast<float>(S::sites) * uniform;
+            }
             if (active) arguments.modes[field * arguments.n_selected + i] = {0.5F * mode.re, 0.5F * mode.im};
         }
         wait_for_field<Side>();
     }
-    square_all(spectrum, thread);
+    const bool in_range = square_all(spectrum, uniform, thread);
     wait_for_field<Side>();
+    float power = 0.0F;
     const bool good = sum_bins<Side>(arguments.bins, values.template as<float>(), 2 * base, thread,
-                                     active ? arguments.sums + field * arguments.bins.bins : nullptr);
+                                     active ? arguments.sums + field * arguments.bins.bins : nullptr, power);
+    if (arguments.totals == nullptr) return;
 
     // After the barriers, and so after the total. All who write write the same.
-    if (!good && active && arguments.totals != nullptr) arguments.totals[field] = kNaN;
+    if (!good && active) arguments.totals[field] = kNaN;
+    // Fields that float holds the squares of lose powers, too, but none of weight.
+    power = sum_lanes(power, warps > 0 ? 32 : S::threads);
+    float losses = sum_lanes(in_range ? 0.0F : 1.0F, warps > 0 ? 32 : S::threads);
+    FASTCRIT_SHARED(float, of_warps, warps > 1 ? 2 * warps : 1);
+    if (warps > 1) {
+        if (thread % 32 == 0) {
+            of_warps[2 * (thread / 32)] = power;
+            of_warps[2 * (thread / 32) + 1] = losses;
+        }
+        __syncthreads();
+        power = losses = 0.0F;
+        for (int w = 0; w < warps; ++w) {
+            power += of_warps[2 * w];
+            losses += of_warps[2 * w + 1];
+        }
+    }
+    if (losses > 0.0F && power < std::numeric_limits<float>::min() * S::sites && active) arguments.totals[field] = kNaN;
 }
 
 template <int Side, class T>

@@ -64,6 +64,9 @@ __global__ void __launch_bounds__(kBlock, 1024 / kBlock) modes(const T* fields, 
     const auto* const packs = reinterpret_cast<const Pack<T, N>*>(fields + field * a.sites);
 
     constexpr int kTogether = N < 2 ? 1 : 2;
+    // A wave takes no notice of what is uniform; a sum of values without it is rounded to the digits of the rest.
+    const float some = active ? to_float(fields[field * a.sites]) : 0.0F;
+    const float uniform = finite(some) ? some : 0.0F;
     double total = 0.0;
     Complex sums[3] = {};
     Cursor<N> at(a, begin + thread, a.threads);
@@ -79,8 +82,9 @@ __global__ void __launch_bounds__(kBlock, 1024 / kBlock) modes(const T* fields, 
             for (int w = 0; w < kTogether; ++w) {
                 const float value = to_float(pack.values[v + w]);
                 total += static_cast<double>(value);
-                row += value;
-                sums[2] = {sums[2].re + value * wave.values[w].re, sums[2].im + value * wave.values[w].im};
+                const float less = value - uniform;
+                row += less;
+                sums[2] = {sums[2].re + less * wave.values[w].re, sums[2].im + less * wave.values[w].im};
             }
         }
         if (a.ndim > 1) {
@@ -105,7 +109,7 @@ __global__ void __launch_bounds__(kBlock, 1024 / kBlock) modes(const T* fields, 
     for (int axis = 0; axis < 3; ++axis) {
         const int i = 1 + 2 * (axis - 3 + a.ndim);
         if (i < 1) continue;
-        keep(i, static_cast<double>(sums[axis].re));
+        keep(i, a.sides[axis] > 1 ? static_cast<double>(sums[axis].re) : total);  // on one site a wave is uniform
         keep(i + 1, static_cast<double>(sums[axis].im));
     }
     __syncthreads();

@@ -104,6 +104,12 @@ __device__ void add_pixels(const RecordArguments& a, const T* fields, std::int64
     if (signs) a.record.sign_field[i] = sign_sum;
 }
 
+/// A field's sum over sites less that of its channel's offset.
+__device__ double total_about(const RecordArguments& a, std::int64_t field, std::int64_t channel) {
+    const double offset = a.record.offset != nullptr ? a.record.offset[channel] : 0.0;
+    return a.totals[field] - static_cast<double>(a.sites) * offset;
+}
+
 /// One orbit of one place. k = 0 is the first; of fields, as the totals have it.
 __device__ void add_power(const RecordArguments& a, const float* sums, double* power, bool zero_from_totals,
                           std::int64_t i) {
@@ -115,7 +121,7 @@ __device__ void add_power(const RecordArguments& a, const float* sums, double* p
     for_each_finite(a, there ? place.sample : a.samples, a.record.blocks, [&](std::int64_t sample) {
         const std::int64_t field = sample * a.record.channels + place.channel;
         if (zero_from_totals && orbit == 0) {
-            const double total = a.totals[field];
+            const double total = total_about(a, field, place.channel);
             sum += total * (total / static_cast<double>(a.sites));
         } else {
             sum += static_cast<double>(sums[field * a.orbits + orbit]);
@@ -134,7 +140,7 @@ __device__ void add_low(const RecordArguments& a, std::int64_t i) {
     for_each_finite(a, there ? place.sample : a.samples, a.record.blocks, [&](std::int64_t sample) {
         const std::int64_t field = sample * a.record.channels + place.channel;
         if (part == 0) {
-            sum += a.totals[field];
+            sum += total_about(a, field, place.channel);
         } else if (part > 1) {
             sum += static_cast<double>(a.modes[field * a.low + part]);
         }
@@ -157,13 +163,17 @@ __device__ void add_moments(const RecordArguments& a, std::int64_t i) {
         }
     }
     const auto sites = static_cast<double>(a.sites);
+    const double offset = a.record.offset != nullptr ? a.record.offset[place.channel] : 0.0;
     for_each_finite(a, there ? place.sample : a.samples, a.record.blocks, [&](std::int64_t sample) {
         const std::int64_t field = sample * a.record.channels + place.channel;
-        const double total = a.totals[field];
-        const double m = total / sites;
-        moments[0] += m;
-        moments[1] += m < 0.0 ? -m : m;
-        moments[2] += m * m;
+        const double total = total_about(a, field, place.channel);
+        const double u = total / sites;
+        const double m = a.totals[field] / sites;
+        // |m| - |offset|, without a difference of large numbers where the signs are those of most fields
+        const double v = (m < 0.0) == (offset < 0.0) ? (offset < 0.0 ? -u : u) : fabs(m) - fabs(offset);
+        moments[0] += u;
+        moments[1] += v;
+        moments[2] += v * v;
         moments[3] += m * m * m * m;
         FASTCRIT_UNROLL
         for (int axis = 0; axis < 3; ++axis) {

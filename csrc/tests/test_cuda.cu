@@ -231,6 +231,62 @@ void fused_power_is_that_of_direct_sums(std::int64_t side, std::int64_t count, u
     }
 }
 
+/// Noise about a large mean against the same noise without it, whose modes but for k = 0 are the same; and fields whose
+/// squares float does not hold.
+void fused_power_in_other_units(std::int64_t side) {
+    const Spectrometer spectrometer({side, side}, 0);
+    const Lattice& lattice = spectrometer.lattice();
+    const auto sites = static_cast<std::size_t>(lattice.sites());
+    constexpr std::size_t count = 7;
+    std::vector<float> about = oracle::normal<float>(sites * count, 61);
+    std::vector<float> plain = about;
+    for (std::size_t i = 0; i < about.size(); ++i) {
+        if (i / sites % 3 == 1) continue;
+        about[i] += 1e5F;
+        plain[i] = about[i] - 1e5F;  // exact
+    }
+    const SelectedModes selected(spectrometer, Selection(lattice, some_modes(lattice)));
+    const auto measure = [&](const std::vector<float>& values) {
+        return fused_power(spectrometer, Batch<float>(values), count, count, fastcrit::cuda::View{}, Bins::orbits,
+                           selected);
+    };
+    const Found found = measure(about);
+    const Found exact = measure(plain);
+    const auto n = static_cast<double>(sites);
+    const std::size_t orbits = found.sums.size() / count;
+    const std::size_t width = found.modes.size() / count;
+    for (std::size_t f = 0; f < count; ++f) {
+        double total = 0.0;
+        for (std::size_t x = 0; x < sites; ++x) total += about[f * sites + x];
+        CHECK(std::abs(found.totals[f] - total) <= 1e-13 * n * 1e5);
+        CHECK(std::abs(found.sums[f * orbits] - total * total / n) <= kTolerance * (1.0 + total * total / n));
+        CHECK(std::abs(found.modes[f * width] - total) <= kTolerance * (n + std::abs(total)));
+        for (std::size_t b = 1; b < orbits; ++b) {
+            CHECK(std::abs(found.sums[f * orbits + b] - exact.sums[f * orbits + b]) <= 16 * kTolerance);
+        }
+        for (std::size_t i = 1; i < width; ++i) {
+            CHECK(std::abs(found.modes[f * width + i] - exact.modes[f * width + i]) <= 2 * kTolerance * n);
+        }
+    }
+
+    std::vector<float> scaled = plain;
+    const float factors[count] = {1e-25F, 1e-16F, 0.0F, 1e-12F, 1e-23F, 1e16F, 1e22F};
+    for (std::size_t i = 0; i < scaled.size(); ++i) {
+        scaled[i] *= factors[i / sites];
+        if (i / sites == 3) scaled[i] = 1e-12F * (i % 2 == 0 ? 1.0F : -1.0F);  // one mode: others are rounding of it
+    }
+    const Found units = measure(scaled);
+    for (std::size_t f = 0; f < count; ++f) {
+        CHECK(std::isfinite(units.totals[f]) == (f != 0 && f != 4 && f != 6));
+        if (f == 3 || !std::isfinite(units.totals[f])) continue;
+        const double factor = static_cast<double>(factors[f]) * static_cast<double>(factors[f]);
+        for (std::size_t b = 0; b < orbits; ++b) {
+            CHECK(std::abs(units.sums[f * orbits + b] - factor * exact.sums[f * orbits + b]) <=
+                  16 * kTolerance * factor);
+        }
+    }
+}
+
 /// A large batch: every field against the processor's kernels in double, which have the same oracle.
 template <class T>
 void fused_power_of_many_fields(std::int64_t side) {
@@ -435,11 +491,11 @@ void first_modes_are_those_of_direct_sums(const Shape& shape, std::int64_t count
 template <class Integers, class Doubles>
 struct RecordArrays {
     Integers count;
-    Doubles power, low, first, moments, field, sign_power, sign_field;
+    Doubles power, low, first, moments, field, sign_power, sign_field, offset;
 
     fastcrit::Record record(std::int64_t blocks, std::int64_t channels) {
-        return {blocks,       channels,       count.data(), power.data(),      low.data(),
-                first.data(), moments.data(), field.data(), sign_power.data(), sign_field.data()};
+        return {blocks,         channels,     count.data(),      power.data(),      low.data(),   first.data(),
+                moments.data(), field.data(), sign_power.data(), sign_field.data(), offset.data()};
     }
 };
 using HostRecord = RecordArrays<std::vector<std::int64_t>, std::vector<double>>;
@@ -465,8 +521,17 @@ void recording(std::int64_t side, std::int64_t samples, std::int64_t channels, s
     const auto zeros = [](std::size_t size) { return std::vector<double>(size, 0.0); };
     const auto places = static_cast<std::size_t>(blocks * channels);
     const std::vector<std::int64_t> no_counts(static_cast<std::size_t>(blocks));
-    HostRecord exact{no_counts,         zeros(places * orbits), zeros(places * 10),     zeros(places * 2),
-                     zeros(places * 4), zeros(per_sample),      zeros(places * orbits), zeros(per_sample)};
+    std::vector<double> offsets;
+    for (std::int64_t c = 0; c < channels; ++c) offsets.push_back(static_cast<double>(c % 3 - 1) / 64.0);
+    HostRecord exact{no_counts,
+                     zeros(places * orbits),
+                     zeros(places * 10),
+                     zeros(places * 2),
+                     zeros(places * 4),
+                     zeros(per_sample),
+                     zeros(places * orbits),
+                     zeros(per_sample),
+                     offsets};
     const fastcrit::Spectrometer reference({side, side});
     const auto to_reference = [&](std::size_t begin, std::size_t end) {
         const std::vector<double> part(batch.values.begin() + static_cast<std::ptrdiff_t>(begin * per_sample),
@@ -481,10 +546,15 @@ void recording(std::int64_t side, std::int64_t samples, std::int64_t channels, s
     for (const std::int64_t split : {samples, samples / 3 + 1, std::int64_t{1}}) {
         if (split == 1 && samples > 300) continue;
         use_order(static_cast<unsigned>(split % 3));
-        DeviceRecord device{DeviceArray<std::int64_t>(no_counts),        DeviceArray<double>(zeros(places * orbits)),
-                            DeviceArray<double>(zeros(places * 10)),     DeviceArray<double>(zeros(places * 2)),
-                            DeviceArray<double>(zeros(places * 4)),      DeviceArray<double>(zeros(per_sample)),
-                            DeviceArray<double>(zeros(places * orbits)), DeviceArray<double>(zeros(per_sample))};
+        DeviceRecord device{DeviceArray<std::int64_t>(no_counts),
+                            DeviceArray<double>(zeros(places * orbits)),
+                            DeviceArray<double>(zeros(places * 10)),
+                            DeviceArray<double>(zeros(places * 2)),
+                            DeviceArray<double>(zeros(places * 4)),
+                            DeviceArray<double>(zeros(per_sample)),
+                            DeviceArray<double>(zeros(places * orbits)),
+                            DeviceArray<double>(zeros(per_sample)),
+                            DeviceArray<double>(offsets)};
         const DeviceArray<std::int64_t> first_bad(std::vector<std::int64_t>{INT64_MAX});
         const auto most = static_cast<std::size_t>(split * channels);
         const auto sums = unwritten<float>(most * orbits);
@@ -502,7 +572,7 @@ void recording(std::int64_t side, std::int64_t samples, std::int64_t channels, s
         }
         found.push_back({to_host(device.count), to_host(device.power), to_host(device.low), to_host(device.first),
                          to_host(device.moments), to_host(device.field), to_host(device.sign_power),
-                         to_host(device.sign_field)});
+                         to_host(device.sign_field), to_host(device.offset)});
         CHECK(to_host(first_bad)[0] == (first + static_cast<std::int64_t>(bad)) * channels + channels - 1);
     }
     use_order(0);
@@ -577,7 +647,8 @@ void calls_can_be_captured(std::int64_t side) {
                             zeros(blocks * 4),
                             zeros(sites),
                             zeros(blocks * orbits),
-                            zeros(sites)};
+                            zeros(sites),
+                            zeros(1)};
         const DeviceArray<std::int64_t> bad(std::vector<std::int64_t>{INT64_MAX});
         const auto sums = unwritten<float>(count * orbits);
         const auto sign_sums = unwritten<float>(count * orbits);
@@ -608,7 +679,7 @@ void calls_can_be_captured(std::int64_t side) {
         }
         found.push_back({to_host(device.count), to_host(device.power), to_host(device.low), to_host(device.first),
                          to_host(device.moments), to_host(device.field), to_host(device.sign_power),
-                         to_host(device.sign_field)});
+                         to_host(device.sign_field), to_host(device.offset)});
     }
     FASTCRIT_CUDA_CHECK(cudaStreamDestroy(stream));
     CHECK(found[0].count == std::vector<std::int64_t>(blocks, count / blocks) && found[1].count == found[0].count);
@@ -637,6 +708,7 @@ void all() {
     all_of_type<float>(1);
     all_of_type<Half>(1001);
     all_of_type<BFloat16>(2001);
+    for (const std::int64_t side : {16, 32, 64}) fused_power_in_other_units(side);
     fused_power_of_many_fields<float>(16);
     fused_power_of_many_fields<Half>(16);
     for (const Shape& shape : {Shape{5, 6}, Shape{3, 2, 8}}) {

@@ -267,6 +267,176 @@ void recordings() {
     fastcrit::set_largest_block(-1);
 }
 
+/// What is measured of some fields: power by orbit, mean power by shell, modes (k = 0 first), and modes without a
+/// transform.
+template <class T>
+struct Measured {
+    std::vector<T> orbits, shells, modes;
+    std::vector<double> first;
+    std::int64_t good[3];
+
+    Measured(const Spectrometer& spectrometer, const std::vector<T>& fields, std::int64_t count) {
+        const auto n = static_cast<std::size_t>(count);
+        const fastcrit::Lattice& lattice = spectrometer.lattice();
+        const fastcrit::Selection selected(lattice, {0, lattice.half() * lattice.plane() - 1});
+        orbits.resize(n * static_cast<std::size_t>(spectrometer.bins(Bins::orbits)));
+        shells.resize(n * static_cast<std::size_t>(lattice.shells()));
+        modes.resize(n * 4);
+        first.resize(n * static_cast<std::size_t>(1 + 2 * lattice.ndim()));
+        good[0] =
+            spectrometer.power<T>(fields.data(), count, nullptr, Bins::orbits, orbits.data(), &selected, modes.data());
+        good[1] = spectrometer.shell_power<T>(fields.data(), count, lattice.shells(), shells.data());
+        good[2] = spectrometer.first_modes<T>(fields.data(), count, first.data());
+    }
+};
+
+/// Noise about a large mean against the same noise about zero, whose modes but for k = 0 are the same.
+template <class T>
+void a_large_mean_drowns_nothing(const Shape& shape) {
+    const Spectrometer spectrometer(shape);
+    const auto sites = static_cast<std::size_t>(spectrometer.lattice().sites());
+    constexpr std::size_t count = 19;
+    const T mean = sizeof(T) == 4 ? T{-1e5F} : T{1e10};
+    std::vector<T> about = oracle::normal<T>(sites * count, 23);
+    std::vector<T> plain = about;
+    for (std::size_t i = 0; i < about.size(); ++i) {
+        if (i / sites % 3 == 1) continue;  // fields of both kinds are neighbours
+        about[i] += mean;
+        plain[i] = about[i] - mean;  // exact
+    }
+    const Measured<T> found(spectrometer, about, count);
+    const Measured<T> exact(spectrometer, plain, count);
+    for (const std::int64_t good : found.good) CHECK(good == count);
+    const auto near = [](double a, double b, double error) { CHECK(std::abs(a - b) <= error); };
+    for (std::size_t f = 0; f < count; ++f) {
+        double total = 0.0;
+        double square = 0.0;
+        for (std::size_t i = f * sites; i < (f + 1) * sites; ++i) {
+            total += static_cast<double>(about[i]);
+            square += static_cast<double>(plain[i]) * static_cast<double>(plain[i]);
+        }
+        const auto n = static_cast<double>(sites);
+        const std::size_t orbits = exact.orbits.size() / count;
+        const std::size_t shells = exact.shells.size() / count;
+        for (std::size_t b = 1; b < orbits; ++b) {
+            near(found.orbits[f * orbits + b], exact.orbits[f * orbits + b], 48 * tolerance<T>() * square / n);
+        }
+        for (std::size_t b = 1; b < shells; ++b) {
+            near(found.shells[f * shells + b], exact.shells[f * shells + b], tolerance<T>() * square / n);
+        }
+        near(found.orbits[f * orbits], total * total / n, tolerance<T>() * (total * total / n + square / n));
+        near(found.shells[f * shells], total * total / n, tolerance<T>() * (total * total / n + square / n));
+        const double scale = tolerance<T>() * std::sqrt(square * n);
+        near(found.modes[4 * f], total, tolerance<T>() * std::abs(total) + scale);
+        for (std::size_t i = 4 * f + 1; i < 4 * f + 4; ++i) near(found.modes[i], exact.modes[i], scale);
+        near(found.first[f], total, tolerance<T>() * std::abs(total) + scale);
+        for (std::size_t row = 1; row <= 2 * shape.size(); ++row) {
+            if (row % 2 == 1 && shape[(row - 1) / 2] == 1) {  // k = 0 once more
+                near(found.first[row * count + f], found.first[f], 0.0);
+            } else {
+                near(found.first[row * count + f], exact.first[row * count + f], scale);
+            }
+        }
+    }
+}
+
+/// Fields times a power of two: what is in the range of T is right, and nothing else counts as finite.
+template <class T>
+void squares_stay_in_range(const Shape& shape) {
+    const Spectrometer spectrometer(shape);
+    const auto sites = static_cast<std::size_t>(spectrometer.lattice().sites());
+    constexpr std::size_t count = 5;
+    const std::vector<T> one = oracle::normal<T>(sites * count, 31);
+    const Measured<T> exact(spectrometer, one, count);
+    const auto lags = spectrometer.lattice().lag_shells().size();
+    std::vector<T> correlation(lags * count);
+    spectrometer.autocorrelation<T>(one.data(), count, nullptr, correlation.data());
+    const bool single = sizeof(T) == 4;
+    for (const int e :
+         single ? std::vector<int>{-30, -52, -58, 50, 55} : std::vector<int>{-300, -480, -505, 490, 503}) {
+        std::vector<T> fields = one;
+        for (T& value : fields) value = std::ldexp(value, e);
+        std::fill(fields.begin() + static_cast<std::ptrdiff_t>(sites),
+                  fields.begin() + 2 * static_cast<std::ptrdiff_t>(sites), T{0});
+        const Measured<T> found(spectrometer, fields, count);
+        std::vector<T> lag_sums(lags * count);
+        CHECK(spectrometer.autocorrelation<T>(fields.data(), count, nullptr, lag_sums.data()) == count);
+        CHECK(found.good[0] == count && found.good[1] == count);
+        const auto same = [&](const std::vector<T>& a, const std::vector<T>& b) {
+            const std::size_t n = a.size() / count;
+            for (std::size_t i = 0; i < a.size(); ++i) {
+                const T expected = i / n == 1 ? T{0} : b[i];
+                CHECK(std::abs(std::ldexp(a[i], -2 * e) - expected) <= 100 * tolerance<T>());
+            }
+        };
+        same(found.orbits, exact.orbits);
+        same(found.shells, exact.shells);
+        same(lag_sums, correlation);
+    }
+    for (const int e : {single ? -70 : -520, single ? 66 : 515}) {
+        std::vector<T> fields = one;
+        for (std::size_t i = 2 * sites; i < 3 * sites; ++i) fields[i] = std::ldexp(fields[i], e);
+        const Measured<T> found(spectrometer, fields, count);
+        CHECK(found.good[0] == 2 && found.good[1] == 2);
+        CHECK(std::isnan(found.shells[2 * static_cast<std::size_t>(spectrometer.lattice().shells())]));
+    }
+}
+
+/// Sums of k = 0 about an offset are those of the fields less it, on long double.
+template <class T>
+void recording_about_an_offset() {
+    const Spectrometer spectrometer({12, 10});
+    constexpr std::int64_t samples = 40;
+    constexpr std::int64_t channels = 2;
+    constexpr std::int64_t sites = 120;
+    const double offsets[channels] = {1 << 20, -(1 << 12)};
+    std::vector<T> values = oracle::normal<T>(sites * samples * channels, 41);
+    for (std::size_t i = 0; i < values.size(); ++i) values[i] += static_cast<T>(offsets[i / sites % channels] + 3.0);
+    const auto orbits = static_cast<std::size_t>(spectrometer.bins(Bins::orbits));
+    const fastcrit::Selection selected(spectrometer.lattice(), {0, 1, 12});
+    std::vector<std::int64_t> number(1);
+    std::vector<double> power(channels * orbits), low(channels * 6), first(channels * 2), moments(channels * 4),
+        field(channels * sites);
+    CHECK(spectrometer.record<T>(values.data(), samples, 0, selected,
+                                 {1, channels, number.data(), power.data(), low.data(), first.data(), moments.data(),
+                                  field.data(), nullptr, nullptr, offsets}) == samples * channels);
+    for (std::size_t c = 0; c < channels; ++c) {
+        long double t = 0.0L;
+        long double squares = 0.0L;
+        long double u = 0.0L;
+        long double u2 = 0.0L;
+        for (std::size_t j = 0; j < samples; ++j) {
+            long double total = 0.0L;
+            for (std::size_t x = 0; x < sites; ++x)
+                total += values[(j * channels + c) * sites + x] - static_cast<long double>(offsets[c]);
+            t += total;
+            squares += total * total / sites;
+            u += total / sites;
+            u2 += total * total / sites / sites;
+        }
+        // Of float fields, the sum is right to eps of float, of the fields as they are.
+        const double error = sizeof(T) == 4 ? 1e-6 : 1e-9;
+        const auto close = [&](double a, long double b) {
+            CHECK(std::abs(a - static_cast<double>(b)) <= error * std::abs(static_cast<double>(b)));
+        };
+        close(power[c * orbits], squares);
+        close(low[c * 6], t);
+        close(moments[c * 4], u);
+        close(moments[c * 4 + 1], c == 0 ? u : -u);
+        close(moments[c * 4 + 2], u2);
+    }
+}
+
+template <class T>
+void other_units() {
+    for (const Shape& shape :
+         {Shape{35}, Shape{12, 30}, Shape{16, 16}, Shape{40, 41}, Shape{4, 1, 6}, Shape{8, 8, 8}}) {
+        a_large_mean_drowns_nothing<T>(shape);
+        squares_stay_in_range<T>(shape);
+    }
+    recording_about_an_offset<T>();
+}
+
 void misuse_is_refused() {
     const Spectrometer spectrometer({4, 4});
     std::vector<float> field(16), sums(16);
@@ -307,6 +477,8 @@ int main() {
             nan_stays_in_its_field_and_is_reported();
             recordings<float>();
             recordings<double>();
+            other_units<float>();
+            other_units<double>();
         }
         std::printf("spectra: all checks hold with %s\n", name);
     }

@@ -54,7 +54,8 @@ struct PowerResults {
     float* sums;                              ///< (count, bins): sum over the bin's modes of |phi^|^2 / N
     const SelectedModes* selected = nullptr;  ///< or null
     float* modes = nullptr;                   ///< (count, selected, re/im), 8-byte aligned: phi^; or null
-    double* totals = nullptr;                 ///< (count); or null. NaN where a result of the field is not finite
+    /// (count); or null. NaN where a result of the field is not finite, or lost since its square is too small for float
+    double* totals = nullptr;
 };
 
 /// What `power` found in a batch, and the batch itself.

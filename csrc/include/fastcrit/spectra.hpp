@@ -35,6 +35,9 @@ private:
 };
 
 /// Sums over samples, by jackknife block: where `record` adds a batch. All in double; B blocks, C channels.
+///
+/// What is summed of k = 0 is about an offset of the channel, which is taken from the field's mean, so that squares
+/// keep the digits of small fluctuations about it: 0 for fields about zero.
 struct Record {
     std::int64_t blocks;
     std::int64_t channels;
@@ -42,10 +45,12 @@ struct Record {
     double* power;        ///< (B, C, orbits): |phi^|^2 / N over the modes of the orbit
     double* low;          ///< (B, C, selected, re/im): phi^ of the selected modes
     double* first;        ///< (B, C, ndim): |phi^|^2 / N at 2 pi / L along each axis alone, slowest axis first
-    double* moments;      ///< (B, C, 4): m, |m|, m^2, m^4 of the mean m of a field
-    double* field;        ///< (C, sites)
-    double* sign_power;   ///< as power and field, of the signs (+1 for values >= 0, else -1); or both null
+    /// (B, C, 4) of the mean m of a field and the offset c: m - c, |m| - |c|, (|m| - |c|)^2, m^4
+    double* moments;
+    double* field;       ///< (C, sites), whatever the offset
+    double* sign_power;  ///< as power and field, of the signs (+1 for values >= 0, else -1); or both null
     double* sign_field;
+    const double* offset = nullptr;  ///< (C); null: 0
 };
 
 /// A lattice with its tables in both precisions. Immutable and shared freely between threads.
@@ -59,7 +64,10 @@ public:
     const Lattice& lattice() const;
     std::int64_t bins(Bins bins) const;
 
-    // Each of the following returns the number of the first field whose result is not finite, or `count`.
+    // Each of the following returns the number of the first field whose result is not finite, or `count`. A result that
+    // T is too narrow for is no result: neither one that is too large, nor that of a field which is not 0 and whose
+    // mean square is below the smallest normal number. Power and modes of a field whose uniform part outweighs the rest
+    // are right to eps of the rest.
 
     /// mean (count, shells): mean of |phi^|^2 / N over the modes of each of the first `shells` shells.
     template <class T>
