@@ -15,6 +15,7 @@ import xarray as xr
 
 from fastcrit._arrays import check_positive, is_tensor
 from fastcrit._files.stored import is_name
+from fastcrit._files.zarr_stores import check_codecs
 
 LEVEL, SAMPLE, CHANNEL = "level", "sample", "channel"
 ROLES = (LEVEL, SAMPLE, CHANNEL)
@@ -40,8 +41,11 @@ def arrange(x: Any, ndim: int, name: str, spacing: float | None, *, ensemble: bo
     """An array with its axes in order (samples, levels, channels, lattice), and the distance between its sites.
 
     Without names it comes back as it is, unless it looks like images whose colours are their last axis. Distances are
-    those of the coordinates, unless ``spacing`` is given. ValueError for names that do not say which axis is which.
+    those of the coordinates, unless ``spacing`` is given. ValueError for names that do not say which axis is which,
+    FileFormatError for an array of xarray's that a foreign codec is still to decode.
     """
+    if isinstance(x, xr.DataArray):
+        check_codecs(x, name)
     dims = dims_of(x)
     if not dims:
         if ndim in (1, 2, 3):  # others are refused by whoever reads the array

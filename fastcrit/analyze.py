@@ -19,12 +19,11 @@ from numpy.typing import NDArray
 from fastcrit._arrays import check_integer, is_tensor, to_array, to_numbers
 from fastcrit._dims import CHANNEL, LEVEL, ROLES, SAMPLE, dims_of, order, refuse_channels_last, spacing_of
 from fastcrit._extras import need
-from fastcrit._files.zarr_stores import refused_codecs
+from fastcrit._files.zarr_stores import check_codecs
 from fastcrit._json import strict_json
 from fastcrit._offset import added
 from fastcrit._rounding import resolution
 from fastcrit.critical import critical_point
-from fastcrit.errors import FileFormatError
 from fastcrit.observe import Recorder
 from fastcrit.spectra import DEFAULT_BLOCKS
 
@@ -73,10 +72,12 @@ def analyze(
     levels : sequence of float, optional
         Noise levels, strictly decreasing, where ``data`` brings none as its coordinate "level".
     ndim : int
-    blocks, data_std, low_modes
+    blocks : int
         As for `Recorder`. Sample j is in jackknife block j mod ``blocks``.
     spacing : float, optional
         Distance between sites. Default: that of the lattice's coordinates, where ``data`` has them, otherwise 1.
+    data_std, low_modes
+        As for `Recorder`.
     lengths, periodic
         As for `Recorder.dataset`: ``periodic=False`` for fields that were cut from larger ones.
     block_bytes : int
@@ -240,7 +241,7 @@ def named(data: Any, dims: Sequence[str] | None, name: str | None, ndim: int) ->
     if isinstance(data, (Sequence, np.ndarray)) or is_tensor(data):
         data = to_array(data, "data")
     array = data if isinstance(data, xr.DataArray) else xr.DataArray(data)
-    _check_codecs(array)
+    check_codecs(array, "data")
     if dims is not None:
         if len(dims) != array.ndim or len(set(dims)) != array.ndim:
             raise ValueError(f"dims: expected {array.ndim} different names for shape {array.shape}, got {list(dims)}")
@@ -263,18 +264,6 @@ def named(data: Any, dims: Sequence[str] | None, name: str | None, ndim: int) ->
     if array.dtype.kind not in "fiub":
         raise TypeError(f"data: expected real numbers, got dtype {array.dtype}")
     return array
-
-
-def _check_codecs(array: xr.DataArray) -> None:
-    """FileFormatError if an array that xarray has opened, here or far away, is decoded by a codec of a foreign kind."""
-    said = array.encoding
-    codecs = [*(said.get("compressors") or ()), *(said.get("filters") or ())]
-    codecs += [c for c in (said.get("compressor"), said.get("serializer")) if c is not None and c != "auto"]
-    if isinstance(said.get("filters"), str) or isinstance(said.get("compressors"), str):
-        return  # "auto": of what is to be written
-    if not array.variable._in_memory and (refused := refused_codecs(codecs)):
-        named_so = ", ".join(map(repr, refused))
-        raise FileFormatError(f"data: not read: its codecs {named_so} may run code, or are none of numbers")
 
 
 def _levels(array: xr.DataArray, levels: Any) -> NDArray[np.float64]:

@@ -310,10 +310,10 @@ def autocorrelation(
     if shifted is not None:
         total, squares = lag_sums(shifted, grid, center, padded, pairs)
     mean = total / n
-    with np.errstate(over="ignore", invalid="ignore"):
-        stderr = (
-            np.sqrt(variance(squares, mean, n) / (n - 1)) if n >= fewest_for_errors(center) else np.full_like(mean, np.nan)
-        )
+    stderr = np.full_like(mean, np.nan)
+    if n >= fewest_for_errors(center):
+        with np.errstate(over="ignore", invalid="ignore"):
+            stderr = np.sqrt(variance(squares, mean, n) / (n - 1))
     if n >= fewest_for_errors(center) and not np.isfinite(stderr).all():
         options: dict[str, Any] = {"ndim": ndim, "center": center, "periodic": periodic}
         unit = _unit(mean)

@@ -137,7 +137,7 @@ class TestCoordinates:
             ({"y": np.full(8, np.nan)}, "spacing: the coordinates of 'y' are not even"),
             ({"y": np.arange(8), "x": 0.5 * np.arange(8)}, "spacing: the coordinates have 1 along 'y', 0.5 along 'x'"),
             ({"x": 0.5 * np.arange(8)}, "spacing: only 'x' of the axes"),
-            ({"x": np.datetime64("2020-01-01") + np.arange(8)}, "spacing: the coordinates of 'x' are of type datetime64"),
+            ({"x": np.datetime64("2020-01-01") + np.arange(8)}, "spacing: the coordinates of 'x' are of type datetime"),
         ],
         ids=["uneven", "nan", "two distances", "one axis", "dates"],
     )
@@ -160,8 +160,8 @@ class TestImages:
 
     @pytest.mark.parametrize(
         "images",
-        [RGB, RGB[..., :1], RGB[0], RGB[0, ..., :1], RGB[:, :, :10], RGB / 255, RGB[0] / 255, RGB[0, :, :9] / 255, list(RGB),
-         torch.from_numpy(RGB), torch.from_numpy(RGB / 255), np.concatenate([RGB, RGB[..., :1]], -1)],
+        [RGB, RGB[..., :1], RGB[0], RGB[0, ..., :1], RGB[:, :, :10], RGB / 255, RGB[0] / 255, RGB[0, :, :9] / 255,
+         list(RGB), torch.from_numpy(RGB), torch.from_numpy(RGB / 255), np.concatenate([RGB, RGB[..., :1]], -1)],
         ids=["rgb", "grey", "one", "one grey", "oblong", "float", "one float", "one float oblong", "list", "tensor",
              "float tensor", "rgba"],
     )  # fmt: skip

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import pickle
 import subprocess
 import sys
 import zlib
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +23,17 @@ from fastcrit.cli import app
 
 zarr = pytest.importorskip("zarr")
 numcodecs = pytest.importorskip("numcodecs")
-import numcodecs.pickles  # noqa: E402
 
 # HDF5 with half: float16, v: float32 of 4 x 3 x 5 with the labels y, x, sample, and on: v > 3. (Made by h5py.)
-HDF5 = zlib.decompress(base64.b85decode(
-    "c-rljKTE?<5Ww$V+7Lra+EOWXv4S7KLC~RKTa(&iY@t<flMYIUYDGcnWWmWr^cy%RxVyMnT%DZ7&!B_5zBCsb0zy%dBKJ#Pj=Ot*?_GHBq+}MO"
-    "`h>1%8hE@DmuXj@A^UW@cUmo(H31!w@K^NE1t5TGfE1x-qqTKIE!Bu)!h<^`J?iM9z4IWvzF{byAFt;7Q;@ykEPzlDL*!FPhDm;9SCWA7i~;V@"
-    "G0?-H8;)PjUePtVG6jL6(eVa8gVAH|?fiFQF-iUmq%=q!1!B>mSiDl3@q|-7xc8Agr}sD{<pXAU#j4cH)yjsQFIaXR(&$9mEp85IAP`Xr%**jL"
-    "$0$hxdYEjU9`Y?L@zPuVaV(|)*M&P~OdHIzn78W|tk%{nY4ZoBN&iRI+mPdtNQ<Y1`&(cbh8cn^<e&g1SWx^!txtDBesc1ar7O#YEWO-+^ert`"
-    "Z3H?2eTR@ra=)>?+u9r)Ms!j7ynv_y`(a=cuMJLQhG7_nVHk#C7={@I5b;~$0~J(<A^"
+HDF5 = zlib.decompress(bytes.fromhex(
+    "78daed963f4bc35010c0ef5eda10434bda522975b1821fc041d0a1605b93da626ca15570930e4a876a4541ea64c1c945f41b3828b8bbb859"
+    "5c9d9cc5cfa083bbbe34171b0242519122f74b5e8ebb7b7fef5d78efa46416a3fa84ae681a78bc139769579f21fb74bb775a2d9935011d91"
+    "f057f4d00520806a8014a166a3b575432dd58863c2833b243deae8a2bdf320bcbe61289e1fafe6fb5390bde12c80501043e4534886497e65"
+    "579280f18c01eed031d0c3a01b8e5fce5ed135b9320581a2d1f1063e83d163eeedfc77623149fe0ca434481d0562d1a158bc529bf184533d"
+    "b8f7913da7f73824e5036679c5aad4cbd5ca869d2f58761dd2e844da2d6e0e6820105109cccbf135c72849027a986c9e1ef22d2cf1d25bfe"
+    "712ca600d7853b664c1bccb398b7eb16acd6d62c69f307a649ff47d6db90e391488ba785fb5b60188619822ce4a000265850fc43ad4f7741"
+    "7e72f295a52bcb852cbddc7ff42d2d566d043a017d87904a72bfb1bddbda1c1c467451fabc80a801fb616013af0d4e648661188661188661"
+    "1886190510f15be20315548722"
 ))  # fmt: skip
 RAN = []
 
@@ -51,7 +53,7 @@ class Evil:
 @pytest.fixture(autouse=True)
 def careless(monkeypatch):
     """As with versions of numcodecs that decode pickles unasked."""
-    monkeypatch.setattr(numcodecs.pickles, "ALLOW_UNSAFE_PICKLE_DECODE", True, raising=False)
+    monkeypatch.setattr(import_module("numcodecs.pickles"), "ALLOW_UNSAFE_PICKLE_DECODE", True, raising=False)
     RAN.clear()
     yield
     assert RAN == []
@@ -111,7 +113,7 @@ class TestZarr:
         assert CliRunner().invoke(app, ["analyze", str(path)]).exit_code != 0
 
     def test_the_codec_is_named(self, tmp_path):
-        with pytest.raises(fc.FileFormatError, match=r"'array' cannot be read: its codecs 'vlen-utf8', 'pickle' may .* zstd"):
+        with pytest.raises(fc.FileFormatError, match=r"'array' cannot be .* codecs 'vlen-utf8', 'pickle' may .* zstd"):
             store.open_array(array_of_format_2(tmp_path / "x.zarr", *OBJECTS))
         with pytest.raises(fc.FileFormatError, match=r"'array' cannot be read: its codecs 'base64' may run code"):
             store.open_array(array_of_format_2(tmp_path / "y.zarr", {"id": "base64"}))
@@ -156,15 +158,16 @@ class TestZarr:
         path = tmp_path / "far.zarr"
         path.mkdir()
         (path / ".zgroup").write_text('{"zarr_format": 2}')
-        array_of_format_2(path / "u", *OBJECTS)
+        array_of_format_2(path / "u", {"id": "base64"})  # objects xarray itself decodes as soon as it opens them
         (path / "u/.zattrs").write_text('{"_ARRAY_DIMENSIONS": ["sample", "y", "x"]}')
-        fsspec = pytest.importorskip("fsspec")
+        reference = pytest.importorskip("fsspec.implementations.reference")
         refs = {str(p.relative_to(path)): [str(p)] for p in path.rglob("*") if p.is_file()}
-        files = fsspec.filesystem("reference", fo={"version": 1, "refs": refs}, asynchronous=False)
+        files = reference.ReferenceFileSystem({"version": 1, "refs": refs})
         for place in (path, files.get_mapper("")):
             with xr.open_dataset(place, engine="zarr", chunks=chunks, consolidated=False) as ds:
-                with pytest.raises(fc.FileFormatError, match="data: not read: its codecs .*'pickle'"):
-                    fc.analyze(ds["u"])
+                for read in (fc.analyze, fc.structure_factor, fc.correlation_length, fc.power_spectrum):
+                    with pytest.raises(fc.FileFormatError, match="not read: its codecs 'base64'"):
+                        read(ds["u"])
 
     def test_codecs_of_numbers_are_read(self, tmp_path):
         y = np.random.default_rng(0).standard_normal((4, 8, 8)).round(2)
@@ -188,10 +191,10 @@ class TestPickles:
             assert "weights_only" not in str(refused.value)
             assert "allow_pickle" not in str(refused.value)
 
-    @pytest.mark.parametrize("save", [torch.save, lambda x, path: torch.save(x, path, _use_new_zipfile_serialization=False)])
+    @pytest.mark.parametrize("new", [True, False], ids=["zip", "old format"])
     @pytest.mark.parametrize("holds", [lambda: Evil(), lambda: {"u": torch.ones(4, 8, 8), "more": Evil()}])
-    def test_in_files_of_torch(self, tmp_path, save, holds):
-        save(holds(), tmp_path / "x.pt")
+    def test_in_files_of_torch(self, tmp_path, new, holds):
+        torch.save(holds(), tmp_path / "x.pt", _use_new_zipfile_serialization=new)
         done = CliRunner().invoke(app, ["analyze", str(tmp_path / "x.pt")])
         assert done.exit_code != 0
         assert "x.pt" in str(done.exception)
@@ -212,7 +215,7 @@ class TestPickles:
             store.load_array(tmp_path / "x.npz", "evil")
 
     def test_headers_of_numpy_are_not_evaluated(self, tmp_path):
-        header = b"{'descr': __import__('tests.test_untrusted_files').RAN.append(1), 'fortran_order': False, 'shape': (1,)}"
+        header = b"{'descr': __import__('tests.test_untrusted_files').RAN.append(1), 'fortran_order': 0, 'shape': (1,)}"
         file = io.BytesIO()
         file.write(b"\x93NUMPY\x01\x00" + (len(header) + 1).to_bytes(2, "little") + header + b"\n")
         (tmp_path / "x.npy").write_bytes(file.getvalue())
@@ -229,7 +232,8 @@ class TestTypesThatEndTheProcess:
 
     @pytest.mark.parametrize("how", ["store.load_array(p, 'half')", "fastcrit.analyze(p, name='half')"])
     def test_float16_of_hdf5_is_named_by_a_process_that_lives(self, path, how):
-        code = f"import sys, fastcrit; from fastcrit import store; p = sys.argv[1]\ntry: {how}\nexcept ValueError as e: print(e)"
+        code = "import sys, fastcrit; from fastcrit import store; p = sys.argv[1]\n"
+        code += f"try: {how}\nexcept ValueError as e: print(e)"
         done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert "x.h5: 'half' cannot be read" in done.stdout

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 
 from fastcrit._extras import need
@@ -50,6 +53,19 @@ def check_store(path: Path) -> None:
             raise FileFormatError(f"{path}: {name!r} is not read: {why}")
 
 
+def check_codecs(array: xr.DataArray, argument: str) -> None:
+    """FileFormatError if an array that xarray opened, here or far away, is still to be decoded by a foreign codec."""
+    if array.chunks is None and array.variable._in_memory:
+        return
+    said = array.encoding
+    found = [said.get(name) for name in ("compressors", "filters", "compressor", "serializer")]
+    codecs = [c for some in found if some is not None for c in (some if isinstance(some, (tuple, list)) else [some])]
+    # A word such as "auto" is about what will be written.
+    if refused := refused_codecs(c for c in codecs if not isinstance(c, str)):
+        names = ", ".join(map(repr, refused))
+        raise FileFormatError(f"{argument}: not read: its codecs {names} may run code, or are none of numbers")
+
+
 def refused_codecs(codecs: Iterable[Any]) -> list[str]:
     """Names of the codecs among these, and inside of them, that are not on the list."""
     found = []
@@ -81,8 +97,26 @@ class _ChunkReader:
         array = node[self.name] if self.name else node
         if why := _unsafe(array):  # what is read now, not what was there when the store was listed
             raise FileFormatError(f"{self.path}: {self.name or 'array'!r} is not read: {why}")
-        raw = np.asarray(array[key])
+        try:
+            raw = np.asarray(array[key])
+        except Exception:
+            _settle()
+            raise
         return (raw, None) if self.decode is None else self.decode(raw)
+
+
+def _settle() -> None:
+    """Wait for what zarr still reads: it raises at the first chunk that fails, and the others, left alone, write on
+    stderr when the process ends, below the error that names the file.
+    """
+    from zarr.core.sync import sync
+
+    async def others() -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
+
+    with contextlib.suppress(TimeoutError):
+        sync(others())
 
 
 def _open(path: str) -> Any:
