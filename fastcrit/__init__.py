@@ -13,6 +13,7 @@ from fastcrit import _interpreter  # noqa: F401 (before anything compiled: it re
 
 # isort: split
 from fastcrit import _core, errors, schedules
+from fastcrit._version import __version__
 from fastcrit.analyze import analyze
 from fastcrit.correlation import METHODS, CorrelationLength, correlation_length
 from fastcrit.critical import CriticalPoint, critical_point
@@ -30,8 +31,6 @@ from fastcrit.spectra import (
 
 if TYPE_CHECKING:
     from fastcrit import alignment, data, diffusion, patch, plot, report, store, studies, theory
-
-__version__ = "0.1.0"
 
 __all__ = [
     "METHODS",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastcrit import _core
-from fastcrit.torch_spectra import TorchSpectrometer, less_uniform, signs, single
+from fastcrit._torch_kernels import TorchSpectrometer, less_uniform, signs, single
 
 
 class CudaSpectrometer(TorchSpectrometer):

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from fastcrit._arrays import check_choice
+from fastcrit._cross import CrossShells
 from fastcrit._dispersion import collective_modes, dispersion_length, drift_rate, softening_scale
 from fastcrit._lags import radial_correlation
 from fastcrit._lattice import Lattice, lattice
 from fastcrit._rounding import rounding_of_sums
 from fastcrit.correlation import FINITE_SIZE, METHODS, estimate, jackknife_error
 from fastcrit.spectra import ModeAverages, fewest_for_errors
-
-if TYPE_CHECKING:
-    from fastcrit.observe import Recorder
 
 Floats = NDArray[np.float64]
 
@@ -28,10 +26,32 @@ DEFAULT_LENGTHS = ("ornstein_zernike", "second_moment", "efold")
 # Of fields cut from larger ones: fitted to the expected power of a crop, which needs no more than sums of power.
 OF_CROPS = ("ornstein_zernike", "second_moment")
 
+
+class Recorded(Protocol):
+    """What a dataset is made of: a recorder's sums on the host, and what they are sums of."""
+
+    levels: Floats
+    grid: Lattice
+    spacing: float
+    data_std: float
+    blocks: int
+    k_max: float
+    channels: int
+    has_channels: bool
+    binarized: bool
+    gain_shells: tuple[int, ...]
+    low: list[tuple[int, ...]]
+    cross: CrossShells | None
+    state: dict[str, Any]
+    _offsets: dict[str, Any]
+    _eps: Floats
+    _gains_are_matrices: bool | None
+
+
 _UNITS = {"S": "1", "C": "1", "xi": "length", "m": "1", "abs_m": "1", "chi": "1", "binder": "1"}
 
 
-def build_dataset(rec: Recorder, lengths: tuple[str, ...] | None, periodic: bool = True) -> xr.Dataset:
+def build_dataset(rec: Recorded, lengths: tuple[str, ...] | None, periodic: bool = True) -> xr.Dataset:
     """See `Recorder.dataset`."""
     if lengths is None:
         lengths = DEFAULT_LENGTHS if periodic else OF_CROPS
@@ -99,7 +119,7 @@ def build_dataset(rec: Recorder, lengths: tuple[str, ...] | None, periodic: bool
     return with_drift(ds) if rec.gain_shells else ds
 
 
-def _of_fields(rec: Recorder, lengths: tuple[str, ...], prefix: str, periodic: bool) -> dict[str, Any]:
+def _of_fields(rec: Recorded, lengths: tuple[str, ...], prefix: str, periodic: bool) -> dict[str, Any]:
     """Variables of the states, or with the prefix of the denoised images: of these S, C and lengths."""
     suffix = "_denoised" if prefix else ""
     rows: dict[str, list[Floats]] = {}
@@ -149,7 +169,7 @@ _LONG_NAMES = {
 
 
 def _one_level(
-    rec: Recorder, i: int, s: float, lengths: tuple[str, ...], prefix: str, periodic: bool
+    rec: Recorded, i: int, s: float, lengths: tuple[str, ...], prefix: str, periodic: bool
 ) -> tuple[dict[str, Floats], dict[str, list[str]]]:
     """Estimates and replicates, (1 + blocks, channels, ...) each, and flags of the lengths per channel."""
     grid = rec.grid
@@ -207,7 +227,7 @@ def _one_level(
     return level, flags
 
 
-def _centred(rec: Recorder, i: int, used: NDArray[np.bool_], prefix: str = "", signs: bool = False) -> ModeAverages:
+def _centred(rec: Recorded, i: int, used: NDArray[np.bool_], prefix: str = "", signs: bool = False) -> ModeAverages:
     """Block sums of power with the ensemble mean removed.
 
     |a - mu|^2 summed over a block is P_b - n_b |mu|^2 - 2 Re (A_b - n_b mu)* mu. The last term sums to zero over all
@@ -278,7 +298,7 @@ def _errors(replicates: Floats, counts: NDArray[np.int64]) -> Floats:
     return out
 
 
-def _cross_spectra(rec: Recorder) -> dict[str, Any]:
+def _cross_spectra(rec: Recorded) -> dict[str, Any]:
     """P_ab(k) of the states' channels in the lowest shells, the ensemble mean removed, with its error."""
     assert rec.cross is not None
     sums, counts = rec.state["cross"], rec.state["count"]
@@ -300,7 +320,7 @@ def _cross_spectra(rec: Recorder) -> dict[str, Any]:
     }
 
 
-def _gains(rec: Recorder) -> dict[str, Any]:
+def _gains(rec: Recorded) -> dict[str, Any]:
     """Gains on trajectories; of matrices the softest collective mode."""
     counts = rec.state["gain_count"]
     dims = ["level", "shell"]

@@ -114,7 +114,7 @@ def _read(
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
     except FileFormatError:
         raise
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
         raise FileFormatError(f"{target}: damaged, or not a {kind} file ({error})") from error
     if _digest(config, arrays) != metadata.get("sha256"):
         raise FileFormatError(f"{target}: damaged: the checksum does not match the contents")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +12,8 @@ import typer
 
 import fastcrit
 from fastcrit._config_file import with_config_file
-from fastcrit.errors import FileFormatError, IncompleteRunError
+from fastcrit._exit_status import resumable
+from fastcrit.errors import FileFormatError
 
 HELP = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
@@ -107,7 +107,7 @@ def _study_patch(
         dictionary=dictionary.value, patterns=patterns, size=size, lattice=lattice, samples=samples, levels=levels,
         high=high, low=low, substeps=substeps, solver=solver.value, seed=seed, dictionary_seed=dictionary_seed,
     )  # fmt: skip
-    with _resumable(out):
+    with resumable(out):
         ds = config.run(out, resume=resume, progress=True)
     print(f"\n{summary(ds)}\n\ndataset, figures and this table: {out}")
 
@@ -147,7 +147,7 @@ def _study_fashion_mnist(
         )
         for name in net or SHIPPED
     }  # fmt: skip
-    with _resumable(out):
+    with resumable(out):
         print(run_all(studies, out, resume=resume, device=device, progress=True))
     print(f"\ndatasets, figures and these tables: {out}")
 
@@ -206,7 +206,7 @@ def _study_guidance(
         interval=interval, centres=centres, random_centres=random_centres, solver=solver.value,
         decision_samples=decision_samples, classes=classes, threads=threads, chunk=chunk, seed=seed,
     )  # fmt: skip
-    with _resumable(out):
+    with resumable(out):
         ds = config.run(out, chunks=chunks, resume=resume, device=device, progress=True)
     if ds is not None:
         print(f"\n{summary(ds)}\n\ndataset, figures and this table: {out}")
@@ -264,7 +264,7 @@ def _study_imagenet(
         guidance_weight=guidance_weight, guidance_center=guidance_center, guidance_width=guidance_width,
         data_std=data_std, seed=seed, save_states=save_states, threads=threads,
     )  # fmt: skip
-    with _resumable(out):
+    with resumable(out):
         ds = config.run(out, chunks=chunks, resume=resume, device=device, progress=True)
     if ds is not None:
         print(f"\n{summary(ds)}\n\ndataset, figures and this table: {out}")
@@ -296,7 +296,7 @@ def _train_fashion_mnist(
     """Train the denoiser on the 60,000 images and write OUT/net.safetensors with its card."""
     from fastcrit.diffusion.fashion_mnist import train_denoiser
 
-    with _resumable(out):
+    with resumable(out):
         card = train_denoiser(
             out, padding.value, seed, steps, precision.value, batch, device=device, resume=resume, progress=True
         )
@@ -373,29 +373,15 @@ def _report(
         raise typer.Exit(1)
 
 
-@contextmanager
-def _resumable(out: Path) -> Iterator[None]:
-    """Ctrl-C says how to go on; chunks that failed make the exit status 1."""
-    try:
-        yield
-    except IncompleteRunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        begun = any(out.glob("config.json")) or any(out.glob("*/config.json"))
-        how = f"the same command with --resume goes on in {out}" if begun else "before anything was begun"
-        print(f"\nstopped: {how}", file=sys.stderr)
-        raise typer.Exit(130) from None
-
-
 def main() -> None:
-    """Run the command line; mistakes in the input end in one line on standard error and exit status 2."""
+    """Run the command line; mistakes in the input end in one line on standard error and exit status 2.
+
+    With FASTCRIT_TRACEBACK=1 they end in a traceback.
+    """
     try:
         app()
     except (ModuleNotFoundError, FileFormatError, ValueError, TypeError, OSError, ArithmeticError) as error:
+        if os.environ.get("FASTCRIT_TRACEBACK", "").strip() == "1":
+            raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-
-
-if __name__ == "__main__":
-    main()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -112,6 +113,11 @@ class CriticalPoint:
         return "\n".join(f"{s.name:<16}{s.verdict}" for s in self.signatures.values())
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        """A table in notebooks."""
+        rows = (f"<tr><th>{name}</th><td>{escape(s.verdict.strip())}</td></tr>" for name, s in self.signatures.items())
+        return f"<table>{''.join(rows)}</table>"
 
 
 def stored_critical_point(ds: xr.Dataset) -> CriticalPoint | None:

@@ -34,7 +34,7 @@ from fastcrit._sums import add_to_blocks, parts
 from fastcrit.spectra import DEFAULT_BLOCKS
 
 if TYPE_CHECKING:
-    from fastcrit.torch_spectra import TorchSpectrometer
+    from fastcrit._torch_kernels import TorchSpectrometer
 
 Floats = NDArray[np.float64]
 
@@ -306,7 +306,7 @@ class Recorder:
             add_to_blocks(sums, values, first)
             add_to_blocks(count, np.ones(len(values), np.int64), first)
         else:
-            from fastcrit.torch_spectra import add_gains
+            from fastcrit._torch_record import add_gains
 
             add_gains(placed_as(sums, values), first, sums, count, self._bad[1, i])
         self._next_gain[i] = first + len(values)
@@ -496,7 +496,7 @@ class Recorder:
         offset = self._offsets[prefix][i]
         sample = batch[0].reshape(self.channels, -1)
         if self.device is not None:
-            from fastcrit.torch_spectra import fix_offset
+            from fastcrit._torch_record import fix_offset
 
             fix_offset(offset, sums["count"], sample)
         elif not sums["count"].any():
@@ -610,7 +610,7 @@ class Recorder:
         of_states = {name: values for name, values in sums.items() if name != "cross"}
         spectrometer.record(flat, self.channels, first, self._low_indices, self.blocks, of_states, bad)
         if self.cross is not None and "cross" in sums:
-            from fastcrit.torch_spectra import add_cross
+            from fastcrit._torch_kernels import add_cross
 
             add_cross(spectrometer, self.cross, flat, self.channels, first, self._low_indices, sums)
 

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-import fastcrit
 from fastcrit import store
 from fastcrit._extras import need
 from fastcrit._report import words
+from fastcrit._version import __version__
 
 __all__ = ["Report", "write_report"]
 
@@ -226,7 +226,7 @@ def _times(folder: Path) -> dict[str, str]:
 
 
 def _versions() -> dict[str, str]:
-    found = {"fastcrit": fastcrit.__version__, "Python": platform.python_version()}
+    found = {"fastcrit": __version__, "Python": platform.python_version()}
     installed = {d.name.lower() for d in importlib.metadata.distributions() if d.name}
     return found | {name: importlib.metadata.version(name) for name in _LIBRARIES if name in installed}
 

@@ -17,12 +17,13 @@ import scipy  # its submodules load when they are first used, which keeps `impor
 from numpy.typing import NDArray
 
 from fastcrit._arrays import check_choice, check_grid, same_kind, to_fields
+from fastcrit._contract import Trend
 from fastcrit._crops import lag_sums, padding
 from fastcrit._dims import arrange
 from fastcrit._lattice import Lattice, lattice
 from fastcrit._placement import to_host
 from fastcrit._rounding import about_first, resolution, rounding_power
-from fastcrit._sums import Trend, sums_for, variance
+from fastcrit._sums import sums_for, variance
 
 Floats = NDArray[np.float64]
 

@@ -194,3 +194,14 @@ def test_shells_can_complete_commands():
 
 def test_help_says_what_exit_status_means():
     assert "2 wrong input" in command("--help").stdout
+
+
+def test_a_traceback_on_request(tmp_path):
+    code = "import sys; sys.argv = ['fastcrit', 'analyze', sys.argv[1]]; from fastcrit.cli import main; main()"
+    for value, shown in (("1", True), ("", False)):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "none.npy")],
+            capture_output=True, text=True, check=False, env={**os.environ, "FASTCRIT_TRACEBACK": value},
+        )  # fmt: skip
+        assert ("Traceback" in done.stderr) == shown, done.stderr
+        assert "none.npy" in done.stderr

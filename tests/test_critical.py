@@ -202,3 +202,13 @@ def test_gains_at_some_levels_are_joined():
     found = fc.critical_point(rec.dataset(), signature="softening")["softening"]
     assert found.low < 2.0 * 1.1
     assert found.high > 2.0 / 1.1
+
+
+def test_a_notebook_gets_a_table():
+    rec = fc.Recorder(fc.schedules.log_levels(8, high=20.0, low=0.2), shape=(8, 8))
+    rng = np.random.default_rng(0)
+    for i, s in enumerate(rec.levels):
+        rec.update(i, s * rng.standard_normal((40, 8, 8)))
+    html = fc.critical_point(rec.dataset())._repr_html_()
+    assert html.startswith("<table><tr><th>instability</th><td>not recorded")
+    assert html.count("<tr>") == 6

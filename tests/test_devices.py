@@ -241,7 +241,8 @@ class TestWhereThingsAre:
         fields = [y[:, 0].clone() for _ in recs]
         found = []
         for rec, field, size in zip(recs, fields, (2**30, 3 * 120 * 4 * 4), strict=True):
-            monkeypatch.setattr("fastcrit.torch_spectra.PIECE_BYTES", size)
+            for module in ("torch_spectra", "_torch_kernels", "_torch_record"):
+                monkeypatch.setattr(f"fastcrit.{module}.PIECE_BYTES", size)
             rec.update(0, y, sample=2)
             found.append([fc.power_spectrum(field).power, fc.structure_factor(field).S, fc.autocorrelation(field).C])
         for name, values in state_of(recs[0]).items():

@@ -183,6 +183,14 @@ class TestGuided:
             with pytest.raises(ValueError, match='labels: 3 stands for "no label"'):
                 fc.diffusion.sample(D, labels, 2, [2.0, 1.0], guidance=Constant(2.0))
         torch.testing.assert_close(D(y, 1.0, 3), D(y, 1.0))
+        # The network again, by an adapter of its own, leads away from the same.
+        again = fc.diffusion.from_diffusers(net, diffusers.DDIMScheduler(), classes=4, null_label=3, shape=(1, 4, 4))
+        G = guided(D, again, Constant(2.0))
+        assert not torch.equal(G(y, 1.0, [0, 2]), D(y, 1.0, [0, 2]))
+        with pytest.raises(ValueError, match='labels: 3 stands for "no label"'):
+            G(y, 1.0, 3)
+        with pytest.raises(ValueError, match="guided by itself without labels, and got none"):
+            G(y, 1.0)
 
 
 def test_a_weaker_network_with_the_same_classes_is_given_the_labels():

@@ -106,8 +106,9 @@ class _ChunkReader:
 
 
 def _settle() -> None:
-    """Wait for what zarr still reads: it raises at the first chunk that fails, and the others, left alone, write on
-    stderr when the process ends, below the error that names the file.
+    """Wait for what zarr still reads after a chunk has failed.
+
+    Left alone, it writes on standard error when the process ends, below the error that names the file.
     """
     from zarr.core.sync import sync
 

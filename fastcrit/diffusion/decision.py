@@ -11,7 +11,7 @@ import scipy  # submodules load on first use
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from fastcrit._arrays import check_integer, check_levels, to_tensor
 from fastcrit.diffusion.denoiser import Denoiser

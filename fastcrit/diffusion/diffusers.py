@@ -179,7 +179,7 @@ def scheduler_levels(scheduler: Any, n: int | None = None) -> Floats:
                 for kind in (DeprecationWarning, FutureWarning):  # of its own use of numpy and of its configuration
                     warnings.simplefilter("ignore", kind)
                 own.set_timesteps(n)
-        except (ValueError, TypeError, IndexError, AssertionError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
             raise ValueError(
                 f"scheduler: {name} cannot take {n} steps by set_timesteps({n}) ({error}); call its set_timesteps with "
                 "what it needs, and then scheduler_levels(scheduler)"

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import fastcrit
 from fastcrit import data, schedules, store
+from fastcrit._version import __version__
 from fastcrit.diffusion.adapters import from_edm
 from fastcrit.diffusion.classifier import Classifier, load_classifier, predict, save_classifier, train_classifier
 from fastcrit.diffusion.denoiser import Denoiser
@@ -76,7 +76,7 @@ def write_card(path: Path, *, samples: int = 2000, progress: bool = False) -> No
     net, card = load_net(path)
     D = from_edm(net, unlabelled=True)
     D.shift = net.config.shift
-    card |= {"command": _command(card), "fastcrit": fastcrit.__version__}
+    card |= {"command": _command(card), "fastcrit": __version__}
     card["test_error"] = denoising_errors(D)
     card["quality"] = quality(D, samples, progress=progress)
     save_net(path, net, card)

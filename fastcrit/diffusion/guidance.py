@@ -156,6 +156,11 @@ def _as_weight(value: Weight | float) -> Weight:
     return value if isinstance(value, Weight) else Constant(value)
 
 
+def _same_network(one: Denoiser, other: Denoiser) -> bool:
+    """Whether two denoisers were made of one network, each by an adapter of its own."""
+    return one._network is not None and one._network is other._network
+
+
 class Guided(Denoiser):
     """A guided denoiser; see `guided`.
 
@@ -199,8 +204,8 @@ class Guided(Denoiser):
         A network that is guided by itself without labels needs labels, and other ones than that of "no label".
         """
         prepared = self._conditional.prepare_labels(labels, batch, device)
-        if self._unguided is self._conditional:
-            null = self.null_label
+        if self._unguided is self._conditional or _same_network(self._unguided, self._conditional):
+            null = self._unguided.null_label
             if prepared is None:
                 raise ValueError(
                     f"labels: {self._conditional.name} is guided by itself without labels, and got none: that does "
@@ -255,8 +260,7 @@ def guided(D: Denoiser, unguided: Denoiser | None, weight: Weight) -> Guided:
     weaker = unguided is not None and unguided is not D and other.classes == D.classes
     if not other.unlabelled and not weaker:
         raise ValueError(f"unguided: {other.name} is conditional, and without labels it is not unconditional")
-    same = other._network is not None and other._network is D._network
-    if same and other is not D and not (D.classes and other.unlabelled):
+    if _same_network(other, D) and other is not D and not (D.classes and other.unlabelled):
         raise ValueError(
             f"unguided: {other.name} is the network of D, called alike, and leading away from it does nothing"
         )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from fastcrit._arrays import check_choice, check_levels
 from fastcrit.diffusion._beginning import wrong_convention

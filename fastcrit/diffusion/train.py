@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from fastcrit import _statefile, store
 from fastcrit._arrays import check_choice, check_integer, check_positive

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from fastcrit import _core
 from fastcrit._arrays import check_choice, check_levels, check_positive, same_kind, to_numbers, to_real

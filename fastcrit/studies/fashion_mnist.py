@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
-import fastcrit
 from fastcrit import data, schedules, store
 from fastcrit._arrays import check_choice, check_positive
 from fastcrit._extras import need
 from fastcrit._lattice import lattice
+from fastcrit._version import __version__
 from fastcrit.correlation import jackknife_error
 from fastcrit.critical import INSTABILITY, WEAKENING, Signature, gaussian_rates
 from fastcrit.errors import FileFormatError
@@ -205,7 +205,7 @@ class FashionMnistStudy:
             strip(D, None, self.grid, self.solver, self.seed, self.samples)
         )
         name = self.net if os.sep not in self.net else Path(self.net).name
-        ds.attrs |= {"title": f"network {name} for Fashion-MNIST", "fastcrit": fastcrit.__version__}
+        ds.attrs |= {"title": f"network {name} for Fashion-MNIST", "fastcrit": __version__}
         ds.attrs |= {"config": json.dumps(self.config(D)), "card": json.dumps(D.card)}
         ds.attrs |= result.find_critical(ds, self.seed)
         return ds

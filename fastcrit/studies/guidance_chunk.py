@@ -18,14 +18,14 @@ from fastcrit.diffusion import class_entropy_rate, forward_backward, guided, sam
 from fastcrit.studies.guidance_verdict import MEASURES, SHARED
 
 if TYPE_CHECKING:
-    from fastcrit.studies.guidance import Arm, GuidanceStudy
+    from fastcrit.studies.guidance_plan import Arm, GuidancePlan
     from fastcrit.studies.guidance_subject import Subject
 
 
 class ArmSampler:
     """Makes chunks of an experiment."""
 
-    def __init__(self, study: GuidanceStudy, subject: Subject, arms: list[Arm]) -> None:
+    def __init__(self, study: GuidancePlan, subject: Subject, arms: list[Arm]) -> None:
         self.study, self.subject, self.arms = study, subject, arms
         self.spent_on_files = 0.0
 

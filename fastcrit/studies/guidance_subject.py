@@ -16,7 +16,7 @@ from fastcrit.studies.labels import classes_but, labels_of
 if TYPE_CHECKING:
     from fastcrit.diffusion.denoiser import Denoiser
     from fastcrit.diffusion.judge import Judge
-    from fastcrit.studies.guidance import GuidanceStudy
+    from fastcrit.studies.guidance_plan import GuidancePlan
 
 # Latents that are decoded at a time.
 _DECODED = 4
@@ -96,7 +96,7 @@ class Subject:
             raise ValueError(f"judge: cannot look at what {self.D.name} makes ({error})") from error
 
 
-def subject_of(study: GuidanceStudy, device: str) -> Subject:
+def subject_of(study: GuidancePlan, device: str) -> Subject:
     """The network of the finished study that an experiment names.
 
     Raises

@@ -17,7 +17,7 @@ from fastcrit.studies import checks, result
 
 if TYPE_CHECKING:
     from fastcrit.diffusion.denoiser import Denoiser
-    from fastcrit.studies.imagenet import ImageNetStudy
+    from fastcrit.studies.imagenet_plan import ImageNetPlan
 
 # What the time of a chunk is spent on; the network's is what is left of it all.
 PARTS = ("network", "recorder", "gains", "store")
@@ -26,7 +26,7 @@ PARTS = ("network", "recorder", "gains", "store")
 class TrajectorySampler:
     """Makes chunks of a study."""
 
-    def __init__(self, study: ImageNetStudy, D: Denoiser, folder: Path) -> None:
+    def __init__(self, study: ImageNetPlan, D: Denoiser, folder: Path) -> None:
         self.study, self.D = study, D
         # Seconds that writing the last chunk took: they are told with the next, whose file does not know its own.
         self.spent_on_files = 0.0

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
-import fastcrit
 from fastcrit import data, schedules, store
 from fastcrit._arrays import check_choice, check_integer, check_positive
 from fastcrit._extras import need
+from fastcrit._version import __version__
 from fastcrit.critical import gaussian_rates
 from fastcrit.errors import FileFormatError, NoTransitionError
 from fastcrit.observe import Recorder
@@ -213,7 +213,7 @@ class PatchStudy:
         ds = ds.merge(self._predicted(theory, level, k)).merge(self._strip())
         ds["drift_rate_gaussian"] = gaussian_rates(ds)
         ds.attrs |= {"title": self._title(), "dictionary_mean": self.model.mean}
-        ds.attrs |= {"fastcrit": fastcrit.__version__, "config": json.dumps({"study": "patch", **asdict(self)})}
+        ds.attrs |= {"fastcrit": __version__, "config": json.dumps({"study": "patch", **asdict(self)})}
         ds.attrs |= _predictions(theory, self.solver)
         ds.attrs |= result.find_critical(ds, self.seed)
         return ds
