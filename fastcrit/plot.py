@@ -13,7 +13,21 @@ import xarray as xr
 
 from fastcrit._channels import averaged, each_channel
 from fastcrit._extras import need
-from fastcrit.critical import stored_critical_point
+from fastcrit._plot_axes import (
+    MEASURED,
+    OF_GAINS,
+    OTHERS,
+    SIGNATURE_STYLE,
+    THEORY,
+    figure_of,
+    has_gains,
+    legend,
+    level_axis,
+    mark_levels,
+    title,
+    where_valid,
+    with_gains,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,16 +45,6 @@ __all__ = [
     "states",
     "structure_factors",
 ]
-
-# Curves that exist where gains were taken.
-OF_GAINS = ("xi_eq", "xi_drift")
-# Okabe and Ito's palette: what is measured, what theory says, and further series.
-MEASURED, THEORY, OTHERS = "#0072B2", "#D55E00", ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-# Dashed is theory's. By the first word of what a table calls a signature.
-_SIGNATURE_STYLE: dict[str, Any] = {
-    "instability": "-", "weakening": "-", "softening": (0, (6, 2)), "xi_eq": ":", "growth": "-.",
-    "growth_denoised": (0, (3, 1, 1, 1)), "susceptibility": (0, (1, 4)),
-}  # fmt: skip
 
 
 def structure_factors(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
@@ -80,7 +84,7 @@ def structure_factors(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
     from matplotlib.colors import LogNorm
 
     ds = averaged(ds)
-    figure, axes = _figure(axes)
+    figure, axes = figure_of(axes)
     s = ds["level"].values
     lowest = s[s > 0].min()
     norm = LogNorm(lowest, s.max())
@@ -88,7 +92,7 @@ def structure_factors(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
     for i in range(len(s)):
         axes.loglog(ds["k"][1:], ds["S"][i, 1:], color=colours.to_rgba(np.maximum(s[i], lowest)), linewidth=1)
     axes.set(xlabel="wavenumber k (rad per site), without k = 0", ylabel="structure factor S(k)")
-    _title(axes.set_title, ds, "From white noise to a pattern")
+    title(axes.set_title, ds, "From white noise to a pattern")
     figure.colorbar(colours, ax=axes, label="noise level s")
     return figure
 
@@ -100,7 +104,7 @@ def lengths(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
     """
     channels = each_channel(ds)
     ds = averaged(ds)
-    figure, axes = _figure(axes)
+    figure, axes = figure_of(axes)
     s = ds["level"].values
     series = [
         ("xi_eq", "equilibrium, of the score", MEASURED),
@@ -136,11 +140,11 @@ def lengths(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
         axes.plot(s[above], ds["xi_eq_theory"].values[above], color=THEORY, linestyle="--", label="theory at y = 0")
     if top > 0:
         axes.set_ylim(0, 1.05 * top)
-    _mark_levels(axes, ds)
-    _level_axis(axes, s)
+    mark_levels(axes, ds)
+    level_axis(axes, s)
     axes.set_ylabel("correlation length (sites)")
-    _title(axes.set_title, ds, "Correlation lengths")
-    _legend(axes)
+    title(axes.set_title, ds, "Correlation lengths")
+    legend(axes)
     return figure
 
 
@@ -151,7 +155,7 @@ def gains(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
     axes.axhline(1.0, color="0.5", linewidth=0.8)
     axes.set_ylim(-0.1, 2.0)
     axes.set_ylabel("mode gain g")
-    _title(axes.set_title, ds, "Mode gains: 1 is critical")
+    title(axes.set_title, ds, "Mode gains: 1 is critical")
     return figure
 
 
@@ -166,7 +170,7 @@ def drift_rates(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
     axes.axhline(0.0, color="0.5", linewidth=0.8)
     axes.set_ylim(-1.0, _top(ds["drift_rate"].values, 0.6))
     axes.set_ylabel("growth rate (per unit of OU time)")
-    _title(axes.set_title, ds, "Reverse drift: above 0 it amplifies")
+    title(axes.set_title, ds, "Reverse drift: above 0 it amplifies")
     return figure
 
 
@@ -175,7 +179,7 @@ def softening(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
     figure, axes = _shells_over_levels(ds, "softening", {"softening_gaussian": "Gaussian data of this spectrum"}, axes)
     axes.set_ylim(-_top(-ds["softening"].values, 0.0), 2.0)
     axes.set_ylabel("softening (1 - g)/sigma^2")
-    _title(axes.set_title, ds, "Softening: modes are softest at its minimum")
+    title(axes.set_title, ds, "Softening: modes are softest at its minimum")
     return figure
 
 
@@ -187,14 +191,14 @@ def deficits(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
     axes.axhline(0.0, color="0.5", linewidth=0.8)
     axes.set_ylim(-1.0, 1.05)
     axes.set_ylabel("response deficit")
-    _title(axes.set_title, ds, "Response deficit: it rises where states commit")
+    title(axes.set_title, ds, "Response deficit: it rises where states commit")
     return figure
 
 
 def order_parameter(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
     """Susceptibility and Binder cumulant of the site mean over levels."""
     ds = averaged(ds)
-    figure, axes = _figure(axes)
+    figure, axes = figure_of(axes)
     s = ds["level"].values
     style: dict[str, Any] = {"linewidth": 1, "capsize": 2}
     axes.errorbar(s, ds["chi"], ds["chi_stderr"], color=MEASURED, label="susceptibility", **style)
@@ -203,9 +207,9 @@ def order_parameter(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
     right.errorbar(s, ds["binder"], ds["binder_stderr"], color=OTHERS[0], **style)
     right.set_ylabel("Binder cumulant 1 - <m⁴>/(3<m²>²)", color=OTHERS[0])
     axes.plot([], [], color=OTHERS[0], label="Binder cumulant")
-    _mark_levels(axes, ds)
-    _level_axis(axes, s)
-    _title(axes.set_title, ds, "Order parameter: the site mean")
+    mark_levels(axes, ds)
+    level_axis(axes, s)
+    title(axes.set_title, ds, "Order parameter: the site mean")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.12, 1.0), frameon=False)
     return figure
@@ -242,7 +246,7 @@ def states(ds: xr.Dataset, axes: Any = None) -> Figure:
     panels[1, 0].set_ylabel("denoised D")
     scales = f"states, each on its own scale; denoised images from {-limit:.2g} to {limit:.2g}"
     if axes is None:
-        _title(figure.suptitle, ds, f"One trajectory: {scales}")
+        title(figure.suptitle, ds, f"One trajectory: {scales}")
     return figure
 
 
@@ -259,7 +263,7 @@ def alignment(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
         figure = Figure(figsize=(8.4, 6.6), layout="constrained")
         top, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
     else:
-        figure, top = _figure(axes)
+        figure, top = figure_of(axes)
     n = ds.sizes["sample"]
     arms = {str(name): i for i, name in enumerate(ds["arm"].values)}
     value = ds["top1"].values.mean(axis=1)
@@ -285,14 +289,14 @@ def alignment(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
             panel.axvspan(found["low"], found["high"], color="0.9", linewidth=0, zorder=0)
             label = f"{name}: {found['level']:.2f}" if panel is top else None
             panel.axvline(
-                found["level"], color="0.3", linewidth=1, linestyle=_SIGNATURE_STYLE[name.split()[0]], label=label
+                found["level"], color="0.3", linewidth=1, linestyle=SIGNATURE_STYLE[name.split()[0]], label=label
             )
         panel.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.12, 1.0), frameon=False)
-    _level_axis(panels[-1], ds["level"].values if decided else ds["center"].dropna("arm").values)
+    level_axis(panels[-1], ds["level"].values if decided else ds["center"].dropna("arm").values)
     if decided:
-        _title(figure.suptitle, ds, "Where guidance works, and where the class is decided")
+        title(figure.suptitle, ds, "Where guidance works, and where the class is decided")
     else:
-        _title(top.set_title, ds, "Where guidance works")
+        title(top.set_title, ds, "Where guidance works")
     return figure
 
 
@@ -349,7 +353,7 @@ def _shells_over_levels(
     ds: xr.Dataset, name: str, references: dict[str, str], axes: Axes | None
 ) -> tuple[Figure, Axes]:
     """Curves of a few shells over the levels, in dashes and dots the references, and the critical levels."""
-    figure, axes = _figure(axes)
+    figure, axes = figure_of(axes)
     s = ds["level"].values
     taken = with_gains(ds)
     styles = zip(references, ("--", ":", (0, (1, 4))), strict=False)
@@ -364,75 +368,12 @@ def _shells_over_levels(
             axes.plot(s[taken], where_valid(ds, reference)[taken, j], color=colour, linestyle=style, linewidth=1)
     for reference, style in lines.items():
         axes.plot([], [], color="0.3", linestyle=style, label=references[reference])
-    _mark_levels(axes, ds)
-    _level_axis(axes, s)
-    _legend(axes)
+    mark_levels(axes, ds)
+    level_axis(axes, s)
+    legend(axes)
     return figure, axes
 
 
 def _top(values: Any, usual: float) -> float:
     """End of an axis: the usual one, or where the data need it."""
     return max(usual, 1.1 * float(np.nanmax(values, initial=usual)))
-
-
-def where_valid(ds: xr.Dataset, name: str) -> Any:
-    """Values (level, shell) of a reference; the self-consistent theory's where it is valid."""
-    values = ds[name].values
-    return np.where(ds["theory_valid"].values[:, None], values, np.nan) if name.endswith("_theory") else values
-
-
-def has_gains(ds: xr.Dataset) -> bool:
-    """Whether any gain was measured."""
-    return "gain_on_trajectories" in ds and bool(np.isfinite(ds["gain_on_trajectories"].values).any())
-
-
-def with_gains(ds: xr.Dataset) -> Any:
-    """Levels at which gains were taken: curves join these."""
-    return np.flatnonzero(ds["n_gains"].values > 0) if "n_gains" in ds.coords else slice(None)
-
-
-def _figure(axes: Axes | None) -> tuple[Figure, Axes]:
-    """The axes and their figure, made where there are none."""
-    if axes is not None:
-        return axes.figure.figure, axes  # a part of a figure says which it is part of
-    need("matplotlib", "drawing a figure")
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.4, 4.2), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _title(put: Callable[..., Any], ds: xr.Dataset, text: str) -> None:
-    """What is shown, and of which study."""
-    study = ds.attrs.get("title")
-    put(f"{text}\n{study}" if study else text, fontsize="medium")
-
-
-def _legend(axes: Axes) -> None:
-    """Beside the axes, where it hides nothing."""
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
-
-
-def _level_axis(axes: Axes, s: Any) -> None:
-    """Noise falls as time runs, so it falls from left to right."""
-    axes.set_xscale("log")
-    axes.set_xlim(s.max(), s[s > 0].min())
-    axes.set_xlabel("noise level s (the reverse process runs to the right)")
-
-
-def _mark_levels(axes: Axes, ds: xr.Dataset) -> None:
-    """Vertical lines at theory's critical level and at the signatures that were found, with their intervals."""
-    if "theory_critical_level" in ds.attrs:
-        s = ds.attrs["theory_critical_level"]
-        axes.axvline(s, color=THEORY, linewidth=1, label=f"theory, y = 0: {s:.2f}")
-    if "theory_instability_level" in ds.attrs:
-        s = ds.attrs["theory_instability_level"]
-        axes.axvline(s, color=THEORY, linewidth=1, linestyle=":", label=f"theory, trajectories: {s:.2f}")
-    stored = stored_critical_point(ds)
-    for name, found in stored.found.items() if stored else ():
-        axes.axvspan(found.low, found.high, color="0.85", linewidth=0)
-        label = f"{found.kind or name}: {found.level:.2f}"
-        axes.axvline(found.level, color="0.3", linewidth=1, linestyle=_SIGNATURE_STYLE[name], label=label)

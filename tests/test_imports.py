@@ -72,8 +72,8 @@ def at_load(tree):
 
 
 def test_no_file_is_longer_than_its_room():
-    """The limit is 400 lines; these are known to be longer, and none of them grows."""
-    known = {"observe": 660, "theory": 540, "studies/fashion_mnist": 480, "plot": 445}
+    """The limit is 400 lines; what is known to be longer does not grow."""
+    known = {"observe": 660}
     for path in PACKAGE.rglob("*.py"):
         name = path.relative_to(PACKAGE).with_suffix("").as_posix()
         assert len(path.read_text().splitlines()) <= known.get(name, 400), name

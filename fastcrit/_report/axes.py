@@ -11,8 +11,8 @@ import plotly.graph_objects as go
 import xarray as xr
 from numpy.typing import NDArray
 
+from fastcrit._plot_axes import MEASURED, OTHERS, THEORY
 from fastcrit.critical import SIGNATURES, WEAKENING, stored_critical_point
-from fastcrit.plot import MEASURED, OTHERS, THEORY
 
 # Readable on white and on black alike.
 NEUTRAL = "#808080"

@@ -7,9 +7,9 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from fastcrit._channels import averaged
+from fastcrit._plot_axes import has_gains, with_gains
 from fastcrit._report.axes import COLOURS, NEUTRAL, Panel, curve, level_axis, positive
 from fastcrit.critical import SIGNATURES, stored_critical_point
-from fastcrit.plot import has_gains, with_gains
 
 _SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "star")
 

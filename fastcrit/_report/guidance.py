@@ -11,8 +11,8 @@ import xarray as xr
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
+from fastcrit._plot_axes import MEASURED, OTHERS
 from fastcrit._report.axes import COLOURS, NEUTRAL, Panel, level_axis, mark_levels
-from fastcrit.plot import MEASURED, OTHERS
 from fastcrit.studies.guidance_verdict import CONSTANT, DOSE, INTERVAL, NONE
 
 

@@ -12,8 +12,8 @@ from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
 from fastcrit._channels import averaged, each_channel
+from fastcrit._plot_axes import MEASURED, OF_GAINS, OTHERS, THEORY, has_gains, where_valid, with_gains
 from fastcrit._report.axes import COLOURS, NEUTRAL, Panel, curve, level_axis, mark_levels, positive, small
-from fastcrit.plot import MEASURED, OF_GAINS, OTHERS, THEORY, has_gains, where_valid, with_gains
 
 _SHOWN_SHELLS = (0, 3, 5)  # the others are a click on the legend away
 _MOST_SHELLS = 12

@@ -69,7 +69,7 @@ def verdict(ds: xr.Dataset) -> list[str]:
     elif "theory_no_transition" in ds.attrs:
         said.append(f"Theory has no transition either: {ds.attrs['theory_no_transition']}.")
     if "forward_response_deficit" in ds:
-        from fastcrit.studies.fashion_mnist import violations
+        from fastcrit.studies.fashion_mnist_words import violations
 
         total = 2 * int((ds["n_gains"] > 0).sum()) * ds.sizes["shell"]
         said.append(

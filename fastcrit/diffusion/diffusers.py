@@ -184,7 +184,7 @@ def scheduler_levels(scheduler: Any, n: int | None = None) -> Floats:
                 f"scheduler: {name} cannot take {n} steps by set_timesteps({n}) ({error}); call its set_timesteps with "
                 "what it needs, and then scheduler_levels(scheduler)"
             ) from error
-    elif getattr(own, "num_inference_steps", None) is None:
+    elif getattr(own, "num_inference_steps", None) is None and not getattr(own, "custom_timesteps", False):
         raise ValueError(f"n: {name} was not told a number of steps; pass n, or call its set_timesteps first")
     loop = loop_levels(own)
     if loop[len(own.timesteps) - 1] > loop[0] * (1.0 + _SAME):
