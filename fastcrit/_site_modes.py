@@ -12,6 +12,7 @@ Floats = NDArray[np.float64]
 
 
 def largest_eigenvalue_by_site(dictionary: Dictionary, s: float) -> float:
+    """Of a position-specific dictionary's response at y = 0 and level s, by an iterative solver."""
     images = dictionary.patterns
     _, height, width = images.shape
     half = dictionary.size // 2

@@ -142,6 +142,22 @@ class TestLevels:
         t = scheduler.sigmas.double().numpy()[1:]
         np.testing.assert_allclose(scheduler_levels(scheduler)[1:], t / (1 - t), rtol=FLOAT32)
 
+    def test_of_time_steps_of_ones_own(self):
+        """DDPM then forgets the number of its steps."""
+        scheduler = diffusers.DDPMScheduler()
+        scheduler.set_timesteps(timesteps=[900, 500, 100])
+        table = scheduler.alphas_cumprod.double().numpy()[[900, 500, 100]]
+        np.testing.assert_allclose(scheduler_levels(scheduler), [*np.sqrt((1 - table) / table), 0], rtol=FLOAT32)
+
+    @pytest.mark.parametrize("error", [KeyError(None), AttributeError("stages")])
+    def test_that_a_scheduler_cannot_make_are_an_error_that_names_it(self, error):
+        class Staged(diffusers.DDIMScheduler):
+            def set_timesteps(self, *args, **options):
+                raise error
+
+        with pytest.raises(ValueError, match=r"scheduler: Staged cannot take 10 steps by set_timesteps\(10\)"):
+            scheduler_levels(Staged(), STEPS)
+
     def test_of_edms_schedulers(self):
         levels = scheduler_levels(diffusers.EDMEulerScheduler(), STEPS)
         np.testing.assert_allclose(levels, [*fc.schedules.EDM().levels(STEPS), 0], rtol=FLOAT32)
