@@ -62,6 +62,8 @@ UNSTABLE_FROM_START = "the drift is unstable at the highest recorded level"
 # response of a site. Where states commit it is 1 and more (patch models 1 to 5, trained networks 10 to 35); a denoiser
 # whose response differs between sites and states by less than this share of it is linear.
 _LEAST_SPREAD = 0.01
+# Below this share the response is nearly linear, which is what random networks have.
+_HARDLY = 0.1
 # A gain that takes more power than the samples have, by this share and by so many standard errors, is above every
 # posterior's. (Trained networks and patch models stay below the bound wherever they have an extremum.) Looked at in
 # shells whose gain is within this share of the largest: k = 0 is a single mode, whose spectrum is known least.
@@ -287,7 +289,7 @@ def _no_commitment(ds: xr.Dataset, found: Signature) -> str:
         soft = gain >= _AS_SOFT * np.nanmax(gain[list(columns)])
         lifted = (1 + _BEYOND) * bound / (1 + _BEYOND * bound)  # P/(P + s^2) of so much more power
         beyond = soft & (gain > lifted) & (gain - bound > _SURELY * np.hypot(error, bound_error))
-        if np.any(beyond & _changes(ds, at)):
+        if np.any(beyond & (_changes(ds, at) | (spread <= _HARDLY * np.abs(gain)))):
             return "not the denoiser of its samples: the gain is above that of every posterior with their spectrum"
     return ""
 

@@ -121,7 +121,14 @@ def _settle() -> None:
 
 
 def _open(path: str) -> Any:
-    return need("zarr", f"reading {path}").open(path, mode="r")
+    """The store, to be read by one thread of zarr's unless its configuration says otherwise.
+
+    Blocks are read side by side as it is; the heap of each further thread would keep a chunk of its own.
+    """
+    zarr = need("zarr", f"reading {path}")
+    if zarr.config.get("threading.max_workers", None) is None:
+        zarr.config.set({"threading.max_workers": 1})
+    return zarr.open(path, mode="r")
 
 
 def _unsafe(array: Any) -> str:
