@@ -12,6 +12,7 @@ import xarray as xr
 
 import fastcrit
 from fastcrit import observe, store
+from fastcrit._attributes import is_guidance
 from fastcrit._dims import LEVEL, arrange, dims_of
 from fastcrit._json import strict_json
 from fastcrit.analyze import cluster, named, table, table_json
@@ -90,7 +91,7 @@ def _print_ensemble(file: Path, fields: xr.DataArray, ndim: int, spacing: float,
 
 def _print_result(ds: xr.Dataset, as_json: bool) -> None:
     """Critical levels of a study, or the table of a guidance experiment."""
-    if "top1" in ds:
+    if is_guidance(ds):
         from fastcrit.studies import guidance_verdict
 
         print(guidance_verdict.as_json(ds) if as_json else guidance_verdict.summary(ds))

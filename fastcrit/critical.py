@@ -14,6 +14,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from fastcrit._arrays import check_choice, check_levels
+from fastcrit._attributes import config_of
 from fastcrit._channels import averaged, each_channel
 from fastcrit._curves import GROWING, SLOPE_LEVELS, growth, shell_of, softening, susceptibility, xi_eq
 from fastcrit._dataset import with_drift
@@ -137,7 +138,7 @@ def stored_critical_point(ds: xr.Dataset) -> CriticalPoint | None:
     found = CriticalPoint.from_json(ds.attrs["critical_point"])
     if "instability" in found.signatures or "drift_rate" not in ds:
         return found
-    return critical_point(ds, seed=int(json.loads(ds.attrs.get("config", "{}")).get("seed", 0)))
+    return critical_point(ds, seed=int(config_of(ds).get("seed", 0)))
 
 
 def critical_point(

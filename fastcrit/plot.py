@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from fastcrit._attributes import carried_levels, is_guidance, pulses_of
 from fastcrit._channels import averaged, each_channel
 from fastcrit._extras import need
 from fastcrit._plot_axes import (
@@ -268,7 +268,7 @@ def alignment(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
     arms = {str(name): i for i, name in enumerate(ds["arm"].values)}
     value = ds["top1"].values.mean(axis=1)
     error = ds["top1"].values.std(axis=1, ddof=1) / np.sqrt(n)
-    pulses = json.loads(ds.attrs["pulses"])
+    pulses = pulses_of(ds)
     for role, style in (("sweep", {"fmt": "o-"}), ("random", {"fmt": "x", "zorder": 1})):
         at = [arms[f"pulse {i}"] for i in pulses[role]]
         colour = MEASURED if role == "sweep" else "0.45"
@@ -285,7 +285,7 @@ def alignment(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
     panels = (top, below) if decided else (top,)
     for panel in panels:
         panel.spines["top"].set_visible(False)
-        for name, found in json.loads(ds.attrs["critical"]).items():
+        for name, found in carried_levels(ds).items():
             panel.axvspan(found["low"], found["high"], color="0.9", linewidth=0, zorder=0)
             label = f"{name}: {found['level']:.2f}" if panel is top else None
             panel.axvline(
@@ -320,7 +320,7 @@ def save_figures(ds: xr.Dataset, folder: str | os.PathLike[str]) -> list[Path]:
     made: dict[str, Callable[[xr.Dataset], Figure]] = {}
     if "S" in ds:
         made |= {"structure_factors": structure_factors, "lengths": lengths}
-    if "top1" in ds:
+    if is_guidance(ds):
         made["alignment"] = alignment
     if has_gains(ds):
         made |= {"drift_rates": drift_rates, "gains": gains, "softening": softening}

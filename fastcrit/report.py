@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import gzip
 import importlib.metadata
-import json
 import os
 import platform
 import tempfile
@@ -18,6 +17,7 @@ import numpy as np
 import xarray as xr
 
 from fastcrit import store
+from fastcrit._attributes import config_of
 from fastcrit._extras import need
 from fastcrit._report import words
 from fastcrit._version import __version__
@@ -145,7 +145,7 @@ def _context(
                 "critical": words.critical_rows(ds),
                 "panels": [_panel(p) for p in (*trajectories.panels(ds), *guidance.panels(ds))],
                 "strip": _strip(ds),
-                "config": json.loads(ds.attrs.get("config", "{}")),
+                "config": config_of(ds),
                 "times": _times(path),
                 "version": ds.attrs.get("fastcrit", "not recorded"),
                 "conventions": ds.attrs.get("conventions"),

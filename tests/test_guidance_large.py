@@ -115,7 +115,7 @@ class TestRun:
     def test_features_are_kept_of_as_many_as_are_said(self, study, finished, monkeypatch):
         config = GuidanceStudy(**study)
         assert config.featured(5) == 21
-        monkeypatch.setattr("fastcrit.studies.guidance._FEATURED", 10)
+        monkeypatch.setattr("fastcrit.studies.guidance_plan._FEATURED", 10)
         subject = subject_of(config, "cpu")
         arms, _ = config.arms({"softening": 2.0})
         made = [ArmSampler(config, subject, arms).make(c, lambda where: None)[1] for c in range(3)]

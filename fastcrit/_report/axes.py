@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ import plotly.graph_objects as go
 import xarray as xr
 from numpy.typing import NDArray
 
+from fastcrit._attributes import carried_levels
 from fastcrit._plot_axes import MEASURED, OTHERS, THEORY
 from fastcrit.critical import SIGNATURES, WEAKENING, stored_critical_point
 
@@ -78,8 +78,8 @@ def mark_levels(figure: go.Figure, ds: xr.Dataset) -> None:
 
 def levels_of(ds: xr.Dataset) -> dict[str, tuple[float, float, float]]:
     """Critical levels found, with their intervals: a study's own, or those that a guidance experiment carries."""
-    if "critical" in ds.attrs:
-        carried = json.loads(ds.attrs["critical"])
+    carried = carried_levels(ds)
+    if carried:
         return {name: (s["level"], s["low"], s["high"]) for name, s in carried.items()}
     stored = stored_critical_point(ds)
     return {s.kind or name: (s.level, s.low, s.high) for name, s in stored.found.items()} if stored else {}

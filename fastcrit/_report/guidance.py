@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
+from fastcrit._attributes import pulses_of
 from fastcrit._plot_axes import MEASURED, OTHERS
 from fastcrit._report.axes import COLOURS, NEUTRAL, Panel, level_axis, mark_levels
 from fastcrit.studies.guidance_verdict import CONSTANT, DOSE, INTERVAL, NONE
@@ -131,4 +131,4 @@ def _arms(ds: xr.Dataset) -> tuple[NDArray[Any], NDArray[Any], dict[str, int], d
     """Alignment of every arm, its error, the arms' places by name, the pulses by role."""
     top1 = ds["top1"].values
     arms = {str(name): i for i, name in enumerate(ds["arm"].values)}
-    return top1.mean(axis=1), top1.std(axis=1, ddof=1) / top1.shape[1] ** 0.5, arms, json.loads(ds.attrs["pulses"])
+    return top1.mean(axis=1), top1.std(axis=1, ddof=1) / top1.shape[1] ** 0.5, arms, pulses_of(ds)

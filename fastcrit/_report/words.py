@@ -7,6 +7,7 @@ import re
 import numpy as np
 import xarray as xr
 
+from fastcrit._attributes import config_of, is_guidance
 from fastcrit._report.axes import levels_of
 from fastcrit.critical import (
     INSTABILITY,
@@ -18,7 +19,7 @@ from fastcrit.critical import (
     stored_critical_point,
 )
 from fastcrit.schedules import OrnsteinUhlenbeck
-from fastcrit.studies.result import config_of, signatures
+from fastcrit.studies.result import signatures
 
 _WHAT = {
     "instability": "the reverse drift loses its stability",
@@ -191,7 +192,7 @@ def facts(ds: xr.Dataset) -> list[str]:
     """The run at a glance."""
     config = config_of(ds)
     said = []
-    if "top1" in ds:
+    if is_guidance(ds):
         said.append(f"{ds.sizes['sample']} samples in each of {ds.sizes['arm']} arms")
     if "n_samples" in ds.coords:
         said.append(f"{int(ds['n_samples'].max())} trajectories")

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from fastcrit import data, schedules, store
 from fastcrit._arrays import check_choice, check_positive
+from fastcrit._attributes import config_of
 from fastcrit._extras import need
 from fastcrit._lattice import lattice
 from fastcrit._version import __version__
@@ -347,7 +348,7 @@ def run_all(
         own = folder / _folder_name(name)
         if (own / "dataset.zarr").exists():
             ds = store.load_dataset(own / "dataset.zarr")
-            if result.config_of(ds) != study.config(diffusion.pretrained(study.net)):
+            if config_of(ds) != study.config(diffusion.pretrained(study.net)):
                 raise ValueError(f"out: {own} was made with another configuration")
         else:
             ds = study.run(own, resume=resume and own.exists(), device=device, progress=progress)

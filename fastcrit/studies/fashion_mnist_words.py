@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import xarray as xr
 
+from fastcrit._attributes import config_of
 from fastcrit.critical import INSTABILITY, WEAKENING, Signature
 from fastcrit.studies import result
 
@@ -56,7 +57,7 @@ def _violation_lines(ds: xr.Dataset) -> list[str]:
 
 def summary(ds: xr.Dataset) -> str:
     """The table of a finished study: signatures, the softest mode, where the bound is exceeded."""
-    config = result.config_of(ds)
+    config = config_of(ds)
     n = int(ds["n_samples"].max())
     lines = [
         f"{ds.attrs['title']}; {n} trajectories each way, {config['levels']} levels, {config['solver']}, seed "

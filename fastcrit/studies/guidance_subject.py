@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastcrit import data, store
+from fastcrit._attributes import config_of
 from fastcrit.studies import checks, result
 from fastcrit.studies.labels import classes_but, labels_of
 
@@ -119,7 +120,7 @@ def subject_of(study: GuidancePlan, device: str) -> Subject:
         hint = f"; it holds the studies {', '.join(inner)}: name one of these folders" if inner else ""
         raise FileNotFoundError(f"run: no finished study in {folder}{hint}")
     ds = store.load_dataset(folder / "dataset.zarr")
-    config = result.config_of(ds)
+    config = config_of(ds)
     guide = real = null_label = None
     if config.get("study") == "fashion-mnist":
         if study.edm2 or study.diffusers or study.guide or study.judge:

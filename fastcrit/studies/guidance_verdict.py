@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
 
 from fastcrit._arrays import check_choice
+from fastcrit._attributes import carried_levels, config_of, pulses_of
 from fastcrit._json import strict_json
 from fastcrit.alignment import Paired, paired
 
@@ -46,7 +46,7 @@ def placement(
     """How much better a pulse (by its first guided step) is than the random ones of a finished experiment."""
     check_choice(measure, MEASURES, "measure")
     values = ds[measure].values
-    random = json.loads(ds.attrs["pulses"])["random"]
+    random = pulses_of(ds)["random"]
     own, others = values[_arm(ds, first)], values[[_arm(ds, i) for i in random]]
     d = own - others
     rng = np.random.default_rng(seed)
@@ -61,7 +61,7 @@ def placement(
 
 def best_centre(ds: xr.Dataset, measure: str = "top1", *, n_bootstrap: int = 2000, seed: int = 0) -> dict[str, float]:
     """Where the sweep's alignment is highest: ``level``, its 95 % bootstrap interval (over samples), and ``value``."""
-    sweep = [_arm(ds, i) for i in json.loads(ds.attrs["pulses"])["sweep"]]
+    sweep = [_arm(ds, i) for i in pulses_of(ds)["sweep"]]
     values, centres = ds[measure].values[sweep], ds["center"].values[sweep]
     rng = np.random.default_rng(seed)
     n = values.shape[1]
@@ -76,8 +76,8 @@ def best_centre(ds: xr.Dataset, measure: str = "top1", *, n_bootstrap: int = 200
 
 def verdict(ds: xr.Dataset) -> str:
     """One paragraph, computed from the numbers: what a pulse at the critical level gains, and what it costs."""
-    config, pulses = json.loads(ds.attrs["config"]), json.loads(ds.attrs["pulses"])
-    critical = json.loads(ds.attrs["critical"])
+    config, pulses = config_of(ds), pulses_of(ds)
+    critical = carried_levels(ds)
     top1 = ds["top1"].values.mean(axis=1)
     none = _arm(ds, NONE)
     random = [_arm(ds, i) for i in pulses["random"]]
@@ -147,7 +147,7 @@ def _decision(ds: xr.Dataset) -> list[str]:
 
 def summary(ds: xr.Dataset) -> str:
     """The table of a finished experiment, and its verdict."""
-    pulses = json.loads(ds.attrs["pulses"])
+    pulses = pulses_of(ds)
     roles: dict[str, list[str]] = {}
     for role, places in pulses.items():
         for first in places:
@@ -170,7 +170,7 @@ def summary(ds: xr.Dataset) -> str:
         )
     if "class_entropy" in ds:
         H, error = float(ds["class_entropy"]), float(ds["class_entropy_stderr"])
-        classes = json.loads(ds.attrs["config"])["classes"]
+        classes = config_of(ds)["classes"]
         lines += [
             "",
             f"Class entropy from its rate: {H:.3f} +- {error:.3f} nats; the posterior gives log {classes} = "
@@ -192,7 +192,7 @@ def as_json(ds: xr.Dataset) -> str:
     about = {"samples": ds.sizes["sample"], "arms": arms, "verdict": ds.attrs["verdict"]}
     about |= {"warning": ds.attrs["warning"]} if "warning" in ds.attrs else {}
     about |= {n: float(ds[n]) for n in ("class_entropy", "class_entropy_stderr", "class_decided") if n in ds}
-    return strict_json(about | {n: json.loads(ds.attrs[n]) for n in ("pulses", "critical")})
+    return strict_json(about | {"pulses": pulses_of(ds), "critical": carried_levels(ds)})
 
 
 def _arm(ds: xr.Dataset, which: int | str) -> int:

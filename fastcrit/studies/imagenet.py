@@ -16,6 +16,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from fastcrit._attributes import config_of
 from fastcrit._statefile import is_url
 from fastcrit._version import __version__
 from fastcrit.critical import gaussian_rates
@@ -212,7 +213,7 @@ class _Job:
 
 def summary(ds: xr.Dataset) -> str:
     """The table of a finished study: signatures, and lengths at their levels."""
-    config = result.config_of(ds)
+    config = config_of(ds)
     shape = " x ".join(map(str, ds.attrs["lattice"]))
     pixels = ds.attrs["pixels_per_site"]
     lines = [

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from fastcrit import data, schedules, store
 from fastcrit._arrays import check_choice, check_integer, check_positive
+from fastcrit._attributes import config_of
 from fastcrit._extras import need
 from fastcrit._version import __version__
 from fastcrit.critical import gaussian_rates
@@ -267,7 +268,7 @@ def _predictions(theory: PatchTheory, solver: str) -> dict[str, Any]:
 
 def summary(ds: xr.Dataset) -> str:
     """The table of a finished study: predicted against measured critical levels."""
-    config = result.config_of(ds)
+    config = config_of(ds)
     lines = [
         f"{ds.attrs['title']}; periodic lattice of {config['lattice']} x {config['lattice']}; "
         f"{int(ds['n_samples'].max())} samples, {config['solver']}, seed {config['seed']}",

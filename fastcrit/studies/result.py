@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import xarray as xr
 
+from fastcrit._attributes import growth_by_log_t
 from fastcrit._json import strict_json
 from fastcrit.critical import CLOCKS, GROWTHS, INSTABILITY, Signature, critical_point, stored_critical_point
 from fastcrit.schedules import OrnsteinUhlenbeck
 
 # Width of the first column of a study's table.
 NAME = 26
-
-
-def config_of(ds: xr.Dataset) -> dict[str, Any]:
-    """The configuration that a study wrote down; empty for other datasets.
-
-    Examples
-    --------
-    >>> import xarray as xr
-    >>> from fastcrit.studies.result import config_of
-    >>> config_of(xr.Dataset(attrs={"config": '{"seed": 1}'}))
-    {'seed': 1}
-    """
-    return dict(json.loads(ds.attrs.get("config", "{}")))
 
 
 def probing(probes: int, waves: int | None) -> dict[str, Any]:
@@ -55,7 +42,7 @@ def signatures(ds: xr.Dataset) -> dict[str, Signature]:
     if found is None:
         return {}
     rows = {name: s for name, s in found.signatures.items() if name not in GROWTHS}
-    log_t = json.loads(ds.attrs.get("growth_log_t", "{}"))
+    log_t = growth_by_log_t(ds)
     for name in (name for name in GROWTHS if name in found.signatures):
         rows[f"{name} ({found[name].clock})" if found[name].clock else name] = found[name]
         if name in log_t:
