@@ -1,4 +1,5 @@
 // Power of square fields in one kernel: pixels in, bin sums and selected modes out. A field stays in shared memory.
+#include <cfloat>
 #include <cmath>
 #include <limits>
 
@@ -165,7 +166,7 @@ __device__ void transform_rows(const Complex* roots, Shared<Complex> values, int
 
 /// Whether an amplitude is there whose power is below the normal numbers.
 __device__ inline bool lost(Complex amplitude, float power) {
-    return power < std::numeric_limits<float>::min() && (amplitude.re != 0.0F || amplitude.im != 0.0F);
+    return power < FLT_MIN && (amplitude.re != 0.0F || amplitude.im != 0.0F);
 }
 
 /// Writes the powers of the modes (ky, kx) and (ky + height, kx), with those of their mirror images, over Z(ky, kx); to
@@ -295,7 +296,7 @@ __global__ void __launch_bounds__(Square<Side>::block, Square<Side>::blocks)
             losses += of_warps[2 * w + 1];
         }
     }
-    if (losses > 0.0F && power < std::numeric_limits<float>::min() * S::sites && active) arguments.totals[field] = kNaN;
+    if (losses > 0.0F && power < FLT_MIN * S::sites && active) arguments.totals[field] = kNaN;
 }
 
 template <int Side, class T>
