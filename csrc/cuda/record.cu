@@ -166,9 +166,8 @@ __device__ void add_moments(const RecordArguments& a, std::int64_t i) {
     const double offset = a.record.offset != nullptr ? a.record.offset[place.channel] : 0.0;
     for_each_finite(a, there ? place.sample : a.samples, a.record.blocks, [&](std::int64_t sample) {
         const std::int64_t field = sample * a.record.channels + place.channel;
-        const double total = total_about(a, field, place.channel);
-        const double u = total / sites;
-        const double m = a.totals[field] / sites;
+        const double u = (a.totals[field] - sites * offset) / sites;
+        const double m = u + offset;
         // |m| - |offset|, without a difference of large numbers where the signs are those of most fields
         const double v = (m < 0.0) == (offset < 0.0) ? (offset < 0.0 ? -u : u) : fabs(m) - fabs(offset);
         moments[0] += u;
@@ -180,7 +179,7 @@ __device__ void add_moments(const RecordArguments& a, std::int64_t i) {
             if (axis >= a.ndim) continue;
             const std::int32_t at = a.along[axis];
             const float* const mode = a.modes + field * a.low + 2 * at;
-            const double re = at == 0 ? total : static_cast<double>(mode[0]);
+            const double re = at == 0 ? u * sites : static_cast<double>(mode[0]);
             const double im = at == 0 ? 0.0 : static_cast<double>(mode[1]);
             first[axis] += (re * re + im * im) / sites;
         }
