@@ -57,7 +57,7 @@ docs: .venv/dev
 docs-check: docs
 	$(BIN)/codespell
 	$(BIN)/interrogate --quiet fastcrit
-	$(BIN)/numpydoc lint --config . $(wildcard fastcrit/[a-z]*.py fastcrit/*/[a-z]*.py)
+	$(BIN)/numpydoc lint --config . $(wildcard fastcrit/[a-z]*.py fastcrit/[a-z]*/[a-z]*.py fastcrit/[a-z]*/*/[a-z]*.py)
 
 # The compiled core alone, plain and under each sanitizer.
 test-core: build/core/build.ninja build/core-address/build.ninja build/core-thread/build.ninja

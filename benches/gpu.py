@@ -14,9 +14,9 @@ from collections.abc import Callable
 import torch
 
 import fastcrit as fc
-from fastcrit import torch_spectra
-from fastcrit._lattice import lattice
-from fastcrit.torch_spectra import DeviceSums, TorchSpectrometer, cuda_kernels_for
+from fastcrit._kernels import device as torch_spectra
+from fastcrit._kernels.device import DeviceSums, TorchSpectrometer, cuda_kernels_for
+from fastcrit._kernels.lattice import lattice
 
 SIDES = (32, 64, 128, 256)
 DTYPES = (torch.float32, torch.bfloat16)

@@ -23,7 +23,7 @@ import xarray as xr
 
 import fastcrit as fc
 from fastcrit import store
-from fastcrit._lattice import selection
+from fastcrit._kernels.lattice import selection
 from fastcrit.studies import ImageNetStudy
 from tests.networks import diffusers_pipeline, edm2_pickle
 

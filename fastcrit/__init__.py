@@ -13,9 +13,10 @@ from fastcrit import _interpreter  # noqa: F401 (before anything compiled: it re
 
 # isort: split
 from fastcrit import _core, errors, schedules
+from fastcrit._estimates.lengths import METHODS
 from fastcrit._version import __version__
 from fastcrit.analyze import analyze
-from fastcrit.correlation import METHODS, CorrelationLength, correlation_length
+from fastcrit.correlation import CorrelationLength, correlation_length
 from fastcrit.critical import CriticalPoint, critical_point
 from fastcrit.errors import FileFormatError, NoTransitionError
 from fastcrit.modes import ModeResponse, dispersion_length, mode_response

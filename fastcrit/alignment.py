@@ -9,7 +9,7 @@ import numpy as np
 import scipy  # submodules load on first use
 from numpy.typing import NDArray
 
-from fastcrit._arrays import to_array, to_real
+from fastcrit._edge.arrays import to_array, to_real
 
 Floats = NDArray[np.float64]
 

@@ -16,16 +16,16 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from fastcrit._arrays import check_integer, is_tensor, to_array, to_numbers
-from fastcrit._dims import CHANNEL, LEVEL, ROLES, SAMPLE, dims_of, order, refuse_channels_last, spacing_of
-from fastcrit._extras import need
-from fastcrit._files.zarr_stores import check_codecs
-from fastcrit._json import strict_json
-from fastcrit._offset import added
-from fastcrit._rounding import resolution
+from fastcrit._edge.arrays import check_integer, is_tensor, to_array, to_numbers
+from fastcrit._edge.dims import CHANNEL, LEVEL, ROLES, SAMPLE, dims_of, order, refuse_channels_last, spacing_of
+from fastcrit._edge.extras import need
+from fastcrit._edge.files.zarr_stores import check_codecs
+from fastcrit._edge.plain import strict_json
+from fastcrit._estimates.averages import DEFAULT_BLOCKS
+from fastcrit._estimates.rounding import resolution
+from fastcrit._kernels.offset import added
 from fastcrit.critical import critical_point
 from fastcrit.observe import Recorder
-from fastcrit.spectra import DEFAULT_BLOCKS
 
 if TYPE_CHECKING:
     import dask.array

@@ -13,12 +13,13 @@ import scipy  # submodules load on first use
 import xarray as xr
 from numpy.typing import NDArray
 
-from fastcrit._arrays import check_choice, check_levels
-from fastcrit._attributes import config_of
-from fastcrit._channels import averaged, each_channel
-from fastcrit._curves import GROWING, SLOPE_LEVELS, growth, shell_of, softening, susceptibility, xi_eq
-from fastcrit._dataset import with_drift
-from fastcrit._extrema import (
+from fastcrit._edge.arrays import check_choice, check_levels
+from fastcrit._edge.plain import strict_json
+from fastcrit._estimates.attributes import config_of
+from fastcrit._estimates.channels import averaged, each_channel
+from fastcrit._estimates.curves import GROWING, SLOPE_LEVELS, growth, shell_of, softening, susceptibility, xi_eq
+from fastcrit._estimates.dataset import with_drift
+from fastcrit._estimates.extrema import (
     FALSE_ALARMS,
     INSTABILITY,
     LEAST_PROMINENCE,
@@ -31,8 +32,7 @@ from fastcrit._extrema import (
     locate,
     no_signature,
 )
-from fastcrit._gaussian_level import gaussian_rates, gaussian_zero, highest_gains
-from fastcrit._json import strict_json
+from fastcrit._estimates.gaussian_level import gaussian_rates, gaussian_zero, highest_gains
 from fastcrit.errors import NoTransitionError
 
 __all__ = [

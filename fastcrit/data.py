@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcrit._arrays import check_choice, is_tensor, to_array
+from fastcrit._edge.arrays import check_choice, is_tensor, to_array
 from fastcrit.errors import FileFormatError
 
 __all__ = ["FASHION_MNIST_CLASSES", "LabelledImages", "fashion_mnist", "roll"]

@@ -13,14 +13,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcrit._arrays import check_choice, check_integer, check_positive
-from fastcrit._derivative import METHODS, Derivative
-from fastcrit._dispersion import collective_modes, dispersion_length, drift_rate, gaussian_bound, response_deficit
-from fastcrit._evaluation import Survey, as_written
-from fastcrit._extras import need
-from fastcrit._lattice import Lattice, lattice
-from fastcrit._method_choice import choose_method
-from fastcrit._probes import Measured, draw_waves, measure_random_phases, measure_waves
+from fastcrit._edge.arrays import check_choice, check_integer, check_positive
+from fastcrit._edge.extras import need
+from fastcrit._estimates.dispersion import (
+    collective_modes,
+    dispersion_length,
+    drift_rate,
+    gaussian_bound,
+    response_deficit,
+)
+from fastcrit._kernels.lattice import Lattice, lattice
+from fastcrit._response.derivative import METHODS, Derivative
+from fastcrit._response.evaluation import Survey, as_written
+from fastcrit._response.method_choice import choose_method
+from fastcrit._response.probes import Measured, draw_waves, measure_random_phases, measure_waves
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from fastcrit._arrays import (
+from fastcrit._edge.arrays import (
     check_finite,
     check_integer,
     check_levels,
@@ -23,18 +23,18 @@ from fastcrit._arrays import (
     to_numbers,
     to_real,
 )
-from fastcrit._cross import CrossShells
-from fastcrit._dataset import DENOISED, build_dataset
-from fastcrit._lattice import lattice, selection
-from fastcrit._offset import about, common, offset_of
-from fastcrit._placement import find_device, placed_as, to_host, zeros_on
-from fastcrit._rounding import resolution
-from fastcrit._statefile import read_state, write_state
-from fastcrit._sums import add_to_blocks, parts
-from fastcrit.spectra import DEFAULT_BLOCKS
+from fastcrit._edge.placement import find_device, placed_as, to_host, zeros_on
+from fastcrit._edge.statefile import read_state, write_state
+from fastcrit._estimates.averages import DEFAULT_BLOCKS
+from fastcrit._estimates.dataset import DENOISED, build_dataset
+from fastcrit._estimates.rounding import resolution
+from fastcrit._kernels.cross import CrossShells
+from fastcrit._kernels.host import add_to_blocks, parts
+from fastcrit._kernels.lattice import lattice, selection
+from fastcrit._kernels.offset import about, common, offset_of
 
 if TYPE_CHECKING:
-    from fastcrit._torch_kernels import TorchSpectrometer
+    from fastcrit._kernels.torch_kernels import TorchSpectrometer
 
 Floats = NDArray[np.float64]
 
@@ -306,7 +306,7 @@ class Recorder:
             add_to_blocks(sums, values, first)
             add_to_blocks(count, np.ones(len(values), np.int64), first)
         else:
-            from fastcrit._torch_record import add_gains
+            from fastcrit._kernels.torch_record import add_gains
 
             add_gains(placed_as(sums, values), first, sums, count, self._bad[1, i])
         self._next_gain[i] = first + len(values)
@@ -496,7 +496,7 @@ class Recorder:
         offset = self._offsets[prefix][i]
         sample = batch[0].reshape(self.channels, -1)
         if self.device is not None:
-            from fastcrit._torch_record import fix_offset
+            from fastcrit._kernels.torch_record import fix_offset
 
             fix_offset(offset, sums["count"], sample)
         elif not sums["count"].any():
@@ -543,7 +543,7 @@ class Recorder:
             raise ValueError(f"{name}: this recorder is on {self.device}, expected a tensor there, got {got}")
 
     def _spectrometer(self) -> TorchSpectrometer:
-        from fastcrit.torch_spectra import spectrometer
+        from fastcrit._kernels.device import spectrometer
 
         assert self.device is not None
         return spectrometer(self.grid.shape, self.device)
@@ -610,7 +610,7 @@ class Recorder:
         of_states = {name: values for name, values in sums.items() if name != "cross"}
         spectrometer.record(flat, self.channels, first, self._low_indices, self.blocks, of_states, bad)
         if self.cross is not None and "cross" in sums:
-            from fastcrit._torch_kernels import add_cross
+            from fastcrit._kernels.torch_kernels import add_cross
 
             add_cross(spectrometer, self.cross, flat, self.channels, first, self._low_indices, sums)
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastcrit._arrays import is_tensor, to_numbers
+from fastcrit._edge.arrays import is_tensor, to_numbers
 
 Floats = NDArray[np.float64]
 

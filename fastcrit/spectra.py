@@ -7,28 +7,25 @@ of its modes. White noise of variance v has power v in every shell; the k = 0 sh
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from dataclasses import field as dataclass_field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import scipy  # its submodules load when they are first used, which keeps `import fastcrit` fast
 from numpy.typing import NDArray
 
-from fastcrit._arrays import check_choice, check_grid, same_kind, to_fields
-from fastcrit._contract import Trend
-from fastcrit._crops import lag_sums, padding
-from fastcrit._dims import arrange
-from fastcrit._lattice import Lattice, lattice
-from fastcrit._placement import to_host
-from fastcrit._rounding import about_first, resolution, rounding_power
-from fastcrit._sums import sums_for, variance
+from fastcrit._edge.arrays import check_choice, check_grid, same_kind, to_fields
+from fastcrit._edge.dims import arrange
+from fastcrit._edge.placement import to_host
+from fastcrit._estimates.averages import DEFAULT_BLOCKS, ModeAverages, check_center, fewest_for_errors, mode_averages
+from fastcrit._estimates.crops import lag_sums, padding
+from fastcrit._estimates.rounding import about_first, resolution, rounding_power
+from fastcrit._kernels.contract import Trend
+from fastcrit._kernels.host import sums_for, variance
+from fastcrit._kernels.lattice import lattice
 
 Floats = NDArray[np.float64]
-
-# Leave-one-out groups kept by structure_factor; see correlation.py for what they are used for.
-DEFAULT_BLOCKS = 32
 
 
 @dataclass(frozen=True)
@@ -38,33 +35,6 @@ class RadialSpectrum:
     k: Any
     power: Any
     counts: Any
-
-
-@dataclass(frozen=True)
-class ModeAverages:
-    """Sums of centred power over samples, per jackknife block and class of equivalent modes. What the fits read."""
-
-    lattice: Lattice
-    spacing: float
-    center: str
-    counts: NDArray[np.int64]  # (blocks,) samples
-    power: NDArray[np.float64]  # (blocks, fields, orbits): sum over samples of the orbit's mean |phi^|^2 / N
-    first: NDArray[np.float64]  # (blocks, fields, ndim): the same for k = 2 pi / L along each axis alone
-    rounding: Any = 0.0  # (fields,): power per mode that may be rounding alone
-
-    @cached_property
-    def samples(self) -> int:
-        """Number of samples in all blocks."""
-        return int(self.counts.sum())
-
-    def mean_and_replicates(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(1 + blocks, ...): the estimate from block sums, then the estimate without each block in turn."""
-        n = self.samples
-        unbiased = n / (n - 1) if self.center == "ensemble" else 1.0
-        total = sums.sum(axis=0)
-        left = (n - self.counts).reshape(-1, *[1] * (sums.ndim - 1))
-        with np.errstate(invalid="ignore", divide="ignore"):  # without the only block there is no estimate
-            return np.concatenate([total[None] / n, (total - sums) / left]) * unbiased
 
 
 @dataclass(frozen=True)
@@ -297,7 +267,7 @@ def autocorrelation(
     grid = lattice(tuple(array.shape[-ndim:]))
     n = len(array)
     lead = tuple(array.shape[1 : array.ndim - ndim])
-    unbiased = _check_center(center, n)
+    unbiased = check_center(center, n)
     keep = grid.lags_inside
     if periodic:
         padded = grid
@@ -329,61 +299,6 @@ def autocorrelation(
         stderr=kind((stderr * np.abs(scale)).reshape(*lead, keep)),
         counts=kind(padded.lag_pairs[:keep]),
     )
-
-
-@np.errstate(invalid="ignore", over="ignore")  # what is not finite is refused by name
-def mode_averages(
-    array: Any,
-    grid: Lattice,
-    spacing: float,
-    center: str,
-    blocks: int,
-    name: str = "field",
-    resolved: tuple[float, float] = (0.0, 0.0),
-) -> tuple[ModeAverages, NDArray[np.float64]]:
-    """Per-block mode averages of (samples, ..., lattice), and `Squares` of shell means (fields, 2, shells).
-
-    ``resolved`` is the `resolution` of what the caller passed.
-    """
-    n = len(array)
-    _check_center(center, n, name)
-    used = blocks_in_use(blocks, n)
-    stack = array.reshape(n, -1, *grid.shape)
-    sums = sums_for(array, grid)
-    columns = [sums.mode_sums(stack[:, m], center, used, name) for m in range(stack.shape[1])]
-    power, first, squares = (np.stack(values) for values in zip(*columns, strict=True))
-    counts = np.bincount(np.arange(n) % used, minlength=used)
-    power, first = (np.ascontiguousarray(values.swapaxes(0, 1)) for values in (power / grid.orbit_modes, first))
-    rounding = rounding_power(array, stack.shape[1], center, resolved)
-    modes = ModeAverages(grid, spacing, center, counts, power, first, rounding)
-    scatter = (modes.power.sum(axis=0) @ grid.orbit_modes) / (n * grid.sites)
-    shifted = about_first(array, scatter, modes.rounding, resolved, center, grid.ndim)
-    if shifted is not None:
-        again, squares = mode_averages(shifted, grid, spacing, center, blocks, name)
-        modes = replace(again, rounding=modes.rounding)
-    return modes, squares
-
-
-def blocks_in_use(blocks: int, samples: int) -> int:
-    """Jackknife blocks that hold samples; ValueError unless ``blocks`` is an integer of at least 2."""
-    if isinstance(blocks, bool) or not isinstance(blocks, (int, np.integer)) or blocks < 2:
-        raise ValueError(f"blocks: expected an integer of at least 2, got {blocks!r}")
-    return min(int(blocks), samples)
-
-
-def _check_center(center: str, samples: int, name: str = "field") -> float:
-    """The factor that makes a second moment unbiased once the mean has been taken out."""
-    check_choice(center, ("ensemble", "sample", "none"), "center")
-    if center != "ensemble":
-        return 1.0
-    if samples < 2:
-        raise ValueError(f"{name}: center='ensemble' needs at least 2 samples on axis 0, got {samples}")
-    return samples / (samples - 1)
-
-
-def fewest_for_errors(center: str) -> int:
-    """Samples from which scatter can be told: two samples less their mean are equal but for the sign."""
-    return 3 if center == "ensemble" else 2
 
 
 def _unit(power: Floats) -> float:

@@ -16,8 +16,10 @@ import pytest
 import torch
 
 import fastcrit as fc
-from fastcrit import _arrays, _core, torch_spectra
-from fastcrit._lattice import lattice, selection
+from fastcrit import _core
+from fastcrit._edge import arrays as _arrays
+from fastcrit._kernels import device as torch_spectra
+from fastcrit._kernels.lattice import lattice, selection
 from tests.oracles import spectra as oracle
 
 # Relative to the mean power of the field, as in test_spectra.py. Half types are computed in float32; the oracle reads

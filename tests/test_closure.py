@@ -7,8 +7,8 @@ import pytest
 from scipy.integrate import quad
 
 import fastcrit as fc
-from fastcrit._closure import Closure, State
-from fastcrit._lattice import lattice as lattice_tables
+from fastcrit._kernels.lattice import lattice as lattice_tables
+from fastcrit.theory.closure import Closure, State
 from tests.oracles import patch as oracle
 
 PAIR = fc.patch.Dictionary.binary(size=5, random=0)

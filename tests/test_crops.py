@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import fastcrit as fc
-from fastcrit._crops import crop_form
-from fastcrit._lattice import lattice
+from fastcrit._estimates.crops import crop_form
+from fastcrit._kernels.lattice import lattice
 
 XI, SIDE, WHOLE, SAMPLES = 4.0, 32, 96, 1500
 
@@ -25,7 +25,7 @@ def crops(model):
 
 def true_lengths(model):
     """What each estimator reads off the correlation of the larger field itself."""
-    from fastcrit._lags import FROM_CORRELATION
+    from fastcrit._estimates.lags import FROM_CORRELATION
 
     C = np.fft.ifftn(model.spectrum).real
     n = np.minimum(np.arange(WHOLE), WHOLE - np.arange(WHOLE))

@@ -11,9 +11,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastcrit as fc
-from fastcrit import _arrays
-from fastcrit._cuda import CudaSpectrometer
-from fastcrit.torch_spectra import TorchSpectrometer
+from fastcrit._edge import arrays as _arrays
+from fastcrit._kernels.cuda import CudaSpectrometer
+from fastcrit._kernels.device import TorchSpectrometer
 from tests.spectra_contract import (
     Backend,
     PublicContract,

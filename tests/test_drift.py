@@ -7,9 +7,9 @@ import pytest
 import xarray as xr
 
 import fastcrit as fc
-from fastcrit._dataset import with_drift
-from fastcrit._extrema import Curve, first_zero
-from fastcrit._statefile import write_state
+from fastcrit._edge.statefile import write_state
+from fastcrit._estimates.dataset import with_drift
+from fastcrit._estimates.extrema import Curve, first_zero
 from fastcrit.critical import INSTABILITY, WEAKENING, CriticalPoint, gaussian_rates, stored_critical_point
 from fastcrit.modes import dispersion_length, drift_rate
 

@@ -10,7 +10,7 @@ import pytest
 
 import fastcrit as fc
 from fastcrit import data
-from fastcrit.studies.ranks import Rank
+from fastcrit.studies.shared.ranks import Rank
 
 SUBINTERPRETER = """
 try:

@@ -12,11 +12,11 @@ import torch
 import xarray as xr
 
 import fastcrit as fc
-from fastcrit._lattice import lattice
+from fastcrit._kernels.lattice import lattice
 from fastcrit.diffusion import Net, NetConfig, save_net
 from fastcrit.studies import FashionMnistStudy
 from fastcrit.studies.fashion_mnist import data_bound, run_all
-from fastcrit.studies.fashion_mnist_words import compare, summary, violations
+from fastcrit.studies.fashion_mnist.words import compare, summary, violations
 
 QUICK = {"samples": 70, "levels": 7, "high": 20.0, "low": 0.1, "gain_samples": 8, "waves": 1, "blocks": 8}
 

@@ -15,13 +15,13 @@ from typer.testing import CliRunner
 
 import fastcrit as fc
 from fastcrit import plot, store
-from fastcrit._report import guidance as figures
 from fastcrit.alignment import class_alignment
 from fastcrit.cli import app
 from fastcrit.diffusion.judge import load_judge, shipped_judge
+from fastcrit.report import guidance as figures
 from fastcrit.studies import GuidanceStudy, ImageNetStudy
-from fastcrit.studies.guidance_chunk import ArmSampler
-from fastcrit.studies.guidance_subject import subject_of
+from fastcrit.studies.guidance.chunk import ArmSampler
+from fastcrit.studies.guidance.subject import subject_of
 from tests.networks import (
     PLAIN,
     StabilityVAEEncoder,
@@ -115,7 +115,7 @@ class TestRun:
     def test_features_are_kept_of_as_many_as_are_said(self, study, finished, monkeypatch):
         config = GuidanceStudy(**study)
         assert config.featured(5) == 21
-        monkeypatch.setattr("fastcrit.studies.guidance_plan._FEATURED", 10)
+        monkeypatch.setattr("fastcrit.studies.guidance.plan._FEATURED", 10)
         subject = subject_of(config, "cpu")
         arms, _ = config.arms({"softening": 2.0})
         made = [ArmSampler(config, subject, arms).make(c, lambda where: None)[1] for c in range(3)]

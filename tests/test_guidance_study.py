@@ -20,8 +20,8 @@ from fastcrit.alignment import paired
 from fastcrit.cli import app
 from fastcrit.diffusion import Net, NetConfig, Pulse, guided, sample, save_net
 from fastcrit.studies import GuidanceStudy
-from fastcrit.studies.guidance_subject import subject_of
-from fastcrit.studies.guidance_verdict import best_centre, placement, summary, verdict
+from fastcrit.studies.guidance.subject import subject_of
+from fastcrit.studies.guidance.verdict import best_centre, placement, summary, verdict
 
 QUICK = {
     "samples": 30, "steps": 12, "high": 20.0, "low": 0.1, "guided_steps": 2, "centres": 4, "random_centres": 3,

@@ -19,17 +19,18 @@ import xarray as xr
 from typer.testing import CliRunner
 
 import fastcrit as fc
-from fastcrit import _statefile, plot, store
+from fastcrit import plot, store
+from fastcrit._edge import statefile as _statefile
 from fastcrit.cli import app
 from fastcrit.diffusion import Pulse, sample
 from fastcrit.errors import ConventionWarning, IncompleteRunError
 from fastcrit.studies import ImageNetStudy
 from fastcrit.studies.checks import data_std_of, moments_of
-from fastcrit.studies.chunks import Chunks
-from fastcrit.studies.imagenet_chunk import TrajectorySampler, drawn
-from fastcrit.studies.ranks import Rank
-from fastcrit.studies.status import status
-from fastcrit.studies.work import Work
+from fastcrit.studies.imagenet.chunk import TrajectorySampler, drawn
+from fastcrit.studies.shared.chunks import Chunks
+from fastcrit.studies.shared.ranks import Rank
+from fastcrit.studies.shared.status import status
+from fastcrit.studies.shared.work import Work
 from tests.networks import PLAIN, Edm2Contract, StabilityVAEEncoder, diffusers_pipeline, edm2_pickle, random_unet
 
 QUICK = {
@@ -182,7 +183,7 @@ class TestSameBits:
 
     def test_for_ranks_on_machines_that_share_the_folder_or_not(self, model, finished, tmp_path, monkeypatch):
         """Rank 1 is the first of its machine; chunks are where all see them."""
-        monkeypatch.setattr("fastcrit.studies.shared_run._SHARED_FOLDER", 0.2)
+        monkeypatch.setattr("fastcrit.studies.shared.run._SHARED_FOLDER", 0.2)
         study = ImageNetStudy(model, **QUICK)
         place = f"memory://{tmp_path.name}/shared"
         first = study.run(tmp_path / "shared", chunks=place, rank=Rank(0, 2, 0))
@@ -291,7 +292,7 @@ class TestDamage:
     def test_rank_0_waits_for_others_while_they_work(self, model, tmp_path, monkeypatch):
         out = tmp_path / "run"
         study = ImageNetStudy(model, **QUICK)
-        monkeypatch.setattr("fastcrit.studies.work.PATIENCE", 1.0)
+        monkeypatch.setattr("fastcrit.studies.shared.work.PATIENCE", 1.0)
         make = TrajectorySampler.make
 
         def fail(self, number, keep_on):

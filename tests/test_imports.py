@@ -1,4 +1,4 @@
-"""The package's own imports: no circles, torch where it is said, files that are read at a glance."""
+"""The package's own imports: no circles, storeys, torch where it is said, files that are read at a glance."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "fastcrit"
 # Modules that import torch when they are loaded; all others load it in a function that needs it.
-WITH_TORCH = ("_cuda", "_torch_kernels", "_torch_record", "torch_spectra")
+WITH_TORCH = ("_kernels.cuda", "_kernels.device", "_kernels.torch_kernels", "_kernels.torch_record")
+# Each may import those before it, and what has no storey: the compiled core and names of errors.
+STOREYS = ("_edge", "_kernels", "_estimates")
+BELOW = {"fastcrit._core", "fastcrit.errors"}
 
 
 def modules():
@@ -52,6 +55,16 @@ def test_there_are_no_circles(late):
     assert len(list(TopologicalSorter(graph).static_order())) == len(MODULES)
 
 
+@pytest.mark.parametrize("storey", range(len(STOREYS)))
+def test_imports_go_down(storey):
+    below = {f"fastcrit.{name}" for name in STOREYS[: storey + 1]}
+    for name, path in MODULES.items():
+        if name.split(".")[1:2] == [STOREYS[storey]]:
+            for other in imported(ast.parse(path.read_text()), late=True):
+                if other.partition(".")[0] == "fastcrit" and other not in BELOW:
+                    assert ".".join(other.split(".")[:2]) in below, (name, other)
+
+
 def test_torch_is_imported_where_the_contributors_page_says():
     allowed = {f"fastcrit.{name}" for name in WITH_TORCH}
     for name, path in MODULES.items():
@@ -59,7 +72,7 @@ def test_torch_is_imported_where_the_contributors_page_says():
         if not name.startswith("fastcrit.diffusion"):
             assert not loads or name in allowed, name
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    assert all(f"`{name}`" in text for name in WITH_TORCH)
+    assert all(f"`{name.replace('.', '/')}`" in text for name in WITH_TORCH)
 
 
 def at_load(tree):

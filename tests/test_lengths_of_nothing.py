@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import fastcrit as fc
-from fastcrit import _arrays
+from fastcrit._edge import arrays as _arrays
 
 TYPES = [np.float16, np.float32, np.float64]
 

@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 
 import fastcrit as fc
-from fastcrit._arrays import to_array, to_real
+from fastcrit._edge.arrays import to_array, to_real
 from fastcrit.diffusion import Interval, Judge
 
 FIELDS = np.ma.masked_greater(np.random.default_rng(0).standard_normal((6, 8, 8)), 1.0)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import fastcrit as fc
-from fastcrit._lattice import lattice
-from fastcrit._method_choice import probe_tangents
+from fastcrit._kernels.lattice import lattice
+from fastcrit._response.method_choice import probe_tangents
 
 SHAPE = (8, 8)
 

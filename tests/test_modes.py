@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import fastcrit as fc
-from fastcrit._lattice import lattice
-from fastcrit._probes import waves_of_shell
+from fastcrit._kernels.lattice import lattice
+from fastcrit._response.probes import waves_of_shell
 from tests.networks import SmallConvolutional
 
 

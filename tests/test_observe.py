@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 
 import fastcrit as fc
-from fastcrit._dataset import _centred
+from fastcrit._estimates.dataset import _centred
 from tests.oracles.spectra import shell_average, wavevectors
 from tests.spectra_contract import cross_products
 
@@ -303,7 +303,7 @@ class TestFiles:
                 fc.Recorder.load(path)
 
     def test_a_foreign_file_and_another_version(self, tmp_path):
-        from fastcrit._statefile import write_state
+        from fastcrit._edge.statefile import write_state
 
         path = tmp_path / "x"
         path.write_text("hello")
@@ -384,7 +384,7 @@ class TestBadInput:
         assert rec._next[0] == 10
 
     def test_an_interrupt_leaves_the_recorder_as_it_was(self, rng, monkeypatch):
-        from fastcrit import _sums
+        from fastcrit._kernels import host as _sums
 
         rec = fc.Recorder([1.0], shape=(8, 8))
         rec.update(0, rng.standard_normal((10, 8, 8)))

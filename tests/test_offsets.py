@@ -7,8 +7,8 @@ import pytest
 import xarray as xr
 
 import fastcrit as fc
-from fastcrit._offset import about, added, offset_of
-from fastcrit._statefile import write_state
+from fastcrit._edge.statefile import write_state
+from fastcrit._kernels.offset import about, added, offset_of
 
 NAMES = ("S", "S_stderr", "chi", "chi_stderr", "m", "abs_m", "binder", "cross_spectrum")
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import fastcrit as fc
-from fastcrit._dispersion import collective_modes
-from fastcrit._lattice import lattice
-from fastcrit._probes import random_phases
+from fastcrit._estimates.dispersion import collective_modes
+from fastcrit._kernels.lattice import lattice
+from fastcrit._response.probes import random_phases
 from tests.networks import SmallConvolutional
 
 SHAPES = [(8, 8), (7, 9), (6, 9)]

@@ -18,10 +18,9 @@ import xarray as xr
 
 import fastcrit as fc
 from fastcrit import store
-from fastcrit._report import words
 from fastcrit.cli import app
 from fastcrit.diffusion import Net, NetConfig, save_net
-from fastcrit.report import write_report
+from fastcrit.report import words, write_report
 from fastcrit.studies import FashionMnistStudy, GuidanceStudy, ImageNetStudy, PatchStudy
 from fastcrit.studies.fashion_mnist import run_all
 from tests.networks import edm2_pickle

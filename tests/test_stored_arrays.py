@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 import fastcrit as fc
 from fastcrit import store
-from fastcrit._files import raw
+from fastcrit._edge.files import raw
 from fastcrit.cli import app
 
 zarr = pytest.importorskip("zarr")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastcrit._extras import need
+from fastcrit._edge.extras import need
 
 need("torch", "fastcrit.diffusion")
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fastcrit import schedules
-from fastcrit._arrays import check_positive
+from fastcrit._edge.arrays import check_positive
 from fastcrit.diffusion.denoiser import Denoiser, Level, _column
 from fastcrit.diffusion.network import dtype_of, parameters_of_call, unwrapped
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from fastcrit._placement import usable_device
-from fastcrit._statefile import digest_of_files
+from fastcrit._edge.placement import usable_device
+from fastcrit._edge.statefile import digest_of_files
 from fastcrit.diffusion.adapters import from_edm
 from fastcrit.diffusion.denoiser import Denoiser
 from fastcrit.diffusion.folders import load_diffusers

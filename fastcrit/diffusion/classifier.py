@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from fastcrit import _statefile, data
+from fastcrit import data
+from fastcrit._edge import statefile as _statefile
 from fastcrit.diffusion.network import built_plainly
 from fastcrit.errors import FileFormatError
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from fastcrit._arrays import check_integer, check_levels, to_tensor
+from fastcrit._edge.arrays import check_integer, check_levels, to_tensor
 from fastcrit.diffusion.denoiser import Denoiser
 from fastcrit.diffusion.sample import PhiloxNoise, sample
 

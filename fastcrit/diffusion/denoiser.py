@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastcrit._arrays import to_array, to_tensor
+from fastcrit._edge.arrays import to_array, to_tensor
 from fastcrit.diffusion.network import device_of, dtype_of, unwrapped
 
 Level = float | Tensor

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from fastcrit import schedules
-from fastcrit._arrays import check_choice, check_integer
+from fastcrit._edge.arrays import check_choice, check_integer
 from fastcrit.diffusion.adapters import Convention, _check_callable, _name, _scheduled
 from fastcrit.diffusion.denoiser import Denoiser
 from fastcrit.diffusion.network import built_plainly, dtype_of, unwrapped

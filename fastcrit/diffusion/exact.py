@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastcrit._arrays import check_choice
+from fastcrit._edge.arrays import check_choice
 from fastcrit.diffusion.denoiser import Denoiser, Level, _column
-from fastcrit.gaussian import GaussianTheory
-from fastcrit.mixture import GaussianMixture
 from fastcrit.patch.dictionary import Dictionary, lattice_shape
+from fastcrit.theory.gaussian import GaussianTheory
+from fastcrit.theory.mixture import GaussianMixture
 
 
 def from_patch(

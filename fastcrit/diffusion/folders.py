@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from fastcrit._extras import need
-from fastcrit._placement import usable_device
-from fastcrit._statefile import digest_of_files
+from fastcrit._edge.extras import need
+from fastcrit._edge.placement import usable_device
+from fastcrit._edge.statefile import digest_of_files
 from fastcrit.diffusion.denoiser import Denoiser
 from fastcrit.diffusion.diffusers import from_diffusers
 from fastcrit.diffusion.network import built_plainly

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastcrit._arrays import check_choice, check_finite_number, check_positive, to_numbers
+from fastcrit._edge.arrays import check_choice, check_finite_number, check_positive, to_numbers
 from fastcrit.diffusion.denoiser import Denoiser, Level
 from fastcrit.diffusion.diffusers import check_levels_known, step_level
 

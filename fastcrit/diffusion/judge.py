@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
 
-from fastcrit._arrays import to_tensor
-from fastcrit._extras import need
-from fastcrit._placement import usable_device
-from fastcrit._statefile import digest_of_files
+from fastcrit._edge.arrays import to_tensor
+from fastcrit._edge.extras import need
+from fastcrit._edge.placement import usable_device
+from fastcrit._edge.statefile import digest_of_files
 from fastcrit.diffusion.network import built_plainly
 from fastcrit.errors import FileFormatError
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastcrit._arrays import check_choice, check_positive
+from fastcrit._edge.arrays import check_choice, check_positive
 
 PADDINGS = ("circular", "zeros")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from fastcrit._placement import usable_device
-from fastcrit._statefile import digest_of_files
+from fastcrit._edge.placement import usable_device
+from fastcrit._edge.statefile import digest_of_files
 from fastcrit.diffusion.adapters import from_edm
 from fastcrit.diffusion.denoiser import Denoiser
 from fastcrit.diffusion.train import load_net

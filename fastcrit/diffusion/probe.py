@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastcrit._arrays import check_choice, check_integer, to_array, to_tensor
-from fastcrit._extras import need
+from fastcrit._edge.arrays import check_choice, check_integer, to_array, to_tensor
+from fastcrit._edge.extras import need
 
 HEADS = ("linear", "neighbours")
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from fastcrit._arrays import check_choice, check_levels
+from fastcrit._edge.arrays import check_choice, check_levels
 from fastcrit.diffusion._beginning import wrong_convention
 from fastcrit.diffusion.denoiser import Denoiser
 from fastcrit.diffusion.guidance import Guided, Weight, guided

@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from fastcrit import _statefile, store
-from fastcrit._arrays import check_choice, check_integer, check_positive
-from fastcrit._placement import usable_device
+from fastcrit import store
+from fastcrit._edge import statefile as _statefile
+from fastcrit._edge.arrays import check_choice, check_integer, check_positive
+from fastcrit._edge.placement import usable_device
 from fastcrit.diffusion.net import Net, NetConfig
 from fastcrit.diffusion.network import built_plainly
 from fastcrit.errors import FileFormatError

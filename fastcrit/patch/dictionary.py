@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcrit._arrays import check_choice, to_numbers, to_real
-from fastcrit._extras import need
+from fastcrit._edge.arrays import check_choice, to_numbers, to_real
+from fastcrit._edge.extras import need
 
 Floats = NDArray[np.float64]
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from fastcrit import _core
-from fastcrit._arrays import check_choice, check_levels, check_positive, same_kind, to_numbers, to_real
-from fastcrit._lattice import lattice as lattice_tables
+from fastcrit._edge.arrays import check_choice, check_levels, check_positive, same_kind, to_numbers, to_real
+from fastcrit._kernels.lattice import lattice as lattice_tables
 from fastcrit.patch import kernels
 from fastcrit.patch.dictionary import Dictionary, lattice_shape
 

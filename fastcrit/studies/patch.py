@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from fastcrit import data, schedules, store
-from fastcrit._arrays import check_choice, check_integer, check_positive
-from fastcrit._attributes import config_of
-from fastcrit._extras import need
+from fastcrit._edge.arrays import check_choice, check_integer, check_positive
+from fastcrit._edge.extras import need
+from fastcrit._estimates.attributes import config_of
 from fastcrit._version import __version__
 from fastcrit.critical import gaussian_rates
 from fastcrit.errors import FileFormatError, NoTransitionError

@@ -6,8 +6,8 @@ from typing import Any
 
 import xarray as xr
 
-from fastcrit._attributes import growth_by_log_t
-from fastcrit._json import strict_json
+from fastcrit._edge.plain import strict_json
+from fastcrit._estimates.attributes import growth_by_log_t
 from fastcrit.critical import CLOCKS, GROWTHS, INSTABILITY, Signature, critical_point, stored_critical_point
 from fastcrit.schedules import OrnsteinUhlenbeck
 

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from fastcrit._placement import to_host
+from fastcrit._edge.placement import to_host
 
 if TYPE_CHECKING:
     from fastcrit.diffusion.denoiser import Denoiser

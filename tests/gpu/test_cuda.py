@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import fastcrit as fc
-from fastcrit._cuda import CudaSpectrometer
-from fastcrit.torch_spectra import TorchSpectrometer, cuda_kernels_for
+from fastcrit._kernels.cuda import CudaSpectrometer
+from fastcrit._kernels.device import TorchSpectrometer, cuda_kernels_for
 from tests.spectra_contract import Backend, PublicContract, RecorderContract, SpectraContract, in_use, state_of
 
 DEVICE = torch.device("cuda", 0)

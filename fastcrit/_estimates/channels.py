@@ -1,0 +1,61 @@
+"""Several channels of a dataset, seen as one: their mean with its error, or each alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from fastcrit._estimates.averages import jackknife_error
+
+# What is of all channels together, although it has a dimension of channels.
+_COLLECTIVE = ("gain_eigenvector",)
+
+
+def averaged(ds: xr.Dataset) -> xr.Dataset:
+    """The mean over channels, where there are any; NaN where one is, so that no level averages fewer than others.
+
+    Its errors are those of the mean where the jackknife's replicates are kept, so that channels that go together count
+    once; of S and C, whose replicates are not, the mean of the channels' errors, which is at least as large.
+
+    Examples
+    --------
+    >>> import numpy as np, fastcrit as fc
+    >>> rec = fc.Recorder([1.0], shape=(3, 8, 8))
+    >>> rec.update(0, np.random.default_rng(0).normal(size=(32, 3, 8, 8)))
+    >>> averaged(rec.dataset()).chi.dims
+    ('level',)
+    """
+    if "channel" not in ds.dims:
+        return ds
+    one = _apart(ds).mean("channel", skipna=False, keep_attrs=True)
+    for name in ("m", "abs_m", "chi", "binder", *(str(n) for n in one.data_vars if str(n).startswith("xi_"))):
+        if f"{name}_jackknife" in one and f"{name}_stderr" in one:
+            before = one[f"{name}_stderr"]
+            one[f"{name}_stderr"] = before.copy(data=_errors(one[f"{name}_jackknife"])).where(before.notnull())
+    return one
+
+
+def each_channel(ds: xr.Dataset) -> list[xr.Dataset]:
+    """One dataset a channel; none where there are no channels."""
+    if "channel" not in ds.dims:
+        return []
+    apart = _apart(ds)
+    return [apart.isel(channel=c) for c in range(ds.sizes["channel"])]
+
+
+def _apart(ds: xr.Dataset) -> xr.Dataset:
+    """Without matrices and directions of channels, of which a mean or a row says nothing."""
+    return ds.drop_dims("channel_in", errors="ignore").drop_vars(_COLLECTIVE, errors="ignore")
+
+
+def _errors(replicates: xr.DataArray) -> NDArray[np.float64]:
+    """Jackknife error, level by level, over the blocks that have a value there."""
+    rows = replicates.transpose("block", ...).values
+    out = np.full(rows.shape[1:], np.nan)
+    for at in np.ndindex(out.shape):
+        known = rows[(slice(None), *at)]
+        known = known[np.isfinite(known)]
+        if known.size > 1:
+            out[at] = jackknife_error(known)
+    return out

@@ -1,0 +1,1 @@
+"""From fields to sums, on any device: shells of the lattice, the compiled core, torch's operations, CUDA kernels."""

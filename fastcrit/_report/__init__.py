@@ -1,1 +1,0 @@
-"""Inside of `fastcrit.report`: figures, words and the page."""

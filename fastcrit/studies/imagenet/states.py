@@ -1,0 +1,41 @@
+"""All states of a run, where they are asked for: compressed Zarr in shards, which several ranks write at once."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastcrit._edge.extras import need
+
+# Samples that are compressed together and read together.
+_TOGETHER = 16
+
+
+def create_states(path: Path, levels: Any, samples: int, shape: tuple[int, ...], batch: int) -> None:
+    """Make the store: states ``y`` (level, sample, channel, y, x), float32, a shard for each level and batch.
+
+    A shard is one file, and no two ranks write the same one.
+    """
+    zarr = need("zarr", "keeping states")
+    root = zarr.create_group(path)
+    dims = ["level", "sample", "channel", "row", "column"]
+    y = root.create_array(
+        "y", shape=(len(levels), samples, *shape), dtype="float32", chunks=(1, math.gcd(batch, _TOGETHER), *shape),
+        shards=(1, batch, *shape), compressors=zarr.codecs.ZstdCodec(level=3), dimension_names=dims,
+    )  # fmt: skip
+    y.attrs["long_name"] = "state y = x0 + s noise"
+    level = root.create_array("level", data=np.asarray(levels, dtype=np.float64), dimension_names=["level"])
+    level.attrs["long_name"] = "noise level s"
+    with warnings.catch_warnings():
+        # Zarr warns that its format 3 does not specify this; xarray warns when it is not there.
+        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+        zarr.consolidate_metadata(root.store)
+
+
+def open_states(path: Path) -> Any:
+    """The array ``y`` of a store that `create_states` made, to write to."""
+    return need("zarr", "keeping states").open_group(path, mode="r+")["y"]
