@@ -70,7 +70,7 @@ def recorder(fields: torch.Tensor, kind: Callable[..., TorchSpectrometer] | None
     rec = fc.Recorder([1.0], shape=tuple(fields.shape[1:]), device=fields.device)
     if kind is not None:
         spectrometer = kind(tuple(fields.shape[-2:]), fields.device)
-        rec._spectrometer = lambda: spectrometer
+        rec._record._spectrometer = spectrometer
     return lambda: rec.update(0, fields, sample=0)
 
 
@@ -176,7 +176,7 @@ def main() -> None:
                 for call, value in seconds.items():
                     print(f"    {call:20s} {value * 1e3:9.4f} ms  {value / read:7.2f} x")
                 torch_power.clear()
-                torch_spectra._spectrometer.cache_clear()
+                torch_spectra.spectrometer.cache_clear()
                 del fields
     print("\nRecorder.update under torch.cuda.graph: " + "; ".join(sorted(graphs)))
     print("report: this whole output, and whether `make test-gpu` passed on the same machine")

@@ -42,7 +42,7 @@ def memory() -> None:
     resident, times = [], {"recorded": [], "by its kernel alone": [], "transformed and squared alone": []}
     alone = fc.Recorder([1.0], shape=(3, 64, 64))
     level = {name: values[0] for name, values in alone.state.items()}
-    modes = selection(alone.grid.shape, alone._low_indices)
+    modes = selection(alone.grid.shape, alone._record.layout.selected)
 
     def timed(name, call, *arguments, **options):
         begin = time.process_time()  # other processes on the machine do not count

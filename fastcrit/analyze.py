@@ -22,7 +22,6 @@ from fastcrit._edge.extras import need
 from fastcrit._edge.files.zarr_stores import check_codecs
 from fastcrit._edge.plain import strict_json
 from fastcrit._estimates.averages import DEFAULT_BLOCKS
-from fastcrit._estimates.rounding import resolution
 from fastcrit._kernels.offset import added
 from fastcrit.critical import critical_point
 from fastcrit.observe import Recorder
@@ -87,7 +86,7 @@ def analyze(
     -------
     xarray.Dataset
         As `Recorder.dataset` has it; without dim "level" where ``data`` has none. The lengths of fields without a level
-        are fitted without a background.
+        are those of `correlation_length`: without a background, and ``xi_ornstein_zernike`` fitted to all modes.
 
     Raises
     ------
@@ -139,8 +138,7 @@ def analyze(
         sums.append(parts[0])
     for begin, end, state in zip(begins[:-1], begins[1:], dask.compute(*sums), strict=True):
         whole.set_sums(state, slice(begin, end))
-    whole._eps[:] = resolution(fields, fields)[0]
-    ds = whole.dataset(lengths, periodic=periodic)
+    ds = whole.dataset(lengths, periodic=periodic, k_max=None if trajectory else np.inf)
     return ds if trajectory else ds.isel(level=0).drop_vars("level")
 
 

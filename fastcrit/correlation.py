@@ -25,7 +25,8 @@ from fastcrit._estimates.crops import pair_sums
 from fastcrit._estimates.lags import FROM_CORRELATION
 from fastcrit._estimates.lengths import FINITE_SIZE, METHODS, estimate
 from fastcrit._estimates.rounding import about_first, is_still, resolution, rounding_power
-from fastcrit._kernels.host import block_squares, sums_for
+from fastcrit._kernels.choose import sums_for
+from fastcrit._kernels.host import block_squares
 from fastcrit._kernels.lattice import Lattice, lattice
 from fastcrit.spectra import StructureFactor
 

@@ -7,6 +7,7 @@ of its modes. White noise of variance v has power v in every shell; the k = 0 sh
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from typing import Any
@@ -21,8 +22,9 @@ from fastcrit._edge.placement import to_host
 from fastcrit._estimates.averages import DEFAULT_BLOCKS, ModeAverages, check_center, fewest_for_errors, mode_averages
 from fastcrit._estimates.crops import lag_sums, padding
 from fastcrit._estimates.rounding import about_first, resolution, rounding_power
+from fastcrit._kernels.choose import sums_for
 from fastcrit._kernels.contract import Trend
-from fastcrit._kernels.host import sums_for, variance
+from fastcrit._kernels.host import variance
 from fastcrit._kernels.lattice import lattice
 
 Floats = NDArray[np.float64]
@@ -198,15 +200,12 @@ def structure_factor(
     keep = grid.kept_shells(corners)
     S = grid.to_shells(modes.mean_and_replicates(modes.power * grid.orbit_modes)[0])[:, :keep] / grid.shell_modes[:keep]
     raw = grid.to_shells(modes.power.sum(axis=0) * grid.orbit_modes)[:, :keep] / grid.shell_modes[:keep] / n
-    if n >= fewest_for_errors(center):
-        with np.errstate(over="ignore", invalid="ignore"):
-            stderr = np.sqrt(variance(shell_squares[..., :keep], raw, n) / (n - 1))
-    else:
-        stderr = np.full_like(S, np.nan)
-    if n >= fewest_for_errors(center) and not np.isfinite(stderr).all():
+
+    def again(unit: float) -> Floats:
         options: dict[str, Any] = {"ndim": ndim, "center": center, "corners": corners, "blocks": blocks}
-        unit = _unit(S)
-        stderr = unit**2 * to_host(structure_factor(array / unit, **options).stderr).reshape(S.shape)
+        return np.asarray(to_host(structure_factor(array / unit, **options).stderr).reshape(S.shape))
+
+    stderr = _scatter(shell_squares[..., :keep], raw, n, center, again)
     kind = same_kind(field)
     lead = tuple(array.shape[1 : array.ndim - ndim])
     return StructureFactor(
@@ -281,14 +280,12 @@ def autocorrelation(
     if shifted is not None:
         total, squares = lag_sums(shifted, grid, center, padded, pairs)
     mean = total / n
-    stderr = np.full_like(mean, np.nan)
-    if n >= fewest_for_errors(center):
-        with np.errstate(over="ignore", invalid="ignore"):
-            stderr = np.sqrt(variance(squares, mean, n) / (n - 1))
-    if n >= fewest_for_errors(center) and not np.isfinite(stderr).all():
+
+    def again(unit: float) -> Floats:
         options: dict[str, Any] = {"ndim": ndim, "center": center, "periodic": periodic}
-        unit = _unit(mean)
-        stderr = unit**2 * to_host(autocorrelation(array / unit, **options).stderr).reshape(mean.shape) / unbiased
+        return np.asarray(to_host(autocorrelation(array / unit, **options).stderr).reshape(mean.shape)) / unbiased
+
+    stderr = _scatter(squares, mean, n, center, again)
     scale = np.full((len(mean), 1), unbiased)
     if normalize:  # what is no more than rounding has no shape
         scale = 1.0 / np.where(mean[:, :1] > rounding[:, None], mean[:, :1], np.nan)
@@ -301,9 +298,19 @@ def autocorrelation(
     )
 
 
-def _unit(power: Floats) -> float:
-    """A power of two in which powers whose squares overflow are about 1."""
-    return float(2.0 ** (np.frexp(np.sqrt(np.abs(power).max()))[1] - 1))
+def _scatter(squares: Floats, mean: Floats, samples: int, center: str, again: Callable[[float], Floats]) -> Floats:
+    """Standard error of the mean of a power over samples; NaN where there are too few to tell.
+
+    Where squares of powers overflow, ``again`` gives the error of fields divided by a unit.
+    """
+    if samples < fewest_for_errors(center):
+        return np.full_like(mean, np.nan)
+    with np.errstate(over="ignore", invalid="ignore"):
+        stderr: Floats = np.sqrt(variance(squares, mean, samples) / (samples - 1))
+    if np.isfinite(stderr).all():
+        return stderr
+    unit = float(2.0 ** (np.frexp(np.sqrt(np.abs(mean).max()))[1] - 1))
+    return unit**2 * again(unit)
 
 
 def _taper(window: str | tuple[Any, ...], shape: tuple[int, ...]) -> Floats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -211,3 +212,16 @@ class TestRefused:
 
     def test_a_level_of_0_alone_is_one(self):
         assert fc.Recorder([0.0], shape=(8, 8)).levels.tolist() == [0.0]
+
+    def test_where_the_answer_goes_does_not_change_it(self, tmp_path):
+        fields = fc.theory.GaussianTheory.ornstein_zernike(xi=1.5, lattice=32).sample_data(60, seed=4)
+        np.save(tmp_path / "f.npy", fields)
+        arguments = ["analyze", str(tmp_path / "f.npy"), "--json"]
+        whole = json.loads(CliRunner().invoke(app, arguments).output)["lengths"]["ornstein_zernike"]
+        stored = json.loads(CliRunner().invoke(app, [*arguments, f"--out={tmp_path / 'd.zarr'}"]).output)
+        lengths = stored["levels"][0]["lengths"]["xi_ornstein_zernike"]
+        expected = fc.correlation_length(fields)
+        # The recorder transforms and adds in another order.
+        np.testing.assert_allclose([whole["value"], lengths["value"]], expected.value, rtol=1e-6)
+        # Leave-one-out errors: modes above low_modes leave a term of 1/n of them out (`_centred`).
+        np.testing.assert_allclose([whole["stderr"], lengths["stderr"]], expected.stderr, rtol=0.05)

@@ -154,7 +154,7 @@ class TestUpdatingNeverWaits:
         y = torch.zeros((20, *shape), dtype=torch.int16) if y is None else y.to(getattr(torch, dtype))
         gain = torch.zeros((20, 2), device=backend.device)
         rec.update(0, y)  # tables of the lattice are made once
-        rec.state = rec._empty_state()
+        rec = fc.Recorder(**rec.config(), device=rec.device)
         return rec, y, gain
 
 
@@ -241,8 +241,8 @@ class TestWhereThingsAre:
         fields = [y[:, 0].clone() for _ in recs]
         found = []
         for rec, field, size in zip(recs, fields, (2**30, 3 * 120 * 4 * 4), strict=True):
-            for module in ("torch_spectra", "_torch_kernels", "_torch_record"):
-                monkeypatch.setattr(f"fastcrit.{module}.PIECE_BYTES", size)
+            for module in ("device", "torch_kernels", "torch_record"):
+                monkeypatch.setattr(f"fastcrit._kernels.{module}.PIECE_BYTES", size)
             rec.update(0, y, sample=2)
             found.append([fc.power_spectrum(field).power, fc.structure_factor(field).S, fc.autocorrelation(field).C])
         for name, values in state_of(recs[0]).items():

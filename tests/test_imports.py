@@ -11,7 +11,13 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "fastcrit"
 # Modules that import torch when they are loaded; all others load it in a function that needs it.
-WITH_TORCH = ("_kernels.cuda", "_kernels.device", "_kernels.torch_kernels", "_kernels.torch_record")
+WITH_TORCH = (
+    "_kernels.cuda",
+    "_kernels.device",
+    "_kernels.device_record",
+    "_kernels.torch_kernels",
+    "_kernels.torch_record",
+)
 # Each may import those before it, and what has no storey: the compiled core and names of errors.
 STOREYS = ("_edge", "_kernels", "_estimates")
 BELOW = {"fastcrit._core", "fastcrit.errors"}
@@ -86,7 +92,7 @@ def at_load(tree):
 
 def test_no_file_is_longer_than_its_room():
     """The limit is 400 lines; what is known to be longer does not grow."""
-    known = {"observe": 660}
+    known: dict[str, int] = {}
     for path in PACKAGE.rglob("*.py"):
         name = path.relative_to(PACKAGE).with_suffix("").as_posix()
         assert len(path.read_text().splitlines()) <= known.get(name, 400), name

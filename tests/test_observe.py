@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 
 import fastcrit as fc
-from fastcrit._estimates.dataset import _centred
+from fastcrit._estimates.dataset import Recorded, _centred
 from tests.oracles.spectra import shell_average, wavevectors
 from tests.spectra_contract import cross_products
 
@@ -62,8 +62,9 @@ class TestNumbers:
     def test_leaving_a_block_out_removes_its_samples_exactly(self, rng):
         rec, ys = recorded(rng, low_modes=6)  # all modes of this lattice are kept one by one
         used = rec.state["count"][0] > 0
+        recorded_sums = Recorded(rec.levels, 1.0, 1.0, rec.k_max, rec.has_channels, rec._record)
         for i, y in enumerate(ys):
-            modes = _centred(rec, i, used)
+            modes = _centred(recorded_sums, i, used)
             replicates = modes.mean_and_replicates(modes.power)[1:]
             for b in range(8):
                 # The mean that is removed stays that of all samples, as in structure_factor.
@@ -180,7 +181,7 @@ class TestMerging:
         made = []
         for count in (1, 2, 5):
             threads(count)
-            rec.state = rec._empty_state()
+            rec = fc.Recorder(**rec.config(), device=rec.device)
             rec.update(0, y, sample=4)
             made.append({name: values.copy() for name, values in rec.state.items()})
         for name, values in made[0].items():  # thread count changes no bit
@@ -381,14 +382,15 @@ class TestBadInput:
         with pytest.raises(ValueError, match=f"y: infinite value in the field at index {n - 3}"):
             rec.update(0, bad)
         xr.testing.assert_identical(rec.dataset(), before)
-        assert rec._next[0] == 10
+        assert rec._record.next[0] == 10
 
     def test_an_interrupt_leaves_the_recorder_as_it_was(self, rng, monkeypatch):
         from fastcrit._kernels import host as _sums
+        from fastcrit._kernels.record import HostRecord
 
         rec = fc.Recorder([1.0], shape=(8, 8))
         rec.update(0, rng.standard_normal((10, 8, 8)))
-        before, calls, add = rec.dataset(), [], fc.Recorder._add
+        before, calls, add = rec.dataset(), [], HostRecord._add
 
         def interrupted(*arguments):
             calls.append(1)
@@ -397,11 +399,11 @@ class TestBadInput:
             add(*arguments)
 
         monkeypatch.setattr(_sums, "CHUNK_BYTES", 1)  # 64 samples at a time
-        monkeypatch.setattr(fc.Recorder, "_add", interrupted)
+        monkeypatch.setattr(HostRecord, "_add", interrupted)
         with pytest.raises(KeyboardInterrupt):
             rec.update(0, rng.standard_normal((300, 16, 8))[:, ::2])
         xr.testing.assert_identical(rec.dataset(), before)
-        assert rec._next[0] == 10
+        assert rec._record.next[0] == 10
 
     def test_the_levels_are_its_own(self):
         levels = np.array([2.0, 1.0])

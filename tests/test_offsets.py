@@ -51,7 +51,7 @@ class TestSums:
         old = first.sums()["offset"]
         new = old + rng.integers(-3, 4, old.shape) * 8.0
         second = fc.Recorder([0.5], shape=shape, blocks=6)
-        second._offsets[""][...] = new
+        second._record.offsets[""][...] = new
         second.state["count"][0, 0] = 1  # samples are there: the offset stays
         second.update(0, y)
         second.state["count"][0, 0] -= 1
@@ -85,7 +85,7 @@ class TestSums:
 
     def test_files_of_older_versions_have_none(self, rng, tmp_path):
         rec = recorder(rng.standard_normal((20, 2, 8, 8)))
-        counters = {"next": rec._next, "next_gain": rec._next_gain}
+        counters = {"next": rec._record.next, "next_gain": rec._record.next_gain}
         write_state(tmp_path / "rec", "fastcrit.recorder", 2, rec.config(), {**rec.state, **counters})
         xr.testing.assert_identical(fc.Recorder.load(tmp_path / "rec").dataset(), rec.dataset())
 

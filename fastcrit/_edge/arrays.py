@@ -162,8 +162,7 @@ def same_kind(template: object) -> Callable[[Any], Any]:
 
 def check_grid(array: Any, ndim: int, lead: int, name: str, what: str) -> None:
     """Refuse arrays that do not have ``lead`` or more leading axes before ``ndim`` non-empty lattice axes."""
-    if isinstance(ndim, bool) or not isinstance(ndim, (int, np.integer)) or not 1 <= ndim <= 3:
-        raise ValueError(f"ndim: expected 1, 2 or 3, got {ndim!r}")
+    check_integer(ndim, "ndim", 1, 4, expected="1, 2 or 3")
     if array.ndim < ndim + lead:
         raise ValueError(f"{name}: expected {what} with ndim={ndim}, got shape {tuple(array.shape)}")
     if 0 in array.shape:
@@ -184,16 +183,32 @@ def check_finite_number(value: float, name: str) -> float:
     return float(value)
 
 
-def check_integer(value: Any, name: str, lowest: int) -> int:
-    """``value`` as a plain int (numpy's are not JSON); ValueError unless it is an integer of at least ``lowest``."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < lowest:
-        raise ValueError(f"{name}: expected an integer of at least {lowest}, got {value!r}")
-    return int(value)
+# Seeds, and numbers of samples, are below this: each is half of Philox's key.
+SEEDS = 2**64
+
+
+def is_integer(value: object) -> TypeGuard[int | np.integer[Any]]:
+    """Whether ``value`` is an integer, Python's or numpy's; True and False are none."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def check_integer(value: Any, name: str, lowest: int, below: int | None = None, expected: str = "") -> int:
+    """``value`` as a plain int (numpy's are not JSON); ValueError unless it is an integer from ``lowest`` on.
+
+    It is less than ``below``, where that is given. ``expected`` says what is, where there is more to say than that.
+    """
+    if is_integer(value) and value >= lowest and (below is None or value < below):
+        return int(value)
+    if below is None:
+        usual = f"an integer of at least {lowest}"
+    else:
+        usual = f"an integer from {lowest} to {'2^64 - 1' if below == SEEDS else below - 1}"
+    raise ValueError(f"{name}: expected {expected or usual}, got {value!r}")
 
 
 def check_seed(value: int) -> None:
     """ValueError for a seed that Philox's key does not hold."""
-    if not 0 <= value < 2**64:
+    if not 0 <= value < SEEDS:
         raise ValueError(f"seed: expected 0 <= seed < 2^64, got {value}")
 
 

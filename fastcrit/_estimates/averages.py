@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcrit._edge.arrays import check_choice
+from fastcrit._edge.arrays import check_choice, check_integer
 from fastcrit._estimates.rounding import about_first, rounding_power
-from fastcrit._kernels.host import sums_for
+from fastcrit._kernels.choose import sums_for
 from fastcrit._kernels.lattice import Lattice
 
 Floats = NDArray[np.float64]
@@ -82,9 +82,7 @@ def mode_averages(
 
 def blocks_in_use(blocks: int, samples: int) -> int:
     """Jackknife blocks that hold samples; ValueError unless ``blocks`` is an integer of at least 2."""
-    if isinstance(blocks, bool) or not isinstance(blocks, (int, np.integer)) or blocks < 2:
-        raise ValueError(f"blocks: expected an integer of at least 2, got {blocks!r}")
-    return min(int(blocks), samples)
+    return min(check_integer(blocks, "blocks", 2), samples)
 
 
 def check_center(center: str, samples: int, name: str = "field") -> float:
@@ -100,6 +98,14 @@ def check_center(center: str, samples: int, name: str = "field") -> float:
 def fewest_for_errors(center: str) -> int:
     """Samples from which scatter can be told: two samples less their mean are equal but for the sign."""
     return 3 if center == "ensemble" else 2
+
+
+def errors_over_blocks(replicates: Floats, known: NDArray[np.bool_]) -> Floats:
+    """Jackknife errors of replicates (blocks, ...) over the blocks that are ``known``, (blocks, ...) of fewer axes."""
+    out = np.full(replicates.shape[1:], np.nan)
+    for at in np.ndindex(known.shape[1:]):
+        out[at] = jackknife_error(replicates[(known[(slice(None), *at)], *at)])
+    return out
 
 
 def jackknife_error(replicates: Floats) -> Floats:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
-from fastcrit._estimates.averages import jackknife_error
+from fastcrit._estimates.averages import errors_over_blocks
 
 # What is of all channels together, although it has a dimension of channels.
 _COLLECTIVE = ("gain_eigenvector",)
@@ -32,7 +31,10 @@ def averaged(ds: xr.Dataset) -> xr.Dataset:
     for name in ("m", "abs_m", "chi", "binder", *(str(n) for n in one.data_vars if str(n).startswith("xi_"))):
         if f"{name}_jackknife" in one and f"{name}_stderr" in one:
             before = one[f"{name}_stderr"]
-            one[f"{name}_stderr"] = before.copy(data=_errors(one[f"{name}_jackknife"])).where(before.notnull())
+            # A block counts at a level where every channel has a value without it.
+            replicates = one[f"{name}_jackknife"].transpose("block", ...).values
+            errors = errors_over_blocks(replicates, np.isfinite(replicates))
+            one[f"{name}_stderr"] = before.copy(data=errors).where(before.notnull())
     return one
 
 
@@ -47,15 +49,3 @@ def each_channel(ds: xr.Dataset) -> list[xr.Dataset]:
 def _apart(ds: xr.Dataset) -> xr.Dataset:
     """Without matrices and directions of channels, of which a mean or a row says nothing."""
     return ds.drop_dims("channel_in", errors="ignore").drop_vars(_COLLECTIVE, errors="ignore")
-
-
-def _errors(replicates: xr.DataArray) -> NDArray[np.float64]:
-    """Jackknife error, level by level, over the blocks that have a value there."""
-    rows = replicates.transpose("block", ...).values
-    out = np.full(rows.shape[1:], np.nan)
-    for at in np.ndindex(out.shape):
-        known = rows[(slice(None), *at)]
-        known = known[np.isfinite(known)]
-        if known.size > 1:
-            out[at] = jackknife_error(known)
-    return out

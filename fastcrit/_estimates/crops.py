@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from fastcrit._edge.arrays import is_tensor
 from fastcrit._estimates.rounding import single
-from fastcrit._kernels.host import pad, sums_for
+from fastcrit._kernels.choose import sums_for
+from fastcrit._kernels.host import pad
 from fastcrit._kernels.lattice import Lattice, lattice
 
 Floats = NDArray[np.float64]

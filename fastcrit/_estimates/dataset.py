@@ -2,50 +2,61 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from fastcrit._edge.arrays import check_choice
-from fastcrit._estimates.averages import ModeAverages, fewest_for_errors, jackknife_error
-from fastcrit._estimates.dispersion import collective_modes, dispersion_length, drift_rate, softening_scale
+from fastcrit._estimates.averages import ModeAverages, errors_over_blocks, fewest_for_errors
+from fastcrit._estimates.dispersion import collective_modes
+from fastcrit._estimates.drift import with_drift
 from fastcrit._estimates.lags import radial_correlation
 from fastcrit._estimates.lengths import FINITE_SIZE, METHODS, estimate
 from fastcrit._estimates.rounding import rounding_of_sums
-from fastcrit._kernels.cross import CrossShells
-from fastcrit._kernels.lattice import Lattice, lattice
+from fastcrit._kernels.lattice import Lattice
+from fastcrit._kernels.layout import DENOISED, Layout
+from fastcrit._kernels.record import HostRecord
 
 Floats = NDArray[np.float64]
-
-DENOISED = "denoised_"  # before the names of the sums of denoised images
 
 DEFAULT_LENGTHS = ("ornstein_zernike", "second_moment", "efold")
 # Of fields cut from larger ones: fitted to the expected power of a crop, which needs no more than sums of power.
 OF_CROPS = ("ornstein_zernike", "second_moment")
 
 
-class Recorded(Protocol):
+@dataclass(frozen=True)
+class Recorded:
     """What a dataset is made of: a recorder's sums on the host, and what they are sums of."""
 
     levels: Floats
-    grid: Lattice
     spacing: float
     data_std: float
-    blocks: int
     k_max: float
-    channels: int
     has_channels: bool
-    binarized: bool
-    gain_shells: tuple[int, ...]
-    low: list[tuple[int, ...]]
-    cross: CrossShells | None
-    state: dict[str, Any]
-    _offsets: dict[str, Any]
-    _eps: Floats
-    _gains_are_matrices: bool | None
+    record: HostRecord
+
+    @property
+    def layout(self) -> Layout:
+        """What is kept."""
+        return self.record.layout
+
+    @property
+    def grid(self) -> Lattice:
+        """The lattice."""
+        return self.record.layout.grid
+
+    @property
+    def channels(self) -> NDArray[np.int64]:
+        """Numbers of the channels."""
+        return np.arange(self.record.layout.channels)
+
+    @property
+    def sums(self) -> dict[str, Any]:
+        """Sums by name."""
+        return self.record.sums
 
 
 _UNITS = {"S": "1", "C": "1", "xi": "length", "m": "1", "abs_m": "1", "chi": "1", "binder": "1"}
@@ -63,15 +74,15 @@ def build_dataset(rec: Recorded, lengths: tuple[str, ...] | None, periodic: bool
                 f"expected {' or '.join(map(repr, OF_CROPS))} with periodic=False, or "
                 f"correlation_length(fields, method={method!r}, periodic=False)"
             )
-    if "binarized" in lengths and not rec.binarized:
+    if "binarized" in lengths and not rec.layout.signs:
         raise ValueError("lengths: 'binarized' needs a recorder made with binarized=True")
     also = ("binarized",) if periodic else ()
-    if rec.binarized and "binarized" not in lengths:
+    if rec.layout.signs and "binarized" not in lengths:
         lengths = (*lengths, *also)
     grid = rec.grid
     keep = grid.shells_below_nyquist
     data = _of_fields(rec, lengths, "", periodic)
-    if f"{DENOISED}count" in rec.state:
+    if f"{DENOISED}count" in rec.sums:
         data |= _of_fields(rec, (*(m for m in lengths if m != "binarized"), *also), DENOISED, periodic)
     coords: dict[str, Any] = {
         "level": ("level", rec.levels, {"long_name": "noise level s = sigma/alpha", "units": "1"}),
@@ -85,38 +96,38 @@ def build_dataset(rec: Recorded, lengths: tuple[str, ...] | None, periodic: bool
             grid.lag_r[: grid.lags_inside] * rec.spacing,
             {"long_name": "distance, mean over the shell", "units": "length"},
         ),
-        "block": ("block", np.arange(rec.blocks), {"long_name": "jackknife block"}),
+        "block": ("block", np.arange(rec.layout.blocks), {"long_name": "jackknife block"}),
         "counts": ("k", grid.shell_modes[:keep], {"long_name": "modes in the shell"}),
         "pairs": ("r", grid.lag_pairs[: grid.lags_inside], {"long_name": "lattice vectors in the shell"}),
-        "n_samples": ("level", rec.state["count"].sum(axis=1), {"long_name": "samples recorded"}),
+        "n_samples": ("level", rec.sums["count"].sum(axis=1), {"long_name": "samples recorded"}),
     }
-    if f"{DENOISED}count" in rec.state:
-        n_denoised = rec.state[f"{DENOISED}count"].sum(axis=1)
+    if f"{DENOISED}count" in rec.sums:
+        n_denoised = rec.sums[f"{DENOISED}count"].sum(axis=1)
         coords["n_denoised"] = ("level", n_denoised, {"long_name": "denoised images recorded"})
     if rec.has_channels:
-        coords["channel"] = np.arange(rec.channels)
-    if rec.cross is not None and np.isfinite(rec.state["cross"]).all():
+        coords["channel"] = rec.channels
+    if rec.layout.cross is not None and np.isfinite(rec.sums["cross"]).all():
         data |= _cross_spectra(rec)
-        shells = rec.cross.count
+        shells = rec.layout.cross.count
         coords["cross_shell"] = ("cross_shell", np.arange(shells), {"long_name": "shell of cross-spectra"})
-        coords["channel_in"] = np.arange(rec.channels)
-    if rec.gain_shells:
+        coords["channel_in"] = rec.channels
+    if rec.layout.gain_shells:
         data |= _gains(rec)
-        coords |= {"channel_in": np.arange(rec.channels)} if rec.has_channels else {}
-        coords["n_gains"] = ("level", rec.state["gain_count"].sum(axis=1), {"long_name": "states with gains"})
-        coords["shell"] = ("shell", list(rec.gain_shells), {"long_name": "shell of wavenumbers"})
-        coords["shell_k"] = ("shell", grid.shell_k[list(rec.gain_shells)] / rec.spacing, {"units": "rad/length"})
+        coords |= {"channel_in": rec.channels} if rec.has_channels else {}
+        coords["n_gains"] = ("level", rec.sums["gain_count"].sum(axis=1), {"long_name": "states with gains"})
+        coords["shell"] = ("shell", list(rec.layout.gain_shells), {"long_name": "shell of wavenumbers"})
+        coords["shell_k"] = ("shell", grid.shell_k[list(rec.layout.gain_shells)] / rec.spacing, {"units": "rad/length"})
     attrs = {
         "lattice": list(grid.shape),
         "spacing": rec.spacing,
         "data_std": rec.data_std,
-        "blocks": rec.blocks,
+        "blocks": rec.layout.blocks,
         "k_max": rec.k_max,
         "conventions": "S = <|phi^ - <phi^>|^2>/N; k in rad per unit length; lengths with background s^2 removed"
         + ("" if periodic else ", of crops of larger fields"),
     }
     ds = xr.Dataset(data, coords, attrs)
-    return with_drift(ds) if rec.gain_shells else ds
+    return with_drift(ds) if rec.layout.gain_shells else ds
 
 
 def _of_fields(rec: Recorded, lengths: tuple[str, ...], prefix: str, periodic: bool) -> dict[str, Any]:
@@ -147,7 +158,7 @@ def _of_fields(rec: Recorded, lengths: tuple[str, ...], prefix: str, periodic: b
         data[full] = (shape, value, attrs)
         # A length without an answer, or at the bound 0, has no error either, although its replicates may agree.
         without = np.isnan(value) | ((value == 0) & name.startswith("xi_"))
-        errors = np.where(without, np.nan, _errors(replicates, rec.state[f"{prefix}count"]))
+        errors = np.where(without, np.nan, _errors(replicates, rec.sums[f"{prefix}count"]))
         data[f"{full}_stderr"] = (shape, errors, {**attrs, "long_name": f"jackknife error of {full}"})
         if name not in ("S", "C"):
             data[f"{full}_jackknife"] = (["block", *shape], replicates, {"long_name": f"{full} without each block"})
@@ -173,14 +184,14 @@ def _one_level(
 ) -> tuple[dict[str, Floats], dict[str, list[str]]]:
     """Estimates and replicates, (1 + blocks, channels, ...) each, and flags of the lengths per channel."""
     grid = rec.grid
-    counts = rec.state[f"{prefix}count"][i]
+    counts = rec.sums[f"{prefix}count"][i]
     n = int(counts.sum())
     if n == 1 and prefix:
         n = 0  # a single image has no ensemble
     if n == 1:
         raise ValueError(f"level {i} (s = {s:.6g}) has a single sample; the ensemble mean needs at least 2")
     used = counts > 0
-    full = 1 + rec.blocks
+    full = 1 + rec.layout.blocks
     keep = grid.shells_below_nyquist
 
     def spread(rows: Floats) -> Floats:
@@ -193,12 +204,12 @@ def _one_level(
         return out
 
     if n == 0:
-        empty = np.full((1, rec.channels), np.nan)
+        empty = np.full((1, rec.layout.channels), np.nan)
         level = {f"xi_{m}": spread(empty) for m in lengths}
         level |= {} if prefix else {name: spread(empty) for name in ("m", "abs_m", "chi", "binder")}
-        level["S"] = spread(np.full((1, rec.channels, keep), np.nan))
-        level["C"] = spread(np.full((1, rec.channels, grid.lags_inside), np.nan))
-        return level, {f"xi_{m}": ["no_samples"] * rec.channels for m in lengths}
+        level["S"] = spread(np.full((1, rec.layout.channels, keep), np.nan))
+        level["C"] = spread(np.full((1, rec.layout.channels, grid.lags_inside), np.nan))
+        return level, {f"xi_{m}": ["no_samples"] * rec.layout.channels for m in lengths}
 
     modes = _centred(rec, i, used, prefix)
     S = modes.mean_and_replicates(modes.power)
@@ -222,7 +233,7 @@ def _one_level(
             " ".join([*w, *(["finite_size"] if big else [])]) for w, big in zip(words, large, strict=True)
         ]
     if not prefix:
-        moments = _moments(rec.state["moments"][i][used], counts[used], grid, rec._offsets[""][i])
+        moments = _moments(rec.sums["moments"][i][used], counts[used], grid, rec.record.offsets[""][i])
         level |= {name: spread(rows) for name, rows in moments.items()}
     return level, flags
 
@@ -236,35 +247,35 @@ def _centred(rec: Recorded, i: int, used: NDArray[np.bool_], prefix: str = "", s
     """
     grid = rec.grid
     name = prefix + ("sign_" if signs else "")
-    counts = rec.state[f"{prefix}count"][i][used]
+    counts = rec.sums[f"{prefix}count"][i][used]
     n = counts.sum()
-    power = rec.state[f"{name}power"][i][used]
-    mean = rec.state[f"{name}field"][i].reshape(rec.channels, *grid.shape) / n
-    offset = np.zeros(rec.channels) if signs else rec._offsets[prefix][i]
+    power = rec.sums[f"{name}power"][i][used]
+    mean = rec.sums[f"{name}field"][i].reshape(rec.layout.channels, *grid.shape) / n
+    offset = np.zeros(rec.layout.channels) if signs else rec.record.offsets[prefix][i]
     mean -= offset.reshape(-1, *[1] * grid.ndim)
-    half = np.moveaxis(np.fft.rfftn(mean, axes=tuple(range(1, 1 + grid.ndim))), -1, 1).reshape(rec.channels, -1)
+    half = np.moveaxis(np.fft.rfftn(mean, axes=tuple(range(1, 1 + grid.ndim))), -1, 1).reshape(rec.layout.channels, -1)
     if offset.any():  # k = 0 from the sums about it, which have more digits
-        half[:, 0] = np.where(offset != 0, rec.state[f"{prefix}low"][i][..., 0, 0].sum(axis=0) / n, half[:, 0])
+        half[:, 0] = np.where(offset != 0, rec.sums[f"{prefix}low"][i][..., 0, 0].sum(axis=0) / n, half[:, 0])
     weight = grid.half_weights
     square = np.stack([np.bincount(grid.orbit_of_mode, weight * np.abs(h) ** 2, len(grid.orbit_k)) for h in half])
     power = power - counts[:, None, None] * square / grid.sites
-    first = rec.state[f"{prefix}first"][i][used]
+    first = rec.sums[f"{prefix}first"][i][used]
     if not signs:
-        index = np.array([grid.mode_index(wavenumber) for wavenumber in rec.low])
-        amplitude = rec.state[f"{prefix}low"][i][used]
+        index = np.array([grid.mode_index(wavenumber) for wavenumber in rec.layout.low])
+        amplitude = rec.sums[f"{prefix}low"][i][used]
         mu = half[:, index]
         deviation = amplitude[..., 0] + 1j * amplitude[..., 1] - counts[:, None, None] * mu
         cross = -2.0 * np.real(np.conj(deviation) * mu) * weight[index] / grid.sites
         where: Any = (slice(None), slice(None), grid.orbit_of_mode[index])  # Any: numpy's stub of at() knows no slices
         np.add.at(power, where, cross)
-        axes = [rec.low.index(n) for n in grid.axis_wavenumbers]
+        axes = [rec.layout.low.index(n) for n in grid.axis_wavenumbers]
         first = (
             first
             - counts[:, None, None] * np.abs(mu[:, axes]) ** 2 / grid.sites
             - 2.0 * np.real(np.conj(deviation[..., axes]) * mu[:, axes]) / grid.sites
         )
-    mean_square = np.square(rec.state[f"{name}field"][i] / n).mean(axis=-1)
-    rounding = rounding_of_sums(square.sum(axis=1) / grid.sites**2, mean_square, float(rec._eps[i]))
+    mean_square = np.square(rec.sums[f"{name}field"][i] / n).mean(axis=-1)
+    rounding = rounding_of_sums(square.sum(axis=1) / grid.sites**2, mean_square, float(rec.record.eps[i]))
     return ModeAverages(grid, rec.spacing, "ensemble", counts, power / grid.orbit_modes, first, rounding)
 
 
@@ -290,29 +301,24 @@ def _moments(sums: Floats, counts: NDArray[np.int64], grid: Lattice, offset: Flo
 
 def _errors(replicates: Floats, counts: NDArray[np.int64]) -> Floats:
     """Jackknife error over the blocks that hold samples, level by level; replicates (blocks, level, ...)."""
-    out = np.full(replicates.shape[1:], np.nan)
-    for i, per_block in enumerate(counts):
-        used = per_block > 0
-        if used.sum() > 1:
-            out[i] = jackknife_error(replicates[used, i])
-    return out
+    return errors_over_blocks(replicates, counts.T > 0)
 
 
 def _cross_spectra(rec: Recorded) -> dict[str, Any]:
     """P_ab(k) of the states' channels in the lowest shells, the ensemble mean removed, with its error."""
-    assert rec.cross is not None
-    sums, counts = rec.state["cross"], rec.state["count"]
-    shape = (1 + rec.blocks, len(rec.levels), *sums.shape[2:])
+    assert rec.layout.cross is not None
+    sums, counts = rec.sums["cross"], rec.sums["count"]
+    shape = (1 + rec.layout.blocks, len(rec.levels), *sums.shape[2:])
     rows = np.full(shape, np.nan)
     for i, per_block in enumerate(counts):
         n = per_block.sum()
         if n < fewest_for_errors("ensemble"):
             continue
-        low, used = rec.state["low"][i], per_block > 0
+        low, used = rec.sums["low"][i], per_block > 0
         products, amplitudes = sums[i].sum(axis=0), low.sum(axis=0)
-        rows[0, i] = rec.cross.covariance(products[None], np.array([n]), amplitudes[None])[0]
+        rows[0, i] = rec.layout.cross.covariance(products[None], np.array([n]), amplitudes[None])[0]
         left = n - per_block[used]
-        rows[1:, i][used] = rec.cross.covariance(products - sums[i][used], left, amplitudes - low[used])
+        rows[1:, i][used] = rec.layout.cross.covariance(products - sums[i][used], left, amplitudes - low[used])
     dims = ["level", "cross_shell", "channel", "channel_in"]
     return {
         "cross_spectrum": (dims, rows[0], {"long_name": "P_ab(k) = Re <phi_a^ phi_b^*>/N, ensemble mean removed"}),
@@ -322,10 +328,10 @@ def _cross_spectra(rec: Recorded) -> dict[str, Any]:
 
 def _gains(rec: Recorded) -> dict[str, Any]:
     """Gains on trajectories; of matrices the softest collective mode."""
-    counts = rec.state["gain_count"]
+    counts = rec.sums["gain_count"]
     dims = ["level", "shell"]
-    if rec._gains_are_matrices:
-        matrix, left = _means(rec.state["gain_matrix"], counts)
+    if rec.record.matrices:
+        matrix, left = _means(rec.sums["gain_matrix"], counts)
         errors = _errors(left, counts)
         gain, vector = collective_modes(matrix, errors)
         # Along the same direction without each block, which differs from its own by the second order.
@@ -335,11 +341,15 @@ def _gains(rec: Recorded) -> dict[str, Any]:
             "gain_matrix": ([*dims, *channels], matrix, {"long_name": "G_ab(k) = <e_k in a, J e_k in b>"}),
             "gain_matrix_stderr": ([*dims, *channels], errors),
             "gain_eigenvector": ([*dims, "channel"], vector, {"long_name": "softest collective mode"}),
-            "diagonal_gain": (dims, np.einsum("lscc->ls", matrix) / rec.channels, {"long_name": "mean of channels"}),
+            "diagonal_gain": (
+                dims,
+                np.einsum("lscc->ls", matrix) / rec.channels.size,
+                {"long_name": "mean of channels"},
+            ),
         }
         about = "gain of the softest collective mode of the channels, averaged over states"
     else:
-        gain, left_gain = _means(rec.state["gain"], counts)
+        gain, left_gain = _means(rec.sums["gain"], counts)
         data, about = {}, "mode gain <e_k, J e_k> averaged over states"
     return data | {
         "gain_on_trajectories": (dims, gain, {"long_name": about}),
@@ -357,42 +367,3 @@ def _means(sums: Floats, counts: NDArray[np.int64]) -> tuple[Floats, Floats]:
         mean = total / n.reshape(-1, *tail)
         left = (total[:, None] - sums) / (n[:, None] - counts).reshape(*counts.shape, *tail)
     return mean, np.moveaxis(np.where((counts > 0).reshape(*counts.shape, *tail), left, np.nan), 1, 0)
-
-
-def with_drift(ds: xr.Dataset) -> xr.Dataset:
-    """What follows from a dataset's gains, its levels and ``data_std``: softening, drift rates, both lengths, errors.
-
-    A run of an older version gets it so, without being sampled again.
-    """
-    name = "gain_on_trajectories"
-    complete = all(f"{name}{end}" in ds for end in ("", "_stderr", "_jackknife"))
-    if "drift_rate" in ds or not complete or not {"data_std", "lattice", "spacing"} <= ds.attrs.keys():
-        return ds
-    gain, stderr, left = (ds[f"{name}{end}"].transpose(..., "level", "shell") for end in ("", "_stderr", "_jackknife"))
-    s, std = ds["level"].values, float(ds.attrs["data_std"])
-    scale = softening_scale(s, std)[:, None]
-    dims, all_dims = gain.dims, left.dims
-    data: dict[str, Any] = {
-        "softening": (dims, (1 - gain.values) * scale, {"long_name": "-lambda_k = (1 - g_k)/sigma^2"}),
-        "softening_stderr": (dims, stderr.values * scale),
-        "softening_jackknife": (all_dims, (1 - left.values) * scale),
-        "drift_rate": (
-            dims, drift_rate(gain.values, s[:, None], std),
-            {"long_name": "growth rate under the reverse drift, 1/2 - (1 - g_k)/sigma^2", "units": "1/time"},
-        ),
-        "drift_rate_stderr": (dims, stderr.values * scale),
-        "drift_rate_jackknife": (all_dims, drift_rate(left.values, s[:, None], std)),
-    }  # fmt: skip
-    grid, shells = lattice(tuple(int(n) for n in np.atleast_1d(ds.attrs["lattice"]))), ds["shell"].values
-    k2 = grid.shell_k2[shells]
-    if len(k2) >= 2 and shells[0] == 0:
-        spacing = float(ds.attrs["spacing"])
-        recorded = np.isfinite(left.values).all(axis=2)
-        for xi, of, about in (("xi_eq", "score", "equilibrium"), ("xi_drift", "drift", "drift's equilibrium")):
-            options: dict[str, Any] = {"of": of, "data_std": std}
-            value = dispersion_length(k2, gain.values, stderr.values, s=s, **options) * spacing
-            replicates = dispersion_length(k2, left.values, stderr.values, s=s, **options) * spacing
-            data[xi] = ("level", value, {"long_name": f"{about} correlation length", "units": "length"})
-            data[f"{xi}_stderr"] = ("level", _errors(replicates, recorded.T))
-            data[f"{xi}_jackknife"] = (["block", "level"], replicates)
-    return ds.assign(data)

@@ -26,13 +26,9 @@ __all__ = ["DeviceSums", "TorchSpectrometer", "cuda_kernels_for", "spectrometer"
 Floats = NDArray[np.float64]
 
 
+@lru_cache(maxsize=32)
 def spectrometer(shape: tuple[int, ...], device: torch.device) -> TorchSpectrometer:
     """The best there is for fields of one shape on a device: CUDA kernels where the core has them for it."""
-    return _spectrometer(shape, device)
-
-
-@lru_cache(maxsize=32)
-def _spectrometer(shape: tuple[int, ...], device: torch.device) -> TorchSpectrometer:
     if cuda_kernels_for(device):
         from fastcrit._kernels.cuda import CudaSpectrometer
 

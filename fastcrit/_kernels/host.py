@@ -1,8 +1,6 @@
-"""Batches of fields in, sums over samples out: the one place that knows where an array lies.
+"""Sums over the samples of numpy arrays, by the compiled core.
 
-`sums_for` gives the sums of numpy arrays by the compiled core, piece by piece so that what it returns per field stays
-small beside the fields, or those of tensors on a device, where they lie (device.py). What is made of the sums is
-the same for both and lies in spectra.py and correlation.py.
+Piece by piece, so that what it returns per field stays small beside the fields. device.py has the same for tensors.
 """
 
 from __future__ import annotations
@@ -14,23 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcrit._edge.arrays import Fields, check_finite, on_device
-from fastcrit._kernels.contract import HEAVY, Squares, Sums, Trend
+from fastcrit._edge.arrays import Fields, check_finite
+from fastcrit._kernels.contract import HEAVY, Squares, Trend
 from fastcrit._kernels.lattice import CHUNK_BYTES, Lattice, selection
 
 Floats = NDArray[np.float64]
 
 # Amplitudes from this to its inverse have squares that float64 holds, and adds up, with all digits.
 SMALLEST_ROOT = 2.0**-485
-
-
-def sums_for(array: Any, grid: Lattice) -> Sums:
-    """The sums of arrays like ``array``."""
-    if not on_device(array):
-        return HostSums(grid)
-    from fastcrit._kernels.device import DeviceSums
-
-    return DeviceSums(grid, array.device)
 
 
 @dataclass(frozen=True)

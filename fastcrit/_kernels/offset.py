@@ -83,7 +83,9 @@ def added(states: list[Sums], shape: tuple[int, ...]) -> Sums:
         if (theirs != offset).any():
             more = more | about(more, theirs, offset, shape)
         for name, values in more.items():
-            if name != "offset":
+            if name == "eps":
+                total[name] = np.maximum(total[name], values)
+            elif name != "offset":
                 total[name] += values
     return total
 

@@ -15,7 +15,7 @@ import xarray as xr
 
 from fastcrit._edge.extras import need
 from fastcrit._edge.files.zarr_stores import check_store
-from fastcrit._estimates.dataset import with_drift
+from fastcrit._estimates.drift import with_drift
 from fastcrit.errors import FileFormatError
 
 FORMAT = "fastcrit.dataset"

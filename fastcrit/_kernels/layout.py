@@ -1,0 +1,130 @@
+"""What a recorder keeps: its sums by name, their shapes and types, and which of them have jackknife blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastcrit._kernels.cross import CrossShells
+from fastcrit._kernels.lattice import Lattice
+
+Floats = NDArray[np.float64]
+
+DENOISED = "denoised_"  # before the names of the sums of denoised images
+
+# Sums of states, which the kernels add up: sizes of their axes after that of the levels. Those of denoised images have
+# the same names behind DENOISED. All are float64 but counts.
+OF_FIELDS: dict[str, tuple[str | int, ...]] = {
+    "count": ("blocks",),
+    "power": ("blocks", "channels", "orbits"),
+    "low": ("blocks", "channels", "low_modes", 2),
+    "first": ("blocks", "channels", "axes"),
+    "moments": ("blocks", "channels", 4),
+    "field": ("channels", "sites"),
+    "sign_power": ("blocks", "channels", "orbits"),
+    "sign_field": ("channels", "sites"),
+}
+# What is made of a batch beside these.
+CROSS: dict[str, tuple[str | int, ...]] = {"cross": ("blocks", "cross_shells", "channels", "channels")}
+GAINS: dict[str, tuple[str | int, ...]] = {
+    "gain": ("blocks", "gain_shells"),
+    "gain_count": ("blocks",),
+    "gain_matrix": ("blocks", "gain_shells", "channels", "channels"),
+}
+_SIGNS = ("sign_power", "sign_field")
+_COUNTS = ("count", "gain_count")
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Of what a recorder keeps sums.
+
+    Attributes
+    ----------
+    levels : int
+    grid : Lattice
+    channels, blocks : int
+    low_modes : int
+        Modes with all ``|n_i|`` up to this are kept one by one.
+    signs : bool
+        Whether signs of states are kept; those of denoised images always are.
+    gain_shells : tuple of int
+    """
+
+    levels: int
+    grid: Lattice
+    channels: int
+    blocks: int
+    low_modes: int
+    signs: bool
+    gain_shells: tuple[int, ...]
+
+    @cached_property
+    def low(self) -> list[tuple[int, ...]]:
+        """Wavenumbers of the modes that are kept one by one, in the order of the half spectrum."""
+        return sorted(_low_modes(self.grid.shape, self.low_modes), key=self.grid.mode_index)
+
+    @cached_property
+    def selected(self) -> tuple[int, ...]:
+        """Their indices into the half spectrum."""
+        return tuple(self.grid.mode_index(n) for n in self.low)
+
+    @cached_property
+    def cross(self) -> CrossShells | None:
+        """The shells in which channels are seen together; None for one channel."""
+        return CrossShells(self.grid, self.selected) if self.channels > 1 else None
+
+    @property
+    def states(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of all sums but those of denoised images, by name."""
+        rows = self._rows(OF_FIELDS, () if self.signs else _SIGNS)
+        if self.cross is not None:
+            rows |= self._rows(CROSS)
+        if self.gain_shells:
+            rows |= self._rows(GAINS, () if self.channels > 1 else ("gain_matrix",))
+        return rows
+
+    @property
+    def images(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the sums of denoised images."""
+        return {DENOISED + name: shape for name, shape in self._rows(OF_FIELDS).items()}
+
+    def of(self, prefix: str, sums: Iterable[str]) -> list[str]:
+        """Which of these sums are those of states (prefix "") or of denoised images (DENOISED); without the prefix."""
+        rows = OF_FIELDS if prefix else OF_FIELDS | CROSS
+        there = set(sums)
+        return [name for name in rows if prefix + name in there]
+
+    def _rows(self, table: dict[str, tuple[str | int, ...]], but: tuple[str, ...] = ()) -> dict[str, tuple[int, ...]]:
+        sizes = {
+            "blocks": self.blocks, "channels": self.channels, "orbits": len(self.grid.orbit_k),
+            "low_modes": len(self.low), "axes": self.grid.ndim, "sites": self.grid.sites,
+            "gain_shells": len(self.gain_shells), "cross_shells": self.cross.count if self.cross else 0,
+        }  # fmt: skip
+        return {
+            name: (self.levels, *(size if isinstance(size, int) else sizes[size] for size in axes))
+            for name, axes in table.items() if name not in but
+        }  # fmt: skip
+
+
+def type_of(name: str) -> Any:
+    """Numpy's type of a sum."""
+    return np.int64 if name.removeprefix(DENOISED) in _COUNTS else np.float64
+
+
+def has_blocks(name: str) -> bool:
+    """Whether a sum is kept for each jackknife block."""
+    return "blocks" in (OF_FIELDS | CROSS | GAINS)[name.removeprefix(DENOISED)]
+
+
+def _low_modes(shape: tuple[int, ...], low: int) -> list[tuple[int, ...]]:
+    """Wavenumbers of the half spectrum with every |n_i| <= low, one entry for each mode."""
+    axes = [sorted({n % side for n in range(-min(low, side // 2), min(low, side // 2) + 1)}) for side in shape[:-1]]
+    axes.append(list(range(min(low, shape[-1] // 2) + 1)))
+    return [tuple(point) for point in product(*axes)]
