@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from fastcrit.store.arrays import ARRAY_SUFFIXES, load_array, open_array
-from fastcrit.store.datasets import FORMAT, FORMAT_VERSION, load_dataset, save_dataset
-from fastcrit.store.runs import begin_run, check_run, create_run, write_config
+from fastcrit.store.arrays import ARRAY_SUFFIXES as ARRAY_SUFFIXES
+from fastcrit.store.arrays import load_array, open_array
+from fastcrit.store.datasets import FORMAT as FORMAT
+from fastcrit.store.datasets import load_dataset, save_dataset
+from fastcrit.store.runs import begin_run as begin_run  # of studies: not among the public names
+from fastcrit.store.runs import check_run as check_run
+from fastcrit.store.runs import create_run
+from fastcrit.store.runs import write_config as write_config
 
-__all__ = [
-    "ARRAY_SUFFIXES",
-    "FORMAT",
-    "FORMAT_VERSION",
-    "begin_run",
-    "check_run",
-    "create_run",
-    "load_array",
-    "load_dataset",
-    "open_array",
-    "save_dataset",
-    "write_config",
-]
+__all__ = ["create_run", "load_array", "load_dataset", "open_array", "save_dataset"]
