@@ -90,7 +90,7 @@ class TestDatasets:
             store.save_dataset(xr.Dataset({"x": ("n", np.array(["a", None], object))}), tmp_path / "o.zarr")
 
     def test_another_version(self, ds, tmp_path, monkeypatch):
-        monkeypatch.setattr(store, "FORMAT_VERSION", 99)
+        monkeypatch.setattr(store.datasets, "FORMAT_VERSION", 99)
         store.save_dataset(ds, tmp_path / "d.zarr")
         monkeypatch.undo()
         with pytest.raises(fc.FileFormatError, match="version 99; this fastcrit reads version 1"):

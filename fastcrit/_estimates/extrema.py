@@ -5,7 +5,8 @@ The curve comes with its leave-one-out replicates; intervals are a linearised bl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import scipy  # submodules load on first use
@@ -15,6 +16,8 @@ Floats = NDArray[np.float64]
 
 # The reason when the dataset lacks a signature's curve: missing data, which are no answer about a transition.
 NOT_RECORDED = "not recorded"
+# The reason when an extremum is no more than noise makes of a curve without one.
+WITHIN_NOISE = "prominence within noise"
 # What the instability signature may be: a zero of the drift, or where it comes nearest to one.
 INSTABILITY, WEAKENING = "instability", "weakening"
 # Fewer levels than these show no extremum, and fewer blocks of trajectories no interval.
@@ -85,6 +88,17 @@ class Signature:
     gaussian_high: float = float("nan")
     clock: str = ""
     channel: int | None = None
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Signature:
+        """What `dataclasses.asdict` gives, as JSON keeps it: null for NaN. An older version's has fewer fields."""
+        known = {f.name: f.type for f in fields(cls)}
+        given: dict[str, Any] = {
+            name: float("nan") if value is None and known[name] == "float" else value
+            for name, value in values.items() if name in known
+        }  # fmt: skip
+        unknown: dict[str, Any] = dict.fromkeys(("level", "low", "high", "prominence", "noise"), float("nan"))
+        return cls(**{**unknown, **given})
 
     @property
     def found(self) -> bool:
@@ -193,7 +207,7 @@ def locate(
     # The scatter is known from B blocks only, so what is normal in the bootstrap is Student's t in the data.
     noise = float(scipy.special.stdtrit(blocks.sum() - 1, scipy.special.ndtr(normal)))
     if not prominence > max(noise, LEAST_PROMINENCE):
-        return none("prominence within noise", prominence, noise)
+        return none(WITHIN_NOISE, prominence, noise)
     if share < _LEAST_RELATIVE_PROMINENCE:
         return none(f"the extremum stands out by {share:.1%} only", prominence, noise)
     locations = _extrema(x, mean + deviations, scatter, scale)[0]
@@ -331,5 +345,6 @@ def crossing(x: Floats, y: Floats, i: int) -> float:
 def _cubic_crossing(x: Floats, y: Floats, i: int) -> float:
     """Where the polynomial through up to four points around it is 0 between points i - 1 and i."""
     near = slice(max(0, i - 2), i + 2)
-    polynomial = scipy.interpolate.BarycentricInterpolator(x[near], y[near])
+    # Not the barycentric form: scipy orders its points by numpy's global random numbers.
+    polynomial = scipy.interpolate.KroghInterpolator(x[near], y[near])
     return float(scipy.optimize.brentq(lambda v: float(polynomial(v)), x[i], x[i - 1]))
