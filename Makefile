@@ -1,5 +1,6 @@
 # make study   install into .venv and run the main job: both dictionaries; reports, figures and tables in runs/
 # make test    everything that has to hold: lint, types, the compiled core, the package
+# make check   what most mistakes break, in less than 2 minutes once built: lint, types, docs, the fast tests
 # make cuda-build  compile the CUDA kernels and their tests (takes nvcc, no device); prints registers and occupancy
 # make cuda-test   run them on a device, and time them
 # make test-aarch64   the compiled core for ARM, cross-compiled and run under qemu
@@ -18,7 +19,7 @@ CXX_FILES := $(wildcard csrc/*/*.?pp csrc/cuda/host/*.?pp csrc/*/*.cu csrc/*/*.c
 TIDY_FILES := $(wildcard csrc/common/*.cpp csrc/cpu/*.cpp csrc/cuda/host/*.cpp)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: study test lint format docs docs-check test-core cuda-build cuda-test test-aarch64 test-python bench \
+.PHONY: study test check lint lint-quick format docs docs-check test-core cuda-build cuda-test test-aarch64 test-python bench \
   test-gpu bench-gpu wheel test-wheel test-oldest clean
 
 # Finished runs are kept; one that was stopped goes on where it was.
@@ -37,11 +38,16 @@ runs/%/dataset.zarr: | .venv/study
 
 test: lint docs-check test-core test-python
 
-lint: .venv/dev build/core/build.ninja
+check: lint-quick docs-check
+	$(PYTEST) $(FAST)
+
+lint: lint-quick build/core/build.ninja
+	$(BIN)/clang-tidy -p build/core --quiet $(TIDY_FILES)
+
+lint-quick: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
-	$(BIN)/clang-tidy -p build/core --quiet $(TIDY_FILES)
 	$(BIN)/mypy
 
 # What lint would refuse and a tool can mend.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import signal
@@ -10,15 +9,16 @@ import subprocess
 import sys
 import time
 import tomllib
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 import numpy as np
 import pytest
 
 import fastcrit as fc
-from fastcrit import cli, store
+from fastcrit import store
 from fastcrit.cli import app
-from fastcrit.studies import PatchStudy
+from fastcrit.studies import COMMANDS, PatchStudy
+from fastcrit.studies.options import described
 
 TINY = {"patterns": 0, "lattice": 16, "samples": 20, "levels": 8, "substeps": 2, "solver": "heun"}
 
@@ -91,13 +91,13 @@ class TestNumbers:
     @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
     @pytest.mark.parametrize("name", NEEDED)
     def test_of_studies_are_finite(self, name, value, tmp_path):
-        known = inspect.signature(getattr(cli, f"_study_{name.replace('-', '_')}")).parameters.values()
-        real = [p for p in known if "float" in str(p.annotation)]
+        known = described(COMMANDS[name].study)
+        real = [each for each in known if each.kind is float or float in get_args(each.kind)]
         assert len(real) >= 2
-        for p in real:
-            given = [f"--{p.name.replace('_', '-')}", *["0.1"] * ("tuple" in str(p.annotation)), value]
+        for each in real:
+            given = [f"--{each.name.replace('_', '-')}", *["0.1"] * (each.kind is not float), value]
             for more in ([], ["--dump-config"]):
-                with pytest.raises(ValueError, match=rf"{p.name}: expected a (finite|positive) number, got {value}"):
+                with pytest.raises(ValueError, match=rf"{each.name}: expected a (finite|positive) number, got {value}"):
                     in_process("study", name, *self.NEEDED[name], f"--out={tmp_path / 'run'}", *given, *more)
         assert not (tmp_path / "run").exists()
 

@@ -319,6 +319,16 @@ class TestDamage:
         assert time.monotonic() - begin > 1.0
 
 
+def test_what_writing_a_chunk_took_is_told_with_the_next(finished):
+    seconds = []
+    for file in sorted((finished[0] / "chunks").iterdir()):
+        about, _ = _statefile.read_state(file, "fastcrit.imagenet-chunk", 1)
+        assert list(about["seconds"]) == ["network", "recorder", "gains", "store"]
+        seconds.append(about["seconds"]["store"])
+    # No states are kept, so storing them takes no time but that of looking whether they are.
+    assert seconds[0] < 1e-3 < min(seconds[1:])
+
+
 class TestResult:
     def test_is_what_a_user_would_record(self, model, finished):
         """The public sampler and recorder, in one go."""

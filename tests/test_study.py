@@ -16,6 +16,7 @@ from PIL import Image
 
 import fastcrit as fc
 from fastcrit import plot, store
+from fastcrit.studies.finish import finish
 from fastcrit.studies.patch import PatchStudy, summary
 
 SMALL = {"lattice": 24, "samples": 40, "levels": 16, "substeps": 2}
@@ -127,6 +128,21 @@ class TestStudy:
         assert not (tmp_path / "run").exists()
 
 
+class TestEnding:
+    def test_accepts_what_another_run_on_the_folder_has_written_where_it_is_the_same(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(plot, "save_figures", lambda ds, folder: [])
+        ds, partial = xr.Dataset({"x": ("level", [1.0, 2.0])}), tmp_path / "recorder.safetensors"
+        for _ in range(2):
+            partial.touch()
+            finish(ds, tmp_path, "table", [partial])
+            assert sorted(p.name for p in tmp_path.iterdir()) == ["dataset.zarr", "summary.txt"]
+        assert (tmp_path / "summary.txt").read_text() == "table\n"
+        partial.touch()
+        with pytest.raises(fc.FileFormatError, match="not what the chunks of this run add up to"):
+            finish(ds + 1, tmp_path, "table", [partial])
+        assert partial.exists()
+
+
 class TestResuming:
     def test_a_killed_run_resumes_to_the_same_bits(self, tmp_path):
         options = ["--patterns", 2, "--lattice", 24, "--levels", 12, "--samples", 4000, "--substeps", 2]
@@ -235,38 +251,6 @@ class TestCommandLine:
 
 
 class TestFigures:
-    def test_of_a_recorder_without_gains_and_with_channels(self, rng, tmp_path):
-        rec = fc.Recorder(fc.schedules.log_levels(6, high=5, low=0.5), shape=(2, 12, 12))
-        for i in range(6):
-            rec.update(i, rng.standard_normal((10, 2, 12, 12)))
-        paths = plot.save_figures(rec.dataset(lengths=("efold",)), tmp_path)
-        assert {p.name for p in paths} == {
-            "structure_factors.png",
-            "structure_factors.svg",
-            "lengths.png",
-            "lengths.svg",
-            "order_parameter.png",
-            "order_parameter.svg",
-        }
-
-    @pytest.mark.parametrize(
-        "draw",
-        [plot.structure_factors, plot.lengths, plot.gains, plot.softening, plot.order_parameter],
-        ids=lambda draw: draw.__name__,
-    )
-    def test_are_drawn_where_they_are_told(self, finished, draw):
-        from matplotlib.figure import Figure
-
-        figure = Figure()
-        part = figure.subfigures(1, 2)[1]
-        left, right = part.subplots(1, 2)
-        assert draw(finished[1], axes=right) is figure
-        assert right.lines
-        assert right.get_title()
-        assert not left.lines
-        assert not part.subfigs
-        assert draw(finished[1]) is not figure
-
     def test_svg_is_the_same_every_time(self, finished, tmp_path):
         out, ds = finished
         plot.save_figures(ds, tmp_path)

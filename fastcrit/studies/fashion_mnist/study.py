@@ -4,34 +4,31 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
-from fastcrit import data, schedules, store
-from fastcrit._edge.arrays import check_choice, check_positive
-from fastcrit._edge.extras import need
-from fastcrit._estimates.attributes import config_of
-from fastcrit._estimates.averages import jackknife_error
+from fastcrit import data, store
 from fastcrit._kernels.lattice import lattice
 from fastcrit._version import __version__
 from fastcrit.critical import gaussian_rates
-from fastcrit.errors import FileFormatError
-from fastcrit.modes import gaussian_bound, mode_response, response_deficit
+from fastcrit.modes import mode_response, response_deficit
 from fastcrit.observe import Recorder
 from fastcrit.studies import result
-from fastcrit.studies.fashion_mnist.words import DIRECTIONS, compare, summary
+from fastcrit.studies.fashion_mnist.bound import data_bound, mean_image
+from fastcrit.studies.fashion_mnist.plan import FashionMnistPlan
+from fastcrit.studies.fashion_mnist.trajectories import Trajectories
+from fastcrit.studies.fashion_mnist.words import DIRECTIONS, summary
+from fastcrit.studies.finish import DATASET, finish, need_what_finishes
+from fastcrit.studies.recording import record, resumed
 from fastcrit.studies.strip import strip
 
 if TYPE_CHECKING:
     from fastcrit.diffusion.denoiser import Denoiser
-
-Floats = NDArray[np.float64]
 
 # Shells of the gains at the mean image, each from all its waves.
 _LOWEST = range(6)
@@ -40,7 +37,7 @@ _CHUNK = 64
 
 
 @dataclass(frozen=True)
-class FashionMnistStudy:
+class FashionMnistStudy(FashionMnistPlan):
     """Configuration of a study of a network for Fashion-MNIST; everything in the result follows from it.
 
     Parameters
@@ -51,6 +48,7 @@ class FashionMnistStudy:
         Trajectories, forward and reverse each; without labels.
     levels : int
         Noise levels, even in log s from ``high`` to ``low``: steps of the solver, all recorded.
+    high, low : float
     solver : "dpmpp-2m", "heun", "euler" or "sde"
     gain_samples, gain_every : int
         Gains are measured on the first ``gain_samples`` states of each direction, at every ``gain_every``-th level.
@@ -62,50 +60,6 @@ class FashionMnistStudy:
     blocks : int
         Jackknife blocks.
     """
-
-    net: str = "circular-0"
-    samples: int = 512
-    levels: int = 49
-    high: float = 80.0
-    low: float = 0.02
-    solver: str = "dpmpp-2m"
-    gain_samples: int = 64
-    gain_every: int = 2
-    probes: int = 1
-    waves: int | None = None
-    seed: int = 0
-    blocks: int = 32
-
-    def __post_init__(self) -> None:
-        for name, lowest in (
-            ("samples", 3), ("levels", 5), ("gain_samples", 2), ("gain_every", 1), ("probes", 1), ("waves", 1),
-            ("seed", 0), ("blocks", 2),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if name == "waves" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not lowest <= value < 2**64:
-                raise ValueError(f"{name}: expected an integer of at least {lowest}, got {value!r}")
-            object.__setattr__(self, name, int(value))
-        if self.gain_samples > self.samples:
-            raise ValueError(f"gain_samples: expected at most {self.samples} (samples), got {self.gain_samples}")
-        check_choice(self.solver, ("dpmpp-2m", "heun", "euler", "sde"), "solver")
-        for name in ("high", "low"):
-            object.__setattr__(self, name, check_positive(getattr(self, name), name))
-        if not self.high > self.low:
-            raise ValueError(f"high, low: expected high > low, got {self.high} and {self.low}")
-        if not isinstance(self.net, (str, os.PathLike)):
-            raise TypeError(f"net: expected a name or a path, got {self.net!r}")
-        object.__setattr__(self, "net", os.fspath(self.net))
-
-    @property
-    def grid(self) -> Floats:
-        """The noise levels."""
-        return schedules.log_levels(self.levels, high=self.high, low=self.low)
-
-    def config(self, D: Denoiser) -> dict[str, Any]:
-        """What the result follows from: the fields, and the network's file by its checksum."""
-        return {"study": "fashion-mnist", **asdict(self), "weights": D.card["sha256"]}
 
     def run(
         self, out: str | os.PathLike[str] | None = None, *, resume: bool = False, device: str = "cpu",
@@ -126,8 +80,7 @@ class FashionMnistStudy:
             A saved state, or the network, is damaged.
         """
         if out is not None:
-            need("zarr", "a study that writes its result")
-            need("matplotlib", "a study that writes its figures")
+            need_what_finishes()
         from fastcrit import diffusion
 
         D = diffusion.pretrained(self.net, device)
@@ -138,40 +91,26 @@ class FashionMnistStudy:
             images = data.roll(images, D.shift, self.seed)
         if self.samples > len(images):
             raise ValueError(f"samples: expected at most {len(images)}, the images there are, got {self.samples}")
-        folder = None if out is None else store.begin_run(out, self.config(D), finished="dataset.zarr", resume=resume)
-        recorders = {direction: self._recorder(D, folder, direction) for direction in DIRECTIONS}
+        folder = None if out is None else store.begin_run(out, self.config(D), finished=DATASET, resume=resume)
+        files = {d: None if folder is None else folder / f"recorder-{d}.safetensors" for d in DIRECTIONS}
+        recorders = {direction: resumed(self._recorder(D), files[direction]) for direction in DIRECTIONS}
         for direction, recorder in recorders.items():
-            run = _Run(self, D, images, recorder)
-            chunks = range(int(recorder.state["count"][-1].sum()), self.samples, _CHUNK)
-            about = f"{self.net}, {direction}"
-            for first in tqdm(chunks, about, disable=None if progress else True, unit=f"{_CHUNK} trajectories"):
-                n = min(_CHUNK, self.samples - first)
-                getattr(run, direction)(first, n)
-                if folder is not None:
-                    recorder.save(_saved(folder, direction))
+            make = getattr(Trajectories(self, D, images, recorder), direction)
+            record(
+                recorder, files[direction], self.samples, make, chunk=_CHUNK, about=f"{self.net}, {direction}",
+                of="trajectories", progress=progress,
+            )  # fmt: skip
         ds = self._dataset(recorders, D, images)
         if folder is not None:
-            from fastcrit import plot
-
-            plot.save_figures(ds, folder)
-            (folder / "summary.txt").write_text(summary(ds) + "\n")
-            store.save_dataset(ds, folder / "dataset.zarr")
-            for direction in DIRECTIONS:
-                _saved(folder, direction).unlink()
+            finish(ds, folder, summary(ds), [file for file in files.values() if file is not None])
         return ds
 
-    def _recorder(self, D: Denoiser, folder: Path | None, direction: str) -> Recorder:
+    def _recorder(self, D: Denoiser) -> Recorder:
         side = (D.shape or ())[1:]
-        recorder = Recorder(
-            self.grid, shape=side, blocks=self.blocks, data_std=D.data_std or 1.0, gain_shells=_shells(side),
-            device=D.device,
+        return Recorder(
+            self.grid, shape=side, blocks=self.blocks, data_std=D.data_std or 1.0,
+            gain_shells=range(lattice(side).shells_below_nyquist), device=D.device,
         )  # fmt: skip
-        if folder is not None and _saved(folder, direction).exists():
-            loaded = Recorder.load(_saved(folder, direction), device=D.device)
-            if loaded.config() != recorder.config():
-                raise FileFormatError(f"{_saved(folder, direction)}: the recorder of another run")
-            return loaded
-        return recorder
 
     def _dataset(self, recorders: dict[str, Recorder], D: Denoiser, images: NDArray[np.float32]) -> xr.Dataset:
         ds = recorders["reverse"].dataset()
@@ -212,7 +151,7 @@ class FashionMnistStudy:
         """Gains and leakage at the mean image, the state of no information: every wavevector of the lowest shells."""
         import torch
 
-        y = torch.from_numpy(_mean_image(images, D.shift).astype(np.float32))[None, None].to(D.device)
+        y = torch.from_numpy(mean_image(images, D.shift).astype(np.float32))[None, None].to(D.device)
         levels = self.grid
         gain, leakage = np.full((2, len(levels), shells), np.nan)
         for i in range(0, len(levels), self.gain_every):
@@ -225,148 +164,3 @@ class FashionMnistStudy:
                 "leakage_at_mean_image": (dims, leakage, {"long_name": "share of J e_k in other modes"}),
             }
         )
-
-
-@dataclass
-class _Run:
-    """Trajectories of a study, a chunk at a time, into a recorder."""
-
-    study: FashionMnistStudy
-    D: Denoiser
-    images: NDArray[np.float32]
-    recorder: Recorder
-
-    def reverse(self, first: int, n: int) -> None:
-        """Sample the network."""
-        from fastcrit.diffusion import sample
-
-        def gains(i: int, s: float, y: Any, D_y: Any) -> None:
-            self._gains(i, s, y, first)
-
-        sample(
-            self.D, n_samples=n, levels=self.study.grid, solver=self.study.solver, seed=self.study.seed,
-            recorder=self.recorder, observers=[gains] if first < self.study.gain_samples else [], first_sample=first,
-        )  # fmt: skip
-
-    def forward(self, first: int, n: int) -> None:
-        """Images with noise: the same noise at every level."""
-        import torch
-
-        order = np.random.default_rng([self.study.seed, 1]).permutation(len(self.images))
-        x0 = torch.from_numpy(self.images[order[first : first + n]])[:, None]
-        noise = torch.from_numpy(
-            np.stack(
-                [
-                    np.random.default_rng([self.study.seed, 2, j]).standard_normal(x0.shape[1:], dtype=np.float32)
-                    for j in range(first, first + n)
-                ]
-            )
-        )
-        for i, s in enumerate(self.study.grid.tolist()):
-            y = (x0 + s * noise).to(self.D.device)
-            with torch.no_grad():
-                denoised = self.D(y, s)
-            self.recorder.update(i, y[:, 0], denoised=denoised[:, 0], sample=first)
-            self._gains(i, s, y, first)
-
-    def _gains(self, i: int, s: float, y: Any, first: int) -> None:
-        some = y[: max(0, self.study.gain_samples - first)]
-        if i % self.study.gain_every == 0 and len(some):
-            seed = self.study.seed * len(self.study.grid) + i
-            how = result.probing(self.study.probes, self.study.waves)
-            response = mode_response(
-                self.D, some, s, self.recorder.gain_shells, seed=seed, first_sample=first, **how
-            )  # fmt: skip
-            self.recorder.update_gain(i, response.samples, sample=first)
-
-
-def _shells(side: tuple[int, ...]) -> range:
-    """All below the Nyquist wavenumber."""
-    return range(lattice(side).shells_below_nyquist)
-
-
-def data_bound(
-    images: NDArray[np.float32], levels: Any, shells: Any, shift: int | None = None
-) -> tuple[Floats, Floats]:
-    """Gaussian bound (levels, shells) of images (n, H, W): P/(P + s^2) of every mode, averaged over each shell.
-
-    With ``shift``, of the images at every place that multiples of it reach on the torus. Second: its standard error, by
-    a jackknife over 20 parts of the images.
-    """
-    grid = lattice(tuple(images.shape[1:]))
-    half = np.moveaxis(np.fft.rfft2(images - _mean_image(images, shift)), -1, 1).reshape(len(images), -1)
-    square = np.abs(half) ** 2
-    shell = grid.shell_of_mode
-
-    def of(total: Floats, n: int) -> Floats:
-        power = total / (grid.sites * (n - 1))  # n - 1: the ensemble mean is removed
-        bound = gaussian_bound(power, np.asarray(levels)[:, None])
-        return np.stack(
-            [np.average(bound[:, shell == k], axis=1, weights=grid.half_weights[shell == k]) for k in shells], axis=1
-        )
-
-    total, parts = square.sum(axis=0), np.array_split(np.arange(len(images)), min(20, len(images) // 2))
-    without = [of(total - square[part].sum(axis=0), len(images) - len(part)) for part in parts]
-    return of(total, len(images)), np.asarray(jackknife_error(np.stack(without)))
-
-
-def _mean_image(images: NDArray[np.float32], shift: int | None) -> Floats:
-    """Mean of images (n, H, W), with ``shift`` of the images at every place that multiples of it reach on the torus."""
-    mean = images.mean(axis=0, dtype=np.float64)
-    if shift is not None:
-        H, W = (side // shift for side in mean.shape)
-        mean = np.tile(mean.reshape(H, shift, W, shift).mean(axis=(0, 2)), (H, W))
-    return np.asarray(mean)
-
-
-def run_all(
-    studies: dict[str, FashionMnistStudy], out: str | os.PathLike[str], *, resume: bool = False, device: str = "cpu",
-    progress: bool = False,
-) -> str:  # fmt: skip
-    """Run studies in RUN/<name> each, write RUN/comparison.txt, return all tables. Finished ones are kept on resuming.
-
-    Raises
-    ------
-    FileExistsError
-        ``out`` exists and ``resume`` is False.
-    ValueError, FileNotFoundError, FileFormatError
-        As for `FashionMnistStudy.run`.
-    """
-    from fastcrit import diffusion
-
-    folder = Path(out)
-    if len({_folder_name(name) for name in studies}) < len(studies):
-        raise ValueError(f"net: these names make the same folder: {', '.join(studies)}")
-    for study in studies.values():
-        diffusion.pretrained(study.net)  # a misspelt one is found before the first has run
-    if not resume:
-        store.create_run(folder)
-    elif not folder.is_dir():
-        raise FileNotFoundError(f"out: no run to resume in {folder}")
-    datasets = {}
-    for name, study in studies.items():
-        own = folder / _folder_name(name)
-        if (own / "dataset.zarr").exists():
-            ds = store.load_dataset(own / "dataset.zarr")
-            if config_of(ds) != study.config(diffusion.pretrained(study.net)):
-                raise ValueError(f"out: {own} was made with another configuration")
-        else:
-            ds = study.run(own, resume=resume and own.exists(), device=device, progress=progress)
-        datasets[own.name] = ds
-    tables = [summary(ds) for ds in datasets.values()]
-    if len(datasets) > 1:
-        tables.append(compare(datasets))
-        (folder / "comparison.txt").write_text(tables[-1] + "\n")
-    return "\n\n".join(tables)
-
-
-def _folder_name(net: str) -> str:
-    """Of a network's run: its name; for a net.safetensors, the name of the folder that it lies in."""
-    path = Path(net)
-    if path.suffix != ".safetensors":
-        return path.name
-    return path.resolve().parent.name if path.stem == "net" else path.stem
-
-
-def _saved(folder: Path, direction: str) -> Path:
-    return folder / f"recorder-{direction}.safetensors"

@@ -27,7 +27,6 @@ class ArmSampler:
 
     def __init__(self, study: GuidancePlan, subject: Subject, arms: list[Arm]) -> None:
         self.study, self.subject, self.arms = study, subject, arms
-        self.spent_on_files = 0.0
 
     def make(self, number: int, keep_on: Callable[[str], None]) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """What a chunk's file holds."""
@@ -39,9 +38,7 @@ class ArmSampler:
         else:
             n, arrays = self._decision(study.decision_span(number - study.chunks), watch)
         network = time.perf_counter() - begin - watch.judging
-        seconds = {"network": network, "judge": watch.judging, "store": self.spent_on_files}
-        self.spent_on_files = 0.0
-        return {"samples": n, "seconds": seconds}, arrays
+        return {"samples": n, "seconds": {"network": network, "judge": watch.judging}}, arrays
 
     def _arms(self, number: int, watch: _Watch) -> tuple[int, dict[str, NDArray[Any]]]:
         """The `MEASURES` (arms, n), features (arms, those that are kept, d), evaluations a sample (arms,)."""

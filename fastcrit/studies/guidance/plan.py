@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastcrit import schedules
-from fastcrit._edge.arrays import (
-    check_choice,
-    check_finite_number,
-    check_integer,
-    check_positive,
-    check_seed,
-    check_threads,
-)
+from fastcrit._edge.arrays import check_finite_number, check_positive
 from fastcrit.studies import checks
 from fastcrit.studies.guidance.verdict import CONSTANT, DOSE, INTERVAL, NONE, SHARED
+from fastcrit.studies.options import check_options, option, seed, threads
+from fastcrit.studies.shared.spans import InChunks
 
 if TYPE_CHECKING:
     from fastcrit.diffusion.guidance import Weight
@@ -53,53 +48,79 @@ class Arm:
     evaluations: int
 
 
-@dataclass(frozen=True)
-class GuidancePlan:
-    """The fields of a `GuidanceStudy`, which are described there, and what follows from them."""
+def _folder(value: Any, name: str) -> str:
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{name}: expected the folder of a finished study, got {value!r}")
+    return os.fspath(value)
 
-    run_path: str
-    edm2: str | None = None
-    diffusers: str | None = None
-    guide: str | None = None
-    trust_pickle: bool = False
-    judge: str | None = None
-    samples: int = 1000
-    steps: int = 40
-    high: float = 80.0
-    low: float = 0.02
-    guided_steps: int = 4
-    weight: float = 4.0
-    interval: tuple[float, float] = (0.28, 2.9)
-    centres: int = 13
-    random_centres: int = 16
-    solver: str = "euler"
-    decision_samples: int = 500
-    classes: int | None = None
-    threads: int = 0
-    chunk: int = 100
-    seed: int = 0
+
+def _interval(value: Any, name: str) -> tuple[float, ...]:
+    interval = tuple(check_finite_number(s, name) for s in value)
+    if len(interval) != 2 or not 0 <= interval[0] < interval[1]:
+        raise ValueError(f"{name}: expected 0 <= low < high, got {interval}")
+    return interval
+
+
+@dataclass(frozen=True)
+class GuidancePlan(InChunks):
+    """The fields of a `GuidanceStudy`, which are described there, and what follows from them.
+
+    The chunks of the decision come after those of the samples.
+    """
+
+    run_path: str = field(
+        # torchrun takes --run for one of its own.
+        metadata=option(
+            "Finished study of a network (fastcrit study fashion-mnist or imagenet).",
+            check=_folder, path=True, flags=("--run", "--of"),
+        )
+    )  # fmt: skip
+    edm2: str | None = field(default=None, metadata=option("Of a study of --edm2: the same pickle.", path=True))
+    diffusers: str | None = field(
+        default=None, metadata=option("Of a study of --diffusers: the same folder.", path=True)
+    )
+    guide: str | None = field(
+        default=None, metadata=option("Pickle of the network that guidance leads away from.", path=True)
+    )
+    trust_pickle: bool = field(default=False, metadata=option("Pickles run code: say that you may."))
+    judge: str | None = field(
+        default=None,
+        metadata=option("Of a large model: image classifier that transformers' save_pretrained wrote.", path=True),
+    )
+    samples: int = field(default=1000, metadata=option("Samples an arm, on the same seeds and labels.", lowest=6))
+    steps: int = field(default=40, metadata=option("Steps of the solver, even in log s.", lowest=8))
+    high: float = field(default=80.0, metadata=option("Highest noise level.", check=check_positive))
+    low: float = field(default=0.02, metadata=option("Lowest noise level before 0.", check=check_positive))
+    guided_steps: int = field(default=4, metadata=option("Steps that a pulse guides.", lowest=1))
+    weight: float = field(
+        default=4.0,
+        metadata=option("Guidance weight of pulses, constant guidance and interval.", check=check_positive),
+    )
+    interval: tuple[float, float] = field(
+        default=(0.28, 2.9), metadata=option("Levels of the guidance interval.", check=_interval)
+    )
+    centres: int = field(default=13, metadata=option("Pulses of the sweep.", lowest=2))
+    random_centres: int = field(default=16, metadata=option("Pulses at random levels.", lowest=2))
+    solver: str = field(default="euler", metadata=option("Of the reverse process.", choices=("euler", "heun", "sde")))
+    decision_samples: int = field(
+        default=500, metadata=option("Images whose class is followed without guidance.", lowest=2)
+    )
+    classes: int | None = field(
+        default=None, metadata=option("Sample j has label j mod this; default: as the study.", lowest=2)
+    )
+    threads: int = field(
+        default=0,
+        metadata=option("Of torch on a CPU, for each rank; 0: as torch has it.", lowest=0, check=threads),
+    )
+    chunk: int = field(default=100, metadata=option("Samples that are made and saved together.", lowest=1))
+    seed: int = field(default=0, metadata=option("Of samples and random levels.", lowest=0, check=seed))
 
     def __post_init__(self) -> None:
-        if not isinstance(self.run_path, (str, os.PathLike)):
-            raise TypeError(f"run_path: expected the folder of a finished study, got {self.run_path!r}")
-        object.__setattr__(self, "run_path", os.fspath(self.run_path))
-        for name, lowest in (
-            ("samples", 6), ("steps", 8), ("guided_steps", 1), ("centres", 2), ("random_centres", 2), ("seed", 0),
-            ("decision_samples", 2), ("chunk", 1), ("threads", 0),
-        ):  # fmt: skip
-            object.__setattr__(self, name, check_integer(getattr(self, name), name, lowest))
-        for name in ("high", "low", "weight"):
-            object.__setattr__(self, name, check_positive(getattr(self, name), name))
-        check_seed(self.seed)
-        check_threads(self.threads)
+        check_options(self)
         if self.weight == 1.0:
             raise ValueError("weight: expected another one than 1, which is no guidance")
         if not self.high > self.low:
             raise ValueError(f"high, low: expected high > low, got {self.high} and {self.low}")
-        object.__setattr__(self, "interval", tuple(check_finite_number(s, "interval") for s in self.interval))
-        if len(self.interval) != 2 or not 0 <= self.interval[0] < self.interval[1]:
-            raise ValueError(f"interval: expected 0 <= low < high, got {self.interval}")
-        check_choice(self.solver, ("euler", "heun", "sde"), "solver")
         if not 0 < self.guided_steps < self.steps // 2:
             raise ValueError(
                 f"guided_steps: expected less than half of the {self.steps} steps, got {self.guided_steps}"
@@ -114,8 +135,6 @@ class GuidancePlan:
                 raise ValueError(
                     f"{name}: expected at most {self.positions}, the places of a pulse, got {getattr(self, name)}"
                 )
-        if self.classes is not None:
-            check_integer(self.classes, "classes", 2)
         if self.decision_samples > 2000:
             raise ValueError(f"decision_samples: expected at most 2000, got {self.decision_samples}")
 
@@ -182,15 +201,6 @@ class GuidancePlan:
             pulse = Pulse(self.centre(first), width, self.weight)
             found.append(Arm(f"pulse {first}", self.grid(), pulse, first, evaluations(self.grid(), pulse)))
         return found, pulses
-
-    def span(self, chunk: int) -> range:
-        """Numbers of the samples of a chunk."""
-        return range(chunk * self.chunk, min((chunk + 1) * self.chunk, self.samples))
-
-    @property
-    def chunks(self) -> int:
-        """Number of chunks of samples; those of the decision come after them."""
-        return -(-self.samples // self.chunk)
 
     @property
     def decision_chunks(self) -> int:

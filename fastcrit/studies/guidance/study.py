@@ -9,7 +9,7 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -21,14 +21,11 @@ from fastcrit.alignment import coverage, pairwise_distance
 from fastcrit.studies import checks
 from fastcrit.studies.guidance.plan import GuidancePlan
 from fastcrit.studies.guidance.subject import Subject, subject_of
-from fastcrit.studies.guidance.verdict import MEASURES, summary, verdict
+from fastcrit.studies.guidance.verdict import MEASURES, summary, verdict_attributes
 from fastcrit.studies.shared.chunks import Chunks
 from fastcrit.studies.shared.ranks import Rank
 from fastcrit.studies.shared.run import shared_run
 from fastcrit.studies.shared.work import Sampler
-
-if TYPE_CHECKING:
-    pass
 
 Floats = NDArray[np.float64]
 
@@ -181,7 +178,7 @@ class _Job:
         labels = self.subject.labels(range(self.study.samples))
         if wrong := checks.convention_of_flow(self.subject.D, labels, float(self.study.high), self.study.seed):
             ds.attrs["warning"] = wrong
-        ds.attrs["verdict"] = verdict(ds)
+        ds.attrs |= verdict_attributes(ds)
         return ds
 
     def _alignment(self, parts: list[dict[str, Any]]) -> xr.Dataset:

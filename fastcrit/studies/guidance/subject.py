@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fastcrit import data, store
 from fastcrit._estimates.attributes import config_of
 from fastcrit.studies import checks, result
+from fastcrit.studies.finish import DATASET, is_finished
 from fastcrit.studies.labels import classes_but, labels_of
 
 if TYPE_CHECKING:
@@ -115,11 +116,11 @@ def subject_of(study: GuidancePlan, device: str) -> Subject:
     from fastcrit.diffusion.judge import load_judge, shipped_judge
 
     folder = Path(study.run_path)
-    if not (folder / "dataset.zarr").exists():
-        inner = sorted(p.parent.name for p in folder.glob("*/dataset.zarr"))
+    if not is_finished(folder):
+        inner = sorted(p.parent.name for p in folder.glob(f"*/{DATASET}"))
         hint = f"; it holds the studies {', '.join(inner)}: name one of these folders" if inner else ""
         raise FileNotFoundError(f"run: no finished study in {folder}{hint}")
-    ds = store.load_dataset(folder / "dataset.zarr")
+    ds = store.load_dataset(folder / DATASET)
     config = config_of(ds)
     guide = real = null_label = None
     if config.get("study") == "fashion-mnist":

@@ -17,6 +17,9 @@ MEASURES = ("top1", "log_probability", "margin")
 NONE, SHARED, CONSTANT, DOSE, INTERVAL = (
     "none", "none, the pulses' steps", "constant", "constant, a pulse's dose", "interval"
 )  # fmt: skip
+# What the sentences of a verdict are about: all arms, pulses at critical levels (what the experiment asks) and levels
+# without one, the best of the sweep, where the class is decided.
+ARMS, AT_LEVELS, NO_PULSE, SWEEP, DECISION = "arms", "pulse at a critical level", "no pulse", "sweep", "decision"
 
 
 @dataclass(frozen=True)
@@ -76,26 +79,39 @@ def best_centre(ds: xr.Dataset, measure: str = "top1", *, n_bootstrap: int = 200
 
 def verdict(ds: xr.Dataset) -> str:
     """One paragraph, computed from the numbers: what a pulse at the critical level gains, and what it costs."""
+    return str(verdict_attributes(ds)["verdict"])
+
+
+def verdict_attributes(ds: xr.Dataset) -> dict[str, str]:
+    """Attributes that hold the verdict: as one paragraph, and sentence by sentence, each with its role."""
+    said = sentences(ds)
+    return {"verdict": " ".join(text for _, text in said), "verdict_sentences": strict_json(said)}
+
+
+def sentences(ds: xr.Dataset) -> list[tuple[str, str]]:
+    """The verdict as (role, text)."""
     config, pulses = config_of(ds), pulses_of(ds)
     critical = carried_levels(ds)
     top1 = ds["top1"].values.mean(axis=1)
     none = _arm(ds, NONE)
     random = [_arm(ds, i) for i in pulses["random"]]
-    said = [
+    about_arms = (
         f"{ds.sizes['sample']} samples an arm. Pulses of weight {config['weight']:g} over {config['guided_steps']} of "
         f"{config['steps']} steps at {len(random)} random levels give {_percent(top1[random].mean())} of them their "
         f"class; no guidance {_percent(top1[none])}, constant guidance of that weight "
         f"{_percent(top1[_arm(ds, CONSTANT)])}, of a pulse's dose "
         f"{_percent(top1[_arm(ds, DOSE)])}, in the interval {_percent(top1[_arm(ds, INTERVAL)])}."
-    ]
+    )
+    said = [(ARMS, about_arms)]
     if not critical:
-        said.append("The study found no critical level, so there is no pulse to compare with the random ones.")
+        none_found = "The study found no critical level, so there is no pulse to compare with the random ones."
+        said.append((NO_PULSE, none_found))
     places: dict[int, list[str]] = {}
     for name in critical:
         if name in pulses:
             places.setdefault(pulses[name][0], []).append(name)
         else:
-            said.append(f"No pulse comes near the level of {name} ({critical[name]['level']:.2f}).")
+            said.append((NO_PULSE, f"No pulse comes near the level of {name} ({critical[name]['level']:.2f})."))
     for first, names in places.items():
         at, found = _arm(ds, first), placement(ds, first)
         levels = " and ".join(f"{name} ({critical[name]['level']:.2f})" for name in names)
@@ -107,7 +123,7 @@ def verdict(ds: xr.Dataset) -> str:
             outcome = f"not shown to differ from a random one ({_points(found.comparison.detectable)} would be seen)"
         spread = ds["diversity"].values
         error = np.hypot(ds["diversity_stderr"][at] / spread[at], ds["diversity_stderr"][none] / spread[none])
-        said.append(
+        about_pulse = (
             f"At the level of {levels} a pulse, centred on {float(ds['center'][at]):.2f}, gives {_percent(top1[at])}, "
             f"{_points(found.comparison.difference)} "
             f"[{_points(found.low)}, {_points(found.high)}] against the random ones: {outcome}; {found.better} of "
@@ -119,19 +135,21 @@ def verdict(ds: xr.Dataset) -> str:
                 else "."
             )
         )
+        said.append((AT_LEVELS, about_pulse))
     best, margin = best_centre(ds), best_centre(ds, "log_probability")
-    said.append(
+    about_sweep = (
         f"Of the sweep, the pulse at s = {best['level']:.2f} [{best['low']:.2f}, {best['high']:.2f}] is best "
         f"({_percent(best['value'])}); by the log-probability of the class, the one at s = {margin['level']:.2f} "
         f"[{margin['low']:.2f}, {margin['high']:.2f}]."
     )
-    return " ".join([*said, *_decision(ds)])
+    said.append((SWEEP, about_sweep))
+    if "retained" in ds:  # nothing where no network works without labels
+        said.append((DECISION, _decision(ds)))
+    return said
 
 
-def _decision(ds: xr.Dataset) -> list[str]:
-    """Where the class is decided without guidance; nothing where no network works without labels."""
-    if "retained" not in ds:
-        return []
+def _decision(ds: xr.Dataset) -> str:
+    """Where the class is decided without guidance."""
     decided = float(ds["class_decided"])
     kept, back = ds["retained"].values, ds["back_level"].values
     half = np.flatnonzero(kept >= 0.5)
@@ -141,8 +159,8 @@ def _decision(ds: xr.Dataset) -> list[str]:
         else f"The class-entropy rate has its maximum at s = {decided:.2f}; "
     )
     if half.size:
-        return [f"{rate}half of the images keep their class when noised to s = {back[half[0]]:.2f} and denoised."]
-    return [f"{rate}fewer than half of the images keep their class when noised and denoised, from every level."]
+        return f"{rate}half of the images keep their class when noised to s = {back[half[0]]:.2f} and denoised."
+    return f"{rate}fewer than half of the images keep their class when noised and denoised, from every level."
 
 
 def summary(ds: xr.Dataset) -> str:

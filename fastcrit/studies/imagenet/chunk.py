@@ -28,8 +28,6 @@ class TrajectorySampler:
 
     def __init__(self, study: ImageNetPlan, D: Denoiser, folder: Path) -> None:
         self.study, self.D = study, D
-        # Seconds that writing the last chunk took: they are told with the next, whose file does not know its own.
-        self.spent_on_files = 0.0
         self._method = ""
         self.states: Any = None
         if study.save_states:
@@ -50,8 +48,6 @@ class TrajectorySampler:
             )  # fmt: skip
         state = watch.sums() | {"data_moments": watch.data_moments}
         watch.spent["network"] = time.perf_counter() - begin - sum(watch.spent.values())
-        watch.spent["store"] += self.spent_on_files
-        self.spent_on_files = 0.0
         about = {"samples": len(span), "gain_method": self._method, "seconds": {p: watch.spent[p] for p in PARTS}}
         return about, state
 

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastcrit import schedules
-from fastcrit._edge.arrays import (
-    check_choice,
-    check_finite_number,
-    check_integer,
-    check_positive,
-    check_seed,
-    check_threads,
-)
+from fastcrit._edge.arrays import check_finite_number, check_integer, check_positive
 from fastcrit._kernels.lattice import lattice
 from fastcrit.studies import checks
 from fastcrit.studies.labels import classes_but, labels_of
+from fastcrit.studies.options import check_options, option, seed, threads
+from fastcrit.studies.shared.spans import InChunks
 
 if TYPE_CHECKING:
     from fastcrit.diffusion.denoiser import Denoiser
@@ -32,35 +27,67 @@ _SHELLS = 6
 _PLACES = ("edm2", "guide", "diffusers", "trust_pickle")
 
 
+def _share(value: float, name: str) -> float:
+    if not 0.0 <= check_finite_number(value, name) <= 1.0:
+        raise ValueError(f"{name}: expected a share from 0 to 1, got {value!r}")
+    return value  # an integer stays one: the chunks of a run name the hash of its configuration
+
+
 @dataclass(frozen=True)
-class ImageNetPlan:
+class ImageNetPlan(InChunks):
     """The fields of an `ImageNetStudy`, which are described there, and what follows from them."""
 
-    edm2: str | None = None
-    guide: str | None = None
-    trust_pickle: bool = False
-    diffusers: str | None = None
-    null_label: int | None = None
-    samples: int = 50_000
-    chunk: int = 256
-    batch: int = 0
-    levels: int = 32
-    high: float = 80.0
-    low: float = 0.02
-    solver: str = "heun"
-    classes: int | None = None
-    gain_share: float = 0.02
-    gain_every: int = 1
-    probes: int = 1
-    waves: int | None = None
-    guidance_weight: float | None = None
-    guidance_center: float | None = None
-    guidance_width: float = 1.0
-    data_std: float | None = None
-    blocks: int = 32
-    seed: int = 0
-    save_states: bool = False
-    threads: int = 1
+    edm2: str | None = field(
+        default=None, metadata=option("Pickle of EDM or EDM2 (its network under 'ema').", path=True)
+    )
+    guide: str | None = field(
+        default=None, metadata=option("Pickle of the network that guidance leads away from.", path=True)
+    )
+    trust_pickle: bool = field(default=False, metadata=option("Pickles run code: say that you may."))
+    diffusers: str | None = field(
+        default=None, metadata=option("Folder with unet/ and scheduler/, as save_pretrained writes it.", path=True)
+    )
+    null_label: int | None = field(default=None, metadata=option("With --diffusers: the class for no label."))
+    samples: int = field(default=50_000, metadata=option("Trajectories.", lowest=3))
+    chunk: int = field(default=256, metadata=option("Samples that are recorded and saved together.", lowest=2))
+    batch: int = field(
+        default=0, metadata=option("Samples in the network at once: a divisor of --chunk; 0: up to 64.", lowest=1)
+    )
+    levels: int = field(default=32, metadata=option("Noise levels: steps of the solver, all recorded.", lowest=5))
+    high: float = field(default=80.0, metadata=option("Highest noise level, or the network's.", check=check_positive))
+    low: float = field(default=0.02, metadata=option("Lowest noise level.", check=check_positive))
+    solver: str = field(
+        default="heun", metadata=option("Of the reverse process.", choices=("heun", "euler", "sde", "dpmpp-2m"))
+    )
+    classes: int | None = field(
+        default=None, metadata=option("Sample j has label j mod this; default: all. 0: none.", lowest=0)
+    )
+    gain_share: float = field(
+        default=0.02, metadata=option("Share of the samples whose gains are measured.", check=_share)
+    )
+    gain_every: int = field(default=1, metadata=option("Gains at every so many levels.", lowest=1))
+    probes: int = field(
+        default=1, metadata=option("Tangents of random phases for each of these states: all shells.", lowest=1)
+    )
+    waves: int | None = field(default=None, metadata=option("Instead, so many wavevectors of each shell.", lowest=1))
+    guidance_weight: float | None = field(
+        default=None, metadata=option("Guide with this weight.", check=check_finite_number)
+    )
+    guidance_center: float | None = field(
+        default=None, metadata=option("At this noise level; default: everywhere.", check=check_positive)
+    )
+    guidance_width: float = field(default=1.0, metadata=option("Width there, in log s.", check=check_positive))
+    data_std: float | None = field(
+        default=None,
+        metadata=option("Of the data; default: the network's, or of the first chunk.", check=check_positive),
+    )
+    blocks: int = field(default=32, metadata=option(lowest=2))
+    seed: int = field(default=0, metadata=option("Of the trajectories.", lowest=0, check=seed))
+    save_states: bool = field(default=False, metadata=option("Keep all states in RUN/states.zarr."))
+    threads: int = field(
+        default=1,
+        metadata=option("Of torch on a CPU, for each rank; others round otherwise.", lowest=1, check=threads),
+    )
 
     def __post_init__(self) -> None:
         if (self.edm2 is None) == (self.diffusers is None):
@@ -71,40 +98,18 @@ class ImageNetPlan:
             raise ValueError("guidance_center: given without guidance_weight")
         if self.null_label is not None and self.diffusers is None:
             raise ValueError("null_label: given without diffusers")
-        check_integer(self.chunk, "chunk", 2)
         if self.batch == 0:
+            check_integer(self.chunk, "chunk", 2)
             object.__setattr__(self, "batch", max(n for n in range(1, 65) if self.chunk % n == 0))
-        for name, lowest in (
-            ("samples", 3), ("chunk", 2), ("batch", 1), ("levels", 5), ("gain_every", 1), ("probes", 1), ("waves", 1),
-            ("seed", 0), ("blocks", 2), ("threads", 1),
-        ):  # fmt: skip
-            if not (name == "waves" and self.waves is None):
-                object.__setattr__(self, name, check_integer(getattr(self, name), name, lowest))
-        check_seed(self.seed)
-        check_threads(self.threads)
+        check_options(self)
         if self.chunk % self.batch:
             raise ValueError(f"batch: expected a divisor of chunk = {self.chunk}, got {self.batch}")
-        if self.classes is not None:
-            check_integer(self.classes, "classes", 0)
-        if self.guidance_weight is not None:
-            object.__setattr__(self, "guidance_weight", check_finite_number(self.guidance_weight, "guidance_weight"))
-            if self.guidance_weight == 1.0:
-                raise ValueError("guidance_weight: expected another one than 1, which is no guidance")
-            if self.classes == 0 and self.guide is None:
-                raise ValueError("guidance_weight: a network is guided by itself with labels alone, got classes = 0")
-        for name in ("high", "low", "guidance_width", "guidance_center", "data_std"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, check_positive(getattr(self, name), name))
+        if self.guidance_weight == 1.0:
+            raise ValueError("guidance_weight: expected another one than 1, which is no guidance")
+        if self.guidance_weight is not None and self.classes == 0 and self.guide is None:
+            raise ValueError("guidance_weight: a network is guided by itself with labels alone, got classes = 0")
         if not self.high > self.low:
             raise ValueError(f"high, low: expected high > low, got {self.high} and {self.low}")
-        if not 0.0 <= check_finite_number(self.gain_share, "gain_share") <= 1.0:
-            raise ValueError(f"gain_share: expected a share from 0 to 1, got {self.gain_share!r}")
-        check_choice(self.solver, ("heun", "euler", "sde", "dpmpp-2m"), "solver")
-
-    @property
-    def chunks(self) -> int:
-        """Number of chunks."""
-        return -(-self.samples // self.chunk)
 
     @property
     def blocks_a_chunk(self) -> int:
@@ -114,10 +119,6 @@ class ImageNetPlan:
     def grid(self, D: Denoiser) -> Floats:
         """The noise levels of a run of this denoiser."""
         return schedules.log_levels(self.levels, high=min(self.high, D.highest), low=self.low)
-
-    def span(self, chunk: int) -> range:
-        """Numbers of the samples of a chunk."""
-        return range(chunk * self.chunk, min((chunk + 1) * self.chunk, self.samples))
 
     def labels(self, D: Denoiser, samples: range) -> NDArray[np.int64] | None:
         """Classes of these samples, as `labels_of` has them; None without labels."""

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import xarray as xr
 
 from fastcrit import store
-from fastcrit._edge.extras import need
 from fastcrit._edge.statefile import is_url
-from fastcrit.errors import FileFormatError, IncompleteRunError
+from fastcrit.errors import IncompleteRunError
+from fastcrit.studies.finish import DATASET, finish, need_what_finishes
 from fastcrit.studies.shared.chunks import Chunks, Log, clear_abandoned
 from fastcrit.studies.shared.ranks import PATIENCE, Journal, Rank
 from fastcrit.studies.shared.work import Sampler, Work
@@ -59,8 +59,7 @@ def shared_run(
 
     Arguments, result and errors are those of `ImageNetStudy.run`, which says what they are.
     """
-    need("zarr", "a study that writes its result")
-    need("matplotlib", "a study that writes its figures")
+    need_what_finishes()
     import torch
 
     rank = Rank.of_environment() if rank is None else rank
@@ -121,7 +120,7 @@ class _Shared:
             work.go()
             if rank.number != 0 or work.finished:
                 journal.progress("done", force=True, done=work.done)
-                return None if rank.number != 0 else store.load_dataset(self.folder / "dataset.zarr")
+                return None if rank.number != 0 else store.load_dataset(self.folder / DATASET)
             if missing := chunks.missing():
                 if work.others_work():
                     continue
@@ -133,24 +132,9 @@ class _Shared:
             ds = job.result(chunks)
             if ds is not None:
                 break
-        self._write(ds)
+        finish(ds, self.folder, job.summary(ds))
         journal.progress("done", force=True, done=work.done)
         return ds
-
-    def _write(self, ds: xr.Dataset) -> None:
-        from fastcrit import plot
-
-        plot.save_figures(ds, self.folder)
-        (self.folder / "summary.txt").write_text(self.job.summary(ds) + "\n")
-        target = self.folder / "dataset.zarr"
-        try:
-            store.save_dataset(ds, target)
-        except OSError:
-            if not target.exists():
-                raise
-            # Another run on this folder was faster; what it wrote has to be the same.
-            if not store.load_dataset(target).identical(ds):
-                raise FileFormatError(f"{target}: not what the chunks of this run add up to") from None
 
 
 def place_of_chunks(folder: Path) -> str:
@@ -161,7 +145,7 @@ def place_of_chunks(folder: Path) -> str:
 
 def _begin(job: Job, folder: Path, resume: bool, chunks: str | None) -> None:
     if resume:
-        store.check_run(folder, job.config, finished="dataset.zarr")
+        store.check_run(folder, job.config, finished=DATASET)
         clear_abandoned(folder)
     else:
         store.create_run(folder)

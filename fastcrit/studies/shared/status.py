@@ -13,9 +13,11 @@ from safetensors import SafetensorError, safe_open
 from fastcrit._edge.arrays import check_integer
 from fastcrit._edge.statefile import is_url
 from fastcrit.errors import FileFormatError
+from fastcrit.studies.finish import is_finished
 from fastcrit.studies.shared.chunks import Chunks
 from fastcrit.studies.shared.ranks import PATIENCE, read_progress
 from fastcrit.studies.shared.run import chunks_of, place_of_chunks
+from fastcrit.studies.shared.spans import number_of_chunks, span
 
 
 def status(run: str | os.PathLike[str]) -> str:
@@ -42,7 +44,7 @@ def status(run: str | os.PathLike[str]) -> str:
         config = json.loads((folder / "config.json").read_text())
         samples, chunk = (check_integer(config[name], name, 1) for name in ("samples", "chunk"))
         # A guidance experiment has chunks of other things after those of samples.
-        of_samples, others = -(-samples // chunk), config.get("decision_chunks", 0)
+        of_samples, others = number_of_chunks(samples, chunk), config.get("decision_chunks", 0)
         place = place_of_chunks(folder)
         chunks = chunks_of(config, place, of_samples + others, print)
     except (ValueError, KeyError, TypeError) as error:
@@ -52,8 +54,8 @@ def status(run: str | os.PathLike[str]) -> str:
     ranks = [said for said in told.values() if said]
     missing = set(chunks.missing())
     there = [c for c in range(chunks.count) if c not in missing]
-    done = sum(min(chunk, samples - c * chunk) for c in there if c < of_samples)
-    finished = ", finished" if (folder / "dataset.zarr").exists() else ""
+    done = sum(len(span(c, samples, chunk)) for c in there if c < of_samples)
+    finished = ", finished" if is_finished(folder) else ""
     lines = [f"{folder}: {len(there)} of {chunks.count} chunks, {done} of {samples} samples{finished}"]
     if each := {} if is_url(place) else _seconds(chunks, [c for c in there if c < of_samples]):
         lines.append(

@@ -11,20 +11,13 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from fastcrit.studies.finish import is_finished
 from fastcrit.studies.shared.chunks import Chunks
 from fastcrit.studies.shared.ranks import PATIENCE, Journal, Rank, read_progress
 
 
 class Sampler(Protocol):
-    """Who makes the chunks of a study.
-
-    Attributes
-    ----------
-    spent_on_files : float
-        Seconds that writing the last chunk took: told with the next, since its own file cannot know them.
-    """
-
-    spent_on_files: float
+    """Who makes the chunks of a study."""
 
     def make(self, number: int, keep_on: Callable[[str], None]) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """What a chunk's file holds: ``samples`` and ``seconds`` a part of the work, with whatever else; arrays.
@@ -45,6 +38,8 @@ class Work:
     ) -> None:
         self.chunks, self.sampler, self.rank, self.journal, self.folder = chunks, sampler, rank, journal, folder
         self.done = 0
+        # Seconds that writing the last chunk took: told with the next, since its own file cannot know them.
+        self._spent_on_files = 0.0
         self._shuffled = shuffled
         self._failed: set[int] = set()
         self._news: dict[Path, tuple[int, float]] = {}
@@ -52,7 +47,7 @@ class Work:
     @property
     def finished(self) -> bool:
         """Whether another run on this folder has written the result."""
-        return (self.folder / "dataset.zarr").exists()
+        return is_finished(self.folder)
 
     def go(self) -> None:
         """Take chunks; one that fails is reported, and the rest goes on."""
@@ -102,9 +97,10 @@ class Work:
             raise NotNeededError
 
     def _save(self, number: int, about: dict[str, Any], arrays: dict[str, Any]) -> None:
+        about["seconds"]["store"] = about["seconds"].get("store", 0.0) + self._spent_on_files
         begin = time.perf_counter()
         self.chunks.save(number, {**about, "rank": self.rank.number}, arrays)
-        self.sampler.spent_on_files = time.perf_counter() - begin
+        self._spent_on_files = time.perf_counter() - begin
         self.done += 1
         each = {name: seconds / about["samples"] for name, seconds in about["seconds"].items()}
         there = self.chunks.count - len(self.chunks.missing())

@@ -5,40 +5,37 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
-from fastcrit import data, schedules, store
-from fastcrit._edge.arrays import check_choice, check_integer, check_positive
-from fastcrit._edge.extras import need
-from fastcrit._estimates.attributes import config_of
+from fastcrit import schedules, store
 from fastcrit._version import __version__
 from fastcrit.critical import gaussian_rates
-from fastcrit.errors import FileFormatError, NoTransitionError
+from fastcrit.errors import NoTransitionError
 from fastcrit.observe import Recorder
-from fastcrit.patch.dictionary import Dictionary
 from fastcrit.studies import result
+from fastcrit.studies.finish import DATASET, finish, need_what_finishes
+from fastcrit.studies.patch.plan import PatchPlan
+from fastcrit.studies.patch.words import summary
+from fastcrit.studies.recording import record, resumed
 from fastcrit.studies.strip import STRIP_SAMPLES, Strip
 from fastcrit.theory import PatchTheory
 
 Floats = NDArray[np.float64]
 
-DICTIONARIES = ("binary", "fashion-mnist")
 _SHELLS = range(6)
-# What is said of a theory without a zero: by whether it is valid at every level.
-_WITHOUT_ZERO = {True: "no instability at any level", False: "no level: it stops being valid before the drift turns"}
+# A whole number of rounds through the blocks' samples, and small enough that little is lost.
+_CHUNK = 32
 # Whose drift is measured, whatever solver made the trajectories, and so predicted.
 _PROCESS = "sde"
 
 
 @dataclass(frozen=True)
-class PatchStudy:
+class PatchStudy(PatchPlan):
     """Configuration of a patch study; everything in the result follows from it.
 
     Parameters
@@ -53,6 +50,7 @@ class PatchStudy:
     samples : int
     levels : int
         Recorded noise levels, even in log s from ``high`` to ``low``.
+    high, low : float
     substeps : int
         Solver steps between two recorded levels.
     solver : "sde", "euler" or "heun"
@@ -73,62 +71,6 @@ class PatchStudy:
     5.0
     """
 
-    dictionary: str = "binary"
-    patterns: int | None = None
-    size: int = 5
-    lattice: int = 80
-    samples: int = 64
-    levels: int = 48
-    high: float = 50.0
-    low: float = 0.05
-    substeps: int = 4
-    solver: str = "sde"
-    seed: int = 0
-    dictionary_seed: int = 0
-    blocks: int = 32
-
-    def __post_init__(self) -> None:
-        check_choice(self.dictionary, DICTIONARIES, "dictionary")
-        fewest_patterns = {} if self.patterns is None else {"patterns": 0 if self.dictionary == "binary" else 1}
-        # Five levels: the fewest that an interior extremum can be told from.
-        lowest_values = {
-            "size": 1,
-            "lattice": 2,
-            "blocks": 2,
-            "samples": 3,
-            "levels": 5,
-            "substeps": 1,
-            "seed": 0,
-            "dictionary_seed": 0,
-            **fewest_patterns,
-        }
-        for name, lowest in lowest_values.items():
-            value = check_integer(getattr(self, name), name, lowest)
-            if value >= 2**64:
-                raise ValueError(f"{name}: expected an integer below 2^64, got {value!r}")
-            object.__setattr__(self, name, value)
-        check_choice(self.solver, ("sde", "euler", "heun"), "solver")
-        for name in ("high", "low"):
-            if not 1e-12 <= check_positive(getattr(self, name), name) <= 1e12:
-                raise ValueError(f"{name}: expected a noise level from 1e-12 to 1e12, got {getattr(self, name)!r}")
-            object.__setattr__(self, name, float(getattr(self, name)))
-
-    @property
-    def grid(self) -> Floats:
-        """All noise levels of the solver; every ``substeps``-th is recorded."""
-        return schedules.log_levels((self.levels - 1) * self.substeps + 1, high=self.high, low=self.low)
-
-    @cached_property
-    def model(self) -> Dictionary:
-        """The dictionary that is sampled."""
-        if self.dictionary == "binary":
-            return Dictionary.binary(
-                self.size, 8 if self.patterns is None else self.patterns, seed=self.dictionary_seed
-            )
-        count = 512 if self.patterns is None else self.patterns
-        cut = Dictionary.from_images(data.fashion_mnist().pixels(), self.size, count, seed=self.dictionary_seed)
-        return Dictionary(cut.patterns - cut.patterns.mean(), cut.prior)
-
     def run(
         self, out: str | os.PathLike[str] | None = None, *, resume: bool = False, progress: bool = False
     ) -> xr.Dataset:
@@ -148,28 +90,22 @@ class PatchStudy:
         """
         # Everything that can be refused or be missing is looked at before the folder is made and the time is spent.
         if out is not None:
-            need("zarr", "a study that writes its result")
-            need("matplotlib", "a study that writes its figures")
+            need_what_finishes()
         theory = PatchTheory(self.model, self.lattice)
         recorder = self._recorder()
-        config = {"study": "patch", **asdict(self)}
-        folder = None if out is None else store.begin_run(out, config, finished="dataset.zarr", resume=resume)
+        folder = None if out is None else store.begin_run(out, self._config, finished=DATASET, resume=resume)
         saved = None if folder is None else folder / "recorder.safetensors"
-        if saved is not None and saved.exists():
-            loaded = Recorder.load(saved)
-            if loaded.config() != recorder.config():
-                raise FileFormatError(f"{saved}: the recorder of another run")
-            recorder = loaded
+        recorder = resumed(recorder, saved)
         self._sample(recorder, saved, progress)
         ds = self._dataset(recorder, theory)
-        if folder is not None:
-            from fastcrit import plot
-
-            plot.save_figures(ds, folder)
-            (folder / "summary.txt").write_text(summary(ds) + "\n")
-            store.save_dataset(ds, folder / "dataset.zarr")
-            (folder / "recorder.safetensors").unlink()
+        if folder is not None and saved is not None:
+            finish(ds, folder, summary(ds), [saved])
         return ds
+
+    @property
+    def _config(self) -> dict[str, Any]:
+        """What the result follows from."""
+        return {"study": "patch", **asdict(self)}
 
     def _recorder(self) -> Recorder:
         return Recorder(
@@ -183,19 +119,13 @@ class PatchStudy:
     def _sample(self, recorder: Recorder, saved: Path | None, progress: bool) -> None:
         from fastcrit.patch import sample  # brings numba
 
-        # A chunk is a whole number of rounds through the blocks' samples, and small enough that little is lost.
-        chunk = 32
-        done = int(recorder.state["count"][-1].sum())
-        for first in tqdm(
-            range(done, self.samples, chunk), "samples", disable=None if progress else True, unit=f"{chunk} samples"
-        ):
-            n = min(chunk, self.samples - first)
+        def make(first: int, n: int) -> None:
             sample(
                 self.model, self.lattice, n, self.grid, self.solver, self.seed, recorder,
                 first_sample=first, progress=progress,
             )  # fmt: skip
-            if saved is not None:
-                recorder.save(saved)
+
+        record(recorder, saved, self.samples, make, chunk=_CHUNK, about="samples", of="samples", progress=progress)
 
     def _dataset(self, recorder: Recorder, theory: PatchTheory) -> xr.Dataset:
         ds = recorder.dataset()
@@ -214,7 +144,7 @@ class PatchStudy:
         ds = ds.merge(self._predicted(theory, level, k)).merge(self._strip())
         ds["drift_rate_gaussian"] = gaussian_rates(ds)
         ds.attrs |= {"title": self._title(), "dictionary_mean": self.model.mean}
-        ds.attrs |= {"fastcrit": __version__, "config": json.dumps({"study": "patch", **asdict(self)})}
+        ds.attrs |= {"fastcrit": __version__, "config": json.dumps(self._config)}
         ds.attrs |= _predictions(theory, self.solver)
         ds.attrs |= result.find_critical(ds, self.seed)
         return ds
@@ -264,40 +194,3 @@ def _predictions(theory: PatchTheory, solver: str) -> dict[str, Any]:
         "theory_critical_time": float(schedules.OrnsteinUhlenbeck().t(level)),
         "theory_critical_mode": list(theory.critical_mode()),
     }
-
-
-def summary(ds: xr.Dataset) -> str:
-    """The table of a finished study: predicted against measured critical levels."""
-    config = config_of(ds)
-    lines = [
-        f"{ds.attrs['title']}; periodic lattice of {config['lattice']} x {config['lattice']}; "
-        f"{int(ds['n_samples'].max())} samples, {config['solver']}, seed {config['seed']}",
-        "",
-        result.header(),
-    ]
-    if "theory_instability_level" in ds.attrs:
-        lines.append(result.row("theory (trajectories)", ds.attrs["theory_instability_level"], "self-consistent"))
-    else:
-        lines.append(f"{'theory (trajectories)':{result.NAME}}{_WITHOUT_ZERO[bool(ds['theory_valid'].values.all())]}")
-    if "theory_critical_level" in ds.attrs:
-        k = ds.attrs["theory_critical_mode"]
-        where = "k = 0" if not any(k) else f"k = ({k[0]:.3f}, {k[1]:.3f})"
-        lines.append(result.row("theory (symmetric point)", ds.attrs["theory_critical_level"], where))
-    else:
-        lines.append(f"{'theory (symmetric point)':{result.NAME}}no transition: {ds.attrs['theory_no_transition']}")
-    lines += [
-        *result.table(ds),
-        "",
-        "instability: where the largest growth rate of the reverse drift becomes positive on trajectories (weakening:",
-        "where it comes nearest), which theory's first line predicts. softening: where the score is least stiff.",
-        "growth: where lengths grow fastest, by either clock. Theory's second line: where the gain at y = 0 is 1.",
-    ]
-    mean = ds.attrs["dictionary_mean"]
-    if config["dictionary"] == "binary" and abs(mean) > 1e-9:
-        lines.append(
-            f"The patterns predict {mean:+.3g} on average: one sign is preferred, and lattices may end uniform."
-        )
-    if config["dictionary"] == "binary":
-        n = config["size"]
-        lines += [f"(The pair of uniform patterns alone: s = {n}, time log {1 + n * n} = {np.log1p(n * n):.4f}.)"]
-    return "\n".join(lines)

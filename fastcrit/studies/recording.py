@@ -1,0 +1,44 @@
+"""A run in one process: its recorder is saved after every chunk of samples, from where a stopped run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from fastcrit.errors import FileFormatError
+from fastcrit.observe import Recorder
+
+
+def resumed(recorder: Recorder, file: Path | None) -> Recorder:
+    """The recorder that a run like this one has saved in ``file``; ``recorder`` where there is none.
+
+    Raises
+    ------
+    FileFormatError
+        It is damaged, or of another run.
+    """
+    if file is None or not file.exists():
+        return recorder
+    saved = Recorder.load(file, device=recorder.device)
+    if saved.config() != recorder.config():
+        raise FileFormatError(f"{file}: the recorder of another run")
+    return saved
+
+
+def record(
+    recorder: Recorder, file: Path | None, samples: int, make: Callable[[int, int], None], *, chunk: int, about: str,
+    of: str, progress: bool,
+) -> None:  # fmt: skip
+    """Record samples that are not there yet, by ``make(first, n)``, and save after each chunk of them.
+
+    ``about`` and what the chunks are ``of`` stand on the bar of the progress.
+    """
+    done = int(recorder.n_samples[-1])
+    for first in tqdm(
+        range(done, samples, chunk), about, disable=None if progress else True, unit=f"{chunk} {of}"
+    ):  # fmt: skip
+        make(first, min(chunk, samples - first))
+        if file is not None:
+            recorder.save(file)
