@@ -55,24 +55,6 @@ std::int64_t cpu::largest_block(int lanes) {
 
 void set_largest_block(std::int64_t bytes) { block_limit() = bytes; }
 
-Selection::Selection(const Lattice& lattice, const std::vector<std::int32_t>& indices)
-    : sides_(lattice.sides()),
-      size_(static_cast<std::int32_t>(indices.size())),
-      slot_(static_cast<std::size_t>(lattice.half()) * static_cast<std::size_t>(lattice.plane()), -1) {
-    const auto modes = static_cast<std::int32_t>(slot_.size());
-    for (std::size_t i = 0; i < indices.size(); ++i) {
-        if (indices[i] < 0 || indices[i] >= modes || (i > 0 && indices[i] <= indices[i - 1])) {
-            throw std::invalid_argument("selected: expected ascending indices below " + std::to_string(modes));
-        }
-        slot_[static_cast<std::size_t>(indices[i])] = static_cast<std::int32_t>(i);
-        columns_ = indices[i] / lattice.plane() + 1;
-    }
-}
-
-void Selection::check(const Lattice& lattice) const {
-    if (sides_ != lattice.sides()) throw std::invalid_argument("selected: modes of another lattice");
-}
-
 Spectrometer::Spectrometer(const std::vector<std::int64_t>& shape) : tables_(std::make_unique<const Tables>(shape)) {}
 Spectrometer::~Spectrometer() = default;
 
