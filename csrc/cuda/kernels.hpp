@@ -18,6 +18,9 @@ struct ModePlace {
     std::uint16_t here, mirror, ky, upper;
 };
 
+/// exp(-2 pi i j / n), j < n.
+DeviceArray<Complex> make_roots(std::int32_t n);
+
 struct FusedTables {
     DeviceArray<Complex> roots;  ///< exp(-2 pi i j / side)
     SegmentTables<std::uint16_t> bins[2];

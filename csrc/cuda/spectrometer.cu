@@ -1,8 +1,9 @@
 // What a spectrometer keeps on its device, and how its methods launch the kernels with it.
 #include <algorithm>
-#include <cmath>
+#include <array>
 #include <stdexcept>
 
+#include "common/roots.hpp"
 #include "fastcrit/cuda.hpp"
 #include "kernels.hpp"
 
@@ -39,20 +40,17 @@ std::vector<std::pair<std::int32_t, std::int32_t>> half_lattice(const Lattice& l
     return entries;
 }
 
-DeviceArray<Complex> make_waves(std::int32_t side) {
-    std::vector<Complex> waves;
-    for (std::int32_t j = 0; j < side; ++j) {
-        const double angle = -2.0 * std::acos(-1.0) * j / side;
-        waves.push_back({static_cast<float>(std::cos(angle)), static_cast<float>(std::sin(angle))});
-    }
-    return DeviceArray<Complex>(waves);
-}
-
 std::int32_t count_bins(const Lattice& lattice, Bins bins) {
     return bins == Bins::shells ? lattice.shells() : static_cast<std::int32_t>(lattice.orbits().size());
 }
 
 }  // namespace
+
+DeviceArray<Complex> make_roots(std::int32_t n) {
+    std::vector<Complex> roots;
+    for (const std::complex<float>& root : single_roots(n)) roots.push_back({root.real(), root.imag()});
+    return DeviceArray<Complex>(roots);
+}
 
 Type parse_type(const std::string& name) {
     if (name == "float32") return Type::float32;
@@ -75,7 +73,7 @@ struct Spectrometer::Tables {
         }
         lags = make_segments(half_lattice(lattice, lattice.lag_shell_of_site(), n2),
                              static_cast<std::int32_t>(lattice.lag_shells().size()));
-        for (int axis = 0; axis < 3; ++axis) waves[axis] = make_waves(lattice.sides()[axis]);
+        for (int axis = 0; axis < 3; ++axis) waves[axis] = make_roots(lattice.sides()[axis]);
         if (fused) fused_tables = make_fused_tables(lattice);
     }
 
