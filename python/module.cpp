@@ -26,9 +26,7 @@ py::list record_rows() {
                 sides.append(side.number);
             }
         }
-        const char* const kept[] = {"always", "signs", "given"};
-        rows.append(
-            py::make_tuple(row.name, py::tuple(sides), py::dtype::of<Value>(), kept[static_cast<int>(row.kept)]));
+        rows.append(py::make_tuple(row.name, py::tuple(sides), py::dtype::of<Value>(), row.kept_word));
     });
     return rows;
 }

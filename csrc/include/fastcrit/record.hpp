@@ -50,13 +50,14 @@ struct RecordSizes {
 
 /// One side of an array: one of the above, by name, or a number.
 struct RecordSide {
+    using Size = std::int64_t RecordSizes::*;
     const char* name = nullptr;
-    std::int64_t RecordSizes::* size = nullptr;
+    Size size = nullptr;
     std::int64_t number = 0;
 
     constexpr RecordSide() = default;
     constexpr RecordSide(int fixed) : number(fixed) {}
-    constexpr RecordSide(const char* side, std::int64_t RecordSizes::* member) : name(side), size(member) {}
+    constexpr RecordSide(const char* side, Size member) : name(side), size(member) {}
 
     constexpr std::int64_t in(const RecordSizes& sizes) const { return name != nullptr ? sizes.*size : number; }
 };
@@ -68,13 +69,15 @@ enum class Kept { always, signs, given };
 struct RecordRow {
     const char* name;
     Kept kept;
+    const char* kept_word;
     std::array<RecordSide, 4> sides;
     std::size_t ndim;
 
     template <class... Sides>
-    constexpr RecordRow(const char* array, Kept when, const Sides&... of)
+    constexpr RecordRow(const char* array, Kept when, const char* word, const Sides&... of)
         : name(array),
           kept(when),
+          kept_word(word),
           sides{RecordSide(of)...},
           ndim(sizeof...(of)) {}
 
@@ -95,7 +98,7 @@ void for_each_array(const Visit& visit) {
     constexpr RecordSide selected("selected", &RecordSizes::selected);
     constexpr RecordSide ndim("ndim", &RecordSizes::ndim);
     constexpr RecordSide sites("sites", &RecordSizes::sites);
-#define FASTCRIT_ROW(name, type, when, ...) visit(&Record::name, RecordRow(#name, Kept::when, __VA_ARGS__));
+#define FASTCRIT_ROW(name, type, when, ...) visit(&Record::name, RecordRow(#name, Kept::when, #when, __VA_ARGS__));
     FASTCRIT_RECORD(FASTCRIT_ROW)
 #undef FASTCRIT_ROW
 }
