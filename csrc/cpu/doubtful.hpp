@@ -1,8 +1,8 @@
 // Which fields want a second look, by their power.
 #pragma once
 
+#include "kernels.hpp"
 #include "simd.hpp"
-#include "tables.hpp"
 
 namespace fastcrit::FASTCRIT_ISA {
 

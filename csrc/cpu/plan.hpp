@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "fastcrit/lattice.hpp"
-#include "tables.hpp"
+#include "kernels.hpp"
 
 namespace fastcrit::cpu {
 

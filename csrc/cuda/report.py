@@ -27,7 +27,7 @@ def kernels(text: str) -> dict[tuple[str, str], dict[str, tuple[int, int, int]]]
         re.S,
     )
     for name, device, stack, stores, loads, registers, rest in pattern.findall(text):
-        kernel = re.search(r"_GLOBAL__N__\w+?\d(fused|segments|modes|add_parts|record)(?:I(\w*?)EEv|E)", name)
+        kernel = re.search(r"_GLOBAL__N__\w+?\d(fused|segments|first_modes|add_parts|record)(?:I(\w*?)EEv|E)", name)
         if kernel is None:
             raise SystemExit(f"unknown kernel {name}")
         arguments = kernel[2] or ""

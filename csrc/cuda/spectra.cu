@@ -181,7 +181,7 @@ std::int64_t Spectrometer::first_modes_scratch(std::int64_t count) const {
 void Spectrometer::first_modes(const Fields& fields, double* out, void* scratch, void* stream) const {
     if (fields.count == 0) return;
     const DeviceGuard guard(device());
-    ModesRequest request{};
+    FirstModesRequest request{};
     request.fields = fields;
     request.ndim = lattice().ndim();
     for (int axis = 0; axis < 3; ++axis) {
@@ -190,7 +190,7 @@ void Spectrometer::first_modes(const Fields& fields, double* out, void* scratch,
     }
     request.out = out;
     request.parts = static_cast<double*>(scratch);
-    launch_modes(request, stream);
+    launch_first_modes(request, stream);
 }
 
 void Spectrometer::lag_sums(const float* correlation, std::int64_t count, float* sums, void* stream) const {
