@@ -56,7 +56,10 @@ class Spectrometer:
         blocks: int,
         state: dict[str, NDArray[Any]],
     ) -> int:
-        """Add a batch to the arrays of state; return the first field that is not finite, or the number of fields."""
+        """Add a batch to the arrays of state, those of `record_rows` by name.
+
+        Returns the first field that is not finite, or the number of fields.
+        """
 
     def autocorrelation(self, fields: NDArray[_Real], offset: NDArray[_Real] | None = None) -> NDArray[_Real]: ...
     def first_modes(self, fields: NDArray[np.floating[Any]], out: NDArray[np.float64]) -> int:
@@ -77,7 +80,7 @@ class CudaSpectrometer:
     """Tables and kernels for fields of one shape on one CUDA device; see csrc/include/fastcrit/cuda.hpp.
 
     Pointers are device addresses, ``stream`` is a cudaStream_t, 0 for the default one; both as integers. Arrays are
-    C-contiguous, results are written whole. Nothing but the constructor and the first use of a Selection allocates or
+    C-contiguous, results are written whole. Nothing but the constructors, this one and CudaSelection's, allocates or
     synchronises; every other call only launches kernels on the stream. dtype is "float32", "float16" or "bfloat16"
     (results are float32, or float64 where said). A field's results are the same bits in every batch.
     """
@@ -91,9 +94,6 @@ class CudaSpectrometer:
     def fused(self) -> bool:
         """Whether `power` serves this shape: squares of side 16, 32, 64 or 128."""
 
-    def upload(self, selected: Selection) -> None:
-        """Copy a selection's table to the device and keep it; the first use of one does so, and synchronises."""
-
     def power(
         self,
         fields: int,
@@ -102,7 +102,7 @@ class CudaSpectrometer:
         offset: int,
         bins: str,
         sums: int,
-        selected: Selection | None,
+        selected: CudaSelection | None,
         modes: int,
         totals: int,
         stream: int,
@@ -121,7 +121,7 @@ class CudaSpectrometer:
         count: int,
         bins: str,
         sums: int,
-        selected: Selection | None,
+        selected: CudaSelection | None,
         modes: int,
         totals: int,
         stream: int,
@@ -151,7 +151,7 @@ class CudaSpectrometer:
         samples: int,
         channels: int,
         first: int,
-        selected: Selection,
+        selected: CudaSelection,
         blocks: int,
         sums: int,
         modes: int,
@@ -164,13 +164,25 @@ class CudaSpectrometer:
         """Add a batch of samples (samples, channels, N1, .., Nd), already measured, to sums by block; one launch.
 
         sums (orbits), modes and totals are what `power` wrote for the batch (or `power_from_half_spectrum`, with the
-        first row of `first_modes` as totals); sign_sums likewise with signs, or 0. state: addresses of the arrays that
-        `Spectrometer.record` takes by the same names: count int64 and power, low, first, moments, field, float64; with
-        sign_sums also sign_power and sign_field. Sample j goes to block (first + j) mod blocks.
+        first row of `first_modes` as totals); sign_sums likewise with signs, or 0. state: addresses of the arrays of
+        `record_rows` by name, with sign_sums also those of the signs. Sample j goes to block (first + j) mod blocks.
 
         A sample with a NaN among its totals is left out, and the number (first + j) * channels + channel of its first
         such field lowers bad, one int64 that the caller sets to 2^63 - 1.
         """
+
+class CudaSelection:
+    """As `Selection`, on the device of a spectrometer: the only one that takes it. The constructor synchronises."""
+
+    def __init__(self, spectrometer: CudaSpectrometer, indices: Sequence[int]) -> None: ...
+    def __len__(self) -> int: ...
+
+def record_rows() -> list[tuple[str, tuple[str | int, ...], np.dtype[Any], str]]:
+    """The arrays that `record` adds to: name, sides, dtype, and when one is there; csrc/include/fastcrit/record.hpp.
+
+    A side is a number, or one of "blocks", "channels", "orbits", "selected" (modes), "ndim" and "sites". An array is
+    there "always", with all others of the "signs" or none of them, or where it is "given" (offsets, which are read).
+    """
 
 def instruction_set() -> str: ...
 def available_instruction_sets() -> list[str]: ...

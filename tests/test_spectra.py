@@ -295,3 +295,25 @@ def test_modes_of_another_lattice_are_refused_by_the_core():
     theirs = _core.Selection(_core.Spectrometer((6, 4)), [0, 1, 4])
     with pytest.raises(ValueError, match="selected: modes of another lattice"):
         _core.Spectrometer((4, 6)).power(np.zeros((1, 4, 6)), "orbits", None, theirs)
+
+
+def test_arrays_of_the_record_s_rows_are_all_that_the_core_adds_to():
+    core = _core.Spectrometer((4, 6))
+    selected = _core.Selection(core, [0, 1, 4])
+    sizes = {"blocks": 3, "channels": 2, "orbits": len(core.orbit_k), "selected": 3, "ndim": 2, "sites": 24}
+    rows = _core.record_rows()
+    state = {
+        name: np.zeros([sizes[side] if isinstance(side, str) else side for side in sides], dtype)
+        for name, sides, dtype, _ in rows
+    }
+    fields = np.random.default_rng(0).normal(size=(10, 4, 6))
+    assert core.record(fields, 2, 0, selected, 3, state) == 10
+    assert all(state[name].any() for name, _, _, kept in rows if kept != "given")
+    np.testing.assert_allclose(state["field"], fields.reshape(5, 2, 24).sum(axis=0))
+
+    names = {kept: [name for name, _, _, of in rows if of == kept] for kept in ("always", "signs", "given")}
+    for missing in (*names["always"], *names["signs"]):
+        with pytest.raises(ValueError, match="state: expected count, power"):
+            core.record(fields, 2, 0, selected, 3, {name: state[name] for name in state if name != missing})
+    without_signs = {name: state[name] for name in names["always"]}
+    assert core.record(fields, 2, 0, selected, 3, without_signs) == 10

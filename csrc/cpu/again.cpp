@@ -127,7 +127,8 @@ std::int64_t Measurement<T>::run_again(const PowerRequest<T>& request, std::int6
 }
 
 template <class T>
-bool modes_again(const PlanTables<T>& plan, const ModesRequest<T>& request, std::int64_t index, void* scratch) {
+bool first_modes_again(const PlanTables<T>& plan, const FirstModesRequest<T>& request, std::int64_t index,
+                       void* scratch) {
     const std::int64_t sites = std::int64_t{plan.plane} * plan.n2;
     auto* const copy = static_cast<T*>(thread_scratch(Scratch::again, sites * static_cast<std::int64_t>(sizeof(T))));
     const T* const field = request.fields + index * sites;
@@ -135,8 +136,8 @@ bool modes_again(const PlanTables<T>& plan, const ModesRequest<T>& request, std:
     const Unit unit = in_own_units(value, sites, true, false, copy);
     if (!unit.finite) return false;
     double found[7];
-    const ModesRequest<T> other{copy, 1, request.ndim, found};
-    kernels<T>().modes(plan, other, 0, 1, scratch);
+    const FirstModesRequest<T> other{copy, 1, request.ndim, found};
+    kernels<T>().first_modes(plan, other, 0, 1, scratch);
     const std::int32_t sides[3] = {plan.n0, plan.n1, plan.n2};
     bool good = std::isfinite(unit.total);
     for (int i = 0; i < 1 + 2 * request.ndim; ++i) {
@@ -150,7 +151,7 @@ bool modes_again(const PlanTables<T>& plan, const ModesRequest<T>& request, std:
 
 template struct Measurement<float>;
 template struct Measurement<double>;
-template bool modes_again(const PlanTables<float>&, const ModesRequest<float>&, std::int64_t, void*);
-template bool modes_again(const PlanTables<double>&, const ModesRequest<double>&, std::int64_t, void*);
+template bool first_modes_again(const PlanTables<float>&, const FirstModesRequest<float>&, std::int64_t, void*);
+template bool first_modes_again(const PlanTables<double>&, const FirstModesRequest<double>&, std::int64_t, void*);
 
 }  // namespace fastcrit::cpu

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "butterflies.hpp"
-#include "tables.hpp"
+#include "kernels.hpp"
 
 namespace fastcrit::FASTCRIT_ISA {
 

@@ -1,7 +1,7 @@
 // The kernels of the instruction set in use.
 #pragma once
 
-#include "tables.hpp"
+#include "kernels.hpp"
 
 namespace fastcrit::cpu {
 

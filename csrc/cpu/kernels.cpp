@@ -1,7 +1,7 @@
 // Compiled once per instruction set, with FASTCRIT_ISA naming the namespace and the compiler's flags the set.
 #include "accumulate.hpp"
+#include "first_modes.hpp"
 #include "lines.hpp"
-#include "modes.hpp"
 #include "power.hpp"
 
 namespace fastcrit::FASTCRIT_ISA {
@@ -10,8 +10,8 @@ template <class T>
 constexpr cpu::Kernels<T> kKernels = {{kLanes<T>, power_scratch<T>, power<T>},
                                       {1, lines_scratch<T>, lines<T>},
                                       {kLanes<T>, autocorrelation_scratch<T>, autocorrelation<T>},
-                                      modes_scratch<T>,
-                                      modes<T>,
+                                      first_modes_scratch<T>,
+                                      first_modes<T>,
                                       add_rows<T>,
                                       add_signs<T>};
 

@@ -11,7 +11,8 @@
 // dimensions, the first two).
 #pragma once
 
-#include "power.hpp"
+#include "block.hpp"
+#include "doubtful.hpp"
 
 namespace fastcrit::FASTCRIT_ISA {
 

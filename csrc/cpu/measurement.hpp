@@ -55,9 +55,10 @@ private:
     std::int64_t run_again(const PowerRequest<T>& request, std::int64_t first, std::uint32_t doubtful) const;
 };
 
-/// Measures a field that `modes` stopped at, less its mean. False where a sum is not finite.
+/// Measures a field that `first_modes` stopped at, less its mean. False where a sum is not finite.
 template <class T>
-bool modes_again(const PlanTables<T>& plan, const ModesRequest<T>& request, std::int64_t index, void* scratch);
+bool first_modes_again(const PlanTables<T>& plan, const FirstModesRequest<T>& request, std::int64_t index,
+                       void* scratch);
 
 /// Sets the bounds of a request. With `fourth_powers` there are results for fields whose fourth powers are in the range
 /// of double.

@@ -5,28 +5,13 @@
 #include <complex>
 #include <stdexcept>
 
+#include "common/roots.hpp"
+
 namespace fastcrit::cpu {
 namespace {
 
 // long double, so that tables are right to the last bit of double.
 using Extended = std::complex<long double>;
-
-/// exp(-2 pi i num / den). The angle is reduced exactly, to at most pi/4.
-Extended root_of_unity(std::int64_t num, std::int64_t den) {
-    num %= den;
-    const std::int64_t octant = (8 * num) / den;    // 0 .. 7
-    const std::int64_t quarter = (octant + 1) / 2;  // nearest multiple of a right angle
-    const long double angle =
-        2.0L * std::acos(-1.0L) * static_cast<long double>(4 * num - quarter * den) / static_cast<long double>(4 * den);
-    const long double c = std::cos(angle);
-    const long double s = std::sin(angle);
-    switch (quarter % 4) {
-        case 0: return {c, -s};
-        case 1: return {-s, -c};
-        case 2: return {-c, s};
-        default: return {s, c};
-    }
-}
 
 // Lengths with a prime factor above this go through a convolution. Below, r^2 / 2 products are faster; measured on
 // fields of r^2 sites, both take the same time at r = 47.
@@ -198,36 +183,38 @@ Plan<T>::Plan(const Lattice& lattice)
     // Whole registers, and not a power of two of them: the powers of a panel would meet in few sets.
     const std::int64_t power_pitch = (rows + kMostLanes - 1) / kMostLanes * kMostLanes + kMostLanes;
     const std::int32_t spare = std::max(2 * along_x_.tables.n, plane);
-    tables_ = {n0,
-               n1,
-               n2,
-               plane,
-               half,
-               // One more than the plane: were it a power of two, the stores of a row pair, one line into each plane,
-               // would all meet in the same set of the L1 cache.
-               plane + 1,
-               spare,
-               spare + 2 * convolution,
-               spare + 2 * convolution + (n0 > 1 ? 4 * n0 : 0),
-               split_row_,
-               along_z_.tables,
-               along_y_.tables,
-               along_x_.tables,
-               split_twiddles_.data(),
-               mirror_.data(),
-               rows,
-               own_mirrors,
-               mode_of_half_.data(),
-               row_of_.data(),
-               power_pitch,
-               half * power_pitch,
-               half * (power_pitch + kMostLanes),
-               {wave_re_[0].data(), wave_re_[1].data(), wave_re_[2].data()},
-               {wave_im_[0].data(), wave_im_[1].data(), wave_im_[2].data()},
-               tile_[0].data(),
-               tile_[1].data(),
-               tile_[2].data(),
-               tile_[3].data()};
+    tables_.n0 = n0;
+    tables_.n1 = n1;
+    tables_.n2 = n2;
+    tables_.plane = plane;
+    tables_.half = half;
+    // One more than the plane: were it a power of two, the stores of a row pair, one line into each plane, would all
+    // meet in the same set of the L1 cache.
+    tables_.plane_stride = plane + 1;
+    tables_.spare = spare;
+    tables_.lines_along_z = spare + 2 * convolution;
+    tables_.work = tables_.lines_along_z + (n0 > 1 ? 4 * n0 : 0);
+    tables_.split_row = split_row_;
+    tables_.along_z = along_z_.tables;
+    tables_.along_y = along_y_.tables;
+    tables_.along_x = along_x_.tables;
+    tables_.split_twiddles = split_twiddles_.data();
+    tables_.mirror = mirror_.data();
+    tables_.rows = rows;
+    tables_.own_mirrors = own_mirrors;
+    tables_.mode_of_half = mode_of_half_.data();
+    tables_.row_of = row_of_.data();
+    tables_.power_pitch = power_pitch;
+    tables_.second_powers = half * power_pitch;
+    tables_.powers = half * (power_pitch + kMostLanes);
+    for (int axis = 0; axis < 3; ++axis) {
+        tables_.wave_re[axis] = wave_re_[axis].data();
+        tables_.wave_im[axis] = wave_im_[axis].data();
+    }
+    tables_.tile_x_re = tile_[0].data();
+    tables_.tile_x_im = tile_[1].data();
+    tables_.tile_y_re = tile_[2].data();
+    tables_.tile_y_im = tile_[3].data();
 }
 
 template class Plan<float>;

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "fastcrit/lattice.hpp"
-#include "tables.hpp"
+#include "kernels.hpp"
 
 namespace fastcrit::cpu {
 
@@ -41,7 +41,7 @@ private:
     std::array<std::vector<T>, 3> wave_re_;
     std::array<std::vector<T>, 3> wave_im_;
     std::array<std::array<T, kTileValues>, 4> tile_;  ///< along x: re, im; along y: re, im
-    PlanTables<T> tables_;
+    PlanTables<T> tables_{};
 };
 
 }  // namespace fastcrit::cpu

@@ -8,12 +8,12 @@
 // measured, a run of sites at a time. And where the batch has few samples for the blocks, its results are kept until
 // then too, and a thread adds to a block what is due there: nobody waits for a turn, and the record need not be copied
 // in case a later span fails.
-#include <array>
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstring>
 #include <functional>
-#include <stdexcept>
+#include <type_traits>
 
 #include "measurement.hpp"
 
@@ -34,24 +34,6 @@ constexpr std::int64_t kLargestSummedBySpan = std::int64_t{256} << 10;
 // Sites whose sums a thread then adds to: they stay in its L1 cache.
 constexpr std::int64_t kSitesAtOnce = 2048;
 
-/// The arrays of a record that samples are added to in turns, and their sizes.
-struct Part {
-    double* data;
-    std::int64_t size;
-};
-std::array<Part, 7> parts(const Record& record, std::int64_t orbits, std::int64_t low, std::int64_t ndim,
-                          std::int64_t field_sums) {
-    const std::int64_t places = record.blocks * record.channels;
-    const std::int64_t signs = record.sign_power != nullptr ? 1 : 0;
-    return {{{record.power, places * orbits},
-             {record.low, places * low},
-             {record.first, places * ndim},
-             {record.moments, places * 4},
-             {record.field, field_sums},
-             {record.sign_power, signs * places * orbits},
-             {record.sign_field, signs * field_sums}}};
-}
-
 /// What a span gives: sums of fields, and results field by field.
 template <class T>
 struct Found {
@@ -63,8 +45,8 @@ struct Found {
     T* sign_power;       ///< as power
 
     /// Laid out from `memory` on; `end` is the first byte behind.
-    Found(char* memory, std::int64_t fields, std::int64_t field_sums, std::int64_t orbits, std::int64_t low,
-          bool signs) {
+    Found(char* memory, std::int64_t fields, std::int64_t field_sums, std::int64_t orbits, std::int64_t low, bool signs)
+        : begin(memory) {
         const auto take = [&](auto*& part, std::int64_t values) {
             part = reinterpret_cast<std::remove_reference_t<decltype(part)>>(memory);
             memory += round_up(values * static_cast<std::int64_t>(sizeof *part), 64);
@@ -77,11 +59,281 @@ struct Found {
         take(sign_power, signs ? fields * orbits : 0);
         end = memory;
     }
-    char* end;
+    char *begin, *end;
 };
 
-// Sample numbers leave room for the batch behind them.
-constexpr std::int64_t kLastSample = std::int64_t{1} << 62;
+/// How a batch is cut, which depends on the batch alone, and what waits until all its spans are measured.
+struct Cut {
+    std::int64_t span;  ///< samples: whole groups, and so whole registers, in every span but the last
+    std::int64_t spans;
+    bool results_last;  ///< results of all samples are kept: they take no more memory than the record
+    bool fields_last;
+
+    template <class T>
+    static Cut of(std::int64_t samples, std::int64_t sample_bytes, std::int64_t group, std::int64_t blocks) {
+        const std::int64_t bytes = std::clamp(samples * sample_bytes / kSpans, kSmallestSpan, kLargestSpan);
+        Cut cut{};
+        cut.span = std::min(samples, round_up(std::max<std::int64_t>(1, bytes / sample_bytes), group));
+        cut.spans = (samples + cut.span - 1) / cut.span;
+        cut.results_last = cut.spans == 1 || samples * static_cast<std::int64_t>(sizeof(T)) <=
+                                                 blocks * static_cast<std::int64_t>(sizeof(double));
+        cut.fields_last = cut.results_last || sample_bytes > kLargestSummedBySpan;
+        return cut;
+    }
+};
+
+/// A batch on its way into a record.
+template <class T>
+class BatchRecord {
+public:
+    /// `request` is that of the whole batch, but for what a span gives; there is a sample at least.
+    BatchRecord(const cpu::Measurement<T>& measurement, const cpu::PowerRequest<T>& request, std::int64_t first,
+                const FirstModes& first_modes, const RecordSizes& sizes, const Record& record)
+        : measurement_(measurement),
+          request_(request),
+          kernel_(cpu::kernels<T>()),
+          record_(record),
+          sizes_(sizes),
+          first_(first),
+          first_modes_(first_modes),
+          signs_(record.sign_power != nullptr),
+          samples_(request.count / sizes.channels),
+          cut_(Cut::of<T>(samples_, sizes.channels * sizes.sites * static_cast<std::int64_t>(sizeof(T)),
+                          measurement.kernel.fields, sizes.blocks)),
+          span_bytes_(found_in(nullptr).end - static_cast<char*>(nullptr)) {}
+
+    /// Returns the first field whose result is not finite, or the number of fields. Nothing is added but then.
+    std::int64_t run() {
+        prepare();
+        std::int64_t good = 0;
+        try {
+            good = measure_spans();
+        } catch (...) {
+            restore();
+            throw;
+        }
+        if (good < request_.count) {
+            restore();
+            return good;
+        }
+        add_what_is_left();
+        for (std::int64_t j = 0; j < std::min(sizes_.blocks, samples_); ++j) {
+            record_.count[(first_ + j) % sizes_.blocks] += (samples_ - j + sizes_.blocks - 1) / sizes_.blocks;
+        }
+        return good;
+    }
+
+private:
+    /// The samples [begin, end) of the batch.
+    struct Span {
+        std::int64_t begin, end;
+    };
+    Span span(std::int64_t s) const { return {s * cut_.span, std::min(samples_, (s + 1) * cut_.span)}; }
+    Found<T> found_in(char* memory) const {
+        return {memory, cut_.span * sizes_.channels, field_sums(), sizes_.orbits, 2 * sizes_.selected, signs_};
+    }
+    std::int64_t field_sums() const { return cut_.fields_last ? 0 : sizes_.channels * sizes_.sites; }
+
+    /// Memory for all results, or a copy of the record: nothing is to be added when a later span fails or holds a value
+    /// that is not finite.
+    void prepare() {
+        if (cut_.results_last) {
+            batch_ = static_cast<char*>(cpu::thread_scratch(cpu::Scratch::batch, cut_.spans * span_bytes_));
+            return;
+        }
+        std::int64_t size = 0;
+        each_in_turn([&](const double*, std::int64_t n) { size += n; });
+        before_ = static_cast<double*>(
+            cpu::thread_scratch(cpu::Scratch::batch, size * static_cast<std::int64_t>(sizeof(double))));
+        double* to = before_;
+        each_in_turn([&](const double* sums, std::int64_t n) { to = std::copy(sums, sums + n, to); });
+    }
+    void restore() const {
+        if (cut_.results_last) return;  // nothing was added
+        const double* from = before_;
+        each_in_turn([&](double* sums, std::int64_t n) {
+            std::copy(from, from + n, sums);
+            from += n;
+        });
+    }
+    /// visit(sums, n) for every array that samples are added to in turns.
+    template <class Visit>
+    void each_in_turn(const Visit& visit) const {
+        for_each_array([&](auto array, const RecordRow& row) {
+            if constexpr (std::is_same_v<decltype(array), double * Record::*>) {
+                double* const sums = record_.*array;
+                if (sums != nullptr && (row.by_block() || !cut_.fields_last)) visit(sums, row.values(sizes_));
+            }
+        });
+    }
+
+    /// Returns as `run` does.
+    std::int64_t measure_spans() const {
+        std::atomic<std::int64_t> first_bad{request_.count};
+        cpu::Turns turns;
+        cpu::parallel_for(cut_.spans, [&](std::int64_t s) {
+            try {
+                const Found<T> found = found_in(memory_of(s));
+                const auto [begin, end] = span(s);
+                const std::int64_t good = measure(begin * sizes_.channels, end * sizes_.channels, found);
+                if (good < end * sizes_.channels) cpu::lower(first_bad, good);
+                if (cut_.results_last || !turns.wait_for(s)) return;
+                if (first_bad == request_.count) add(begin, end, found);
+                turns.pass_on();
+            } catch (...) {
+                turns.give_up();
+                throw;
+            }
+        });
+        return first_bad;
+    }
+    char* memory_of(std::int64_t s) const {
+        return cut_.results_last ? batch_ + s * span_bytes_
+                                 : static_cast<char*>(cpu::thread_scratch(cpu::Scratch::results, span_bytes_));
+    }
+
+    /// Measures the fields [begin, end). Returns the first whose result is not finite, or the end.
+    std::int64_t measure(std::int64_t begin, std::int64_t end, const Found<T>& found) const {
+        const std::int64_t group = measurement_.kernel.fields;
+        std::memset(found.begin, 0, static_cast<std::size_t>(reinterpret_cast<char*>(found.totals) - found.begin));
+        for (std::int64_t f = begin; f < end; f += group) {
+            const std::int64_t i = f - begin;
+            cpu::PowerRequest<T> request = request_;
+            request.fields = request_.fields + f * sizes_.sites;
+            request.count = std::min(group, end - f);
+            request.out = found.power + i * sizes_.orbits;
+            request.modes = found.modes + i * 2 * sizes_.selected;
+            request.totals = found.totals + i;
+            // First, since the group before had these fields brought into the cache, and the transform displaces them.
+            if (!cut_.fields_last) sum_by_channel(kernel_.add_rows, request, f, found.field);
+            const std::int64_t good = measurement_.run(request, 0);
+            if (good < request.count) return f + good;
+            if (!signs_) continue;
+            request.sign = true;
+            request.out = found.sign_power + i * sizes_.orbits;
+            request.n_selected = 0;
+            request.totals = nullptr;
+            measurement_.run(request, 0);
+            if (!cut_.fields_last) sum_by_channel(kernel_.add_signs, request, f, found.sign_field);
+        }
+        return end;
+    }
+    /// Adds the fields of a group, of which f is the first, to those of their channels.
+    template <class AddRows>
+    void sum_by_channel(const AddRows& add_rows, const cpu::PowerRequest<T>& group, std::int64_t f, double* to) const {
+        const std::int64_t C = sizes_.channels;
+        const std::int64_t sites = sizes_.sites;
+        for (std::int64_t c = 0; c < std::min(C, group.count); ++c) {
+            const std::int64_t rows = (group.count - c + C - 1) / C;
+            add_rows(group.fields + c * sites, C * sites, rows, to + (f + c) % C * sites, sites);
+        }
+    }
+
+    /// Adds the samples [begin, end) to the record in the turn of their span.
+    void add(std::int64_t begin, std::int64_t end, const Found<T>& found) const {
+        const cpu::Kernels<double>& doubles = cpu::kernels<double>();
+        doubles.add_rows(found.field, 0, 1, record_.field, field_sums());
+        if (signs_) doubles.add_rows(found.sign_field, 0, 1, record_.sign_field, field_sums());
+        for (std::int64_t j = begin; j < std::min(end, begin + sizes_.blocks); ++j) add_to_block(j, begin, end, found);
+    }
+
+    /// Adds samples j, j + B, .. < end of the span that begins at `begin` to their block, but for fields and counts.
+    void add_to_block(std::int64_t j, std::int64_t begin, std::int64_t end, const Found<T>& found) const {
+        const std::int64_t B = sizes_.blocks;
+        const std::int64_t C = sizes_.channels;
+        const std::int64_t orbits = sizes_.orbits;
+        const std::int64_t low = 2 * sizes_.selected;
+        const std::int64_t rows = (end - j + B - 1) / B;
+        for (std::int64_t channel = 0; channel < C; ++channel) {
+            const std::int64_t place = (first_ + j) % B * C + channel;
+            const std::int64_t row = (j - begin) * C + channel;
+            const double offset = record_.offset != nullptr ? record_.offset[channel] : 0.0;
+            for (std::int64_t r = 0; r < rows; ++r) add_first_modes(found, row + r * B * C, place, offset);
+            const auto add_rows = [&](const T* from, double* to, std::int64_t n) {
+                kernel_.add_rows(from + row * n, B * C * n, rows, to + place * n, n);
+            };
+            add_rows(found.power, record_.power, orbits);
+            add_rows(found.modes, record_.low, low);
+            if (signs_) add_rows(found.sign_power, record_.sign_power, orbits);
+        }
+    }
+
+    /// Adds k = 0 of the i-th field of a span, as float64 has it, about the offset c, and leaves zeros in its place;
+    /// and what is summed of the mean and of the first modes.
+    void add_first_modes(const Found<T>& found, std::int64_t i, std::int64_t place, double c) const {
+        const auto sites = static_cast<double>(sizes_.sites);
+        T* const modes = found.modes + i * 2 * sizes_.selected;
+        const double total = found.totals[i] - sites * c;
+        const double u = total / sites;
+        const double m = c + u;
+        // |m| - |c|, without a difference of large numbers where the signs are those of most fields. The first question
+        // is whether there is an offset: the signs of fields about zero cannot be foretold.
+        const double v = c == 0.0                 ? std::abs(u)
+                         : (m < 0.0) == (c < 0.0) ? (c < 0.0 ? -u : u)
+                                                  : std::abs(m) - std::abs(c);
+        record_.power[place * sizes_.orbits] += total * u;
+        record_.low[place * 2 * sizes_.selected] += total;
+        found.power[i * sizes_.orbits] = modes[0] = modes[1] = T{0};
+        const double terms[4] = {u, v, v * v, m * m * m * m};
+        for (int n = 0; n < 4; ++n) record_.moments[place * 4 + n] += terms[n];
+        for (std::int64_t axis = 0; axis < sizes_.ndim; ++axis) {
+            const std::int64_t at = first_modes_.at[static_cast<std::size_t>(axis)];
+            const double re = at == 0 ? total : static_cast<double>(modes[2 * at]);
+            const double im = at == 0 ? 0.0 : static_cast<double>(modes[2 * at + 1]);
+            record_.first[place * sizes_.ndim + axis] += (re * re + im * im) / sites;
+        }
+    }
+
+    /// What is left when all spans are measured: blocks, if results were kept, and fields, if they were left for last.
+    void add_what_is_left() const {
+        const std::int64_t blocks = cut_.results_last ? std::min(sizes_.blocks, samples_) : 0;
+        const std::int64_t runs = (sizes_.sites + kSitesAtOnce - 1) / kSitesAtOnce;
+        const std::int64_t tasks = blocks + (cut_.fields_last ? sizes_.channels * runs : 0);
+        const std::function<void(std::int64_t)> add_one = [&](std::int64_t task) {
+            if (task < blocks) {
+                add_kept_block(task);
+            } else {
+                add_sites((task - blocks) / runs, (task - blocks) % runs * kSitesAtOnce);
+            }
+        };
+        if (request_.count * sizes_.sites * static_cast<std::int64_t>(sizeof(T)) > kSmallestSpan) {
+            cpu::parallel_for(tasks, add_one);
+        } else {  // less work than to wake a thread
+            for (std::int64_t task = 0; task < tasks; ++task) add_one(task);
+        }
+    }
+    /// Adds samples j, j + B, .. of the batch to their block, whichever span they are in.
+    void add_kept_block(std::int64_t j) const {
+        const std::int64_t B = sizes_.blocks;
+        for (std::int64_t s = 0; s < cut_.spans; ++s) {
+            const auto [begin, end] = span(s);
+            const std::int64_t here = begin + (B + j - begin % B) % B;
+            if (here < end) add_to_block(here, begin, end, found_in(batch_ + s * span_bytes_));
+        }
+    }
+    /// Adds a run of sites, from x on, of one channel of all samples.
+    void add_sites(std::int64_t channel, std::int64_t x) const {
+        const std::int64_t at = channel * sizes_.sites + x;
+        const std::int64_t pitch = sizes_.channels * sizes_.sites;
+        const std::int64_t n = std::min(kSitesAtOnce, sizes_.sites - x);
+        kernel_.add_rows(request_.fields + at, pitch, samples_, record_.field + at, n);
+        if (signs_) kernel_.add_signs(request_.fields + at, pitch, samples_, record_.sign_field + at, n);
+    }
+
+    const cpu::Measurement<T>& measurement_;
+    const cpu::PowerRequest<T>& request_;
+    const cpu::Kernels<T>& kernel_;
+    const Record& record_;
+    const RecordSizes sizes_;
+    const std::int64_t first_;
+    const FirstModes first_modes_;
+    const bool signs_;
+    const std::int64_t samples_;
+    const Cut cut_;
+    const std::int64_t span_bytes_;
+    char* batch_ = nullptr;     ///< results of all spans, or
+    double* before_ = nullptr;  ///< the sums before
+};
 
 }  // namespace
 
@@ -89,208 +341,17 @@ template <class T>
 std::int64_t Spectrometer::record(const T* fields, std::int64_t samples, std::int64_t first, const Selection& selected,
                                   const Record& record) const {
     selected.check(lattice());
-    if (first < 0 || first > kLastSample) {
-        throw std::invalid_argument("first: expected the number of a sample, 0 to 2^62, got " + std::to_string(first));
-    }
-    std::vector<std::int64_t> along;  // place among the selected of the first mode of each axis
-    for (int axis = 3 - lattice().ndim(); axis < 3; ++axis) {
-        const std::int64_t step[3] = {lattice().sides()[1], 1, lattice().plane()};
-        const std::int64_t mode = lattice().sides()[axis] > 1 ? step[axis] : 0;
-        along.push_back(selected.slot()[static_cast<std::size_t>(mode)]);
-    }
-    if (selected.slot()[0] != 0 || *std::min_element(along.begin(), along.end()) < 0) {
-        throw std::invalid_argument("selected: expected k = 0 and the modes at 2 pi / L along each axis among them");
-    }
+    check_first_sample(first);
+    selected.first_modes().check();
     if (samples == 0) return 0;
-    const std::int64_t B = record.blocks;
-    const std::int64_t C = record.channels;
-    const std::int64_t sites = lattice().sites();
-    const std::int64_t orbits = bins(Bins::orbits);
-    const std::int64_t low = 2 * std::int64_t{selected.size()};
-    const auto ndim = static_cast<std::int64_t>(along.size());
-    const bool signs = record.sign_power != nullptr;
-
-    cpu::PowerRequest<T> common = tables_->sums<T>(Bins::orbits, &selected);
-    cpu::set_bounds(common, sites, cpu::kOfModes, true);
-    const cpu::Measurement<T> measurement = tables_->prepare(common, Bins::orbits);
-    const cpu::Kernels<T>& kernel = cpu::kernels<T>();
-
-    const std::int64_t group = measurement.kernel.fields;
-    const std::int64_t sample_bytes = C * sites * static_cast<std::int64_t>(sizeof(T));
-    const std::int64_t span_bytes = std::clamp(samples * sample_bytes / kSpans, kSmallestSpan, kLargestSpan);
-    // Whole groups, and so whole registers, in every span but the last.
-    const std::int64_t span = std::min(samples, round_up(std::max<std::int64_t>(1, span_bytes / sample_bytes), group));
-    const std::int64_t spans = (samples + span - 1) / span;
-    // Results of all samples then take no more memory than the record.
-    const bool keep =
-        spans == 1 || samples * static_cast<std::int64_t>(sizeof(T)) <= B * static_cast<std::int64_t>(sizeof(double));
-    const bool fields_last = keep || sample_bytes > kLargestSummedBySpan;
-    const std::int64_t field_sums = fields_last ? 0 : C * sites;
-    const std::int64_t memory =
-        Found<T>(nullptr, span * C, field_sums, orbits, low, signs).end - static_cast<char*>(nullptr);
-    const auto found_in = [&](char* own) { return Found<T>(own, span * C, field_sums, orbits, low, signs); };
-
-    // Measures the fields [begin, end). Returns the first whose result is not finite, or the end.
-    const auto measure = [&](std::int64_t begin, std::int64_t end, const Found<T>& found) {
-        for (std::int64_t f = begin; f < end; f += group) {
-            const std::int64_t i = f - begin;
-            cpu::PowerRequest<T> request = common;
-            request.fields = fields + f * sites;
-            request.count = std::min(group, end - f);
-            request.out = found.power + i * orbits;
-            request.modes = found.modes + i * low;
-            request.totals = found.totals + i;
-            const auto sum_by_channel = [&](const auto& add_rows, double* to) {
-                for (std::int64_t c = 0; c < std::min(C, request.count); ++c) {
-                    const std::int64_t rows = (request.count - c + C - 1) / C;
-                    add_rows(request.fields + c * sites, C * sites, rows, to + (f + c) % C * sites, sites);
-                }
-            };
-            // First, since the group before had these fields brought into the cache, and the transform displaces them.
-            if (!fields_last) sum_by_channel(kernel.add_rows, found.field);
-            const std::int64_t good = measurement.run(request, 0);
-            if (good < request.count) return f + good;
-            if (!signs) continue;
-            request.sign = true;
-            request.out = found.sign_power + i * orbits;
-            request.n_selected = 0;
-            request.totals = nullptr;
-            measurement.run(request, 0);
-            if (!fields_last) sum_by_channel(kernel.add_signs, found.sign_field);
-        }
-        return end;
-    };
-
-    // Adds samples j, j + B, .. < end of the span that begins at `begin` to their block, but for fields and counts.
-    const auto add_to_block = [&](std::int64_t j, std::int64_t begin, std::int64_t end, const Found<T>& found) {
-        const std::int64_t b = (first + j) % B;
-        const std::int64_t rows = (end - j + B - 1) / B;
-        for (std::int64_t channel = 0; channel < C; ++channel) {
-            const std::int64_t place = b * C + channel;
-            const std::int64_t row = (j - begin) * C + channel;
-            for (std::int64_t r = 0; r < rows; ++r) {
-                const std::int64_t i = row + r * B * C;
-                T* const modes = found.modes + i * low;
-                // k = 0, the first orbit and the first selected mode, as float64 has it, about the offset.
-                const double c = record.offset != nullptr ? record.offset[channel] : 0.0;
-                const double total = found.totals[i] - static_cast<double>(sites) * c;
-                const double u = total / static_cast<double>(sites);
-                const double m = c + u;
-                // |m| - |c|, without a difference of large numbers where the signs are those of most fields. The first
-                // question is whether there is an offset: the signs of fields about zero cannot be foretold.
-                const double v = c == 0.0                 ? std::abs(u)
-                                 : (m < 0.0) == (c < 0.0) ? (c < 0.0 ? -u : u)
-                                                          : std::abs(m) - std::abs(c);
-                record.power[place * orbits] += total * u;
-                record.low[place * low] += total;
-                found.power[i * orbits] = modes[0] = modes[1] = T{0};
-                const double terms[4] = {u, v, v * v, m * m * m * m};
-                for (int n = 0; n < 4; ++n) record.moments[place * 4 + n] += terms[n];
-                for (std::int64_t axis = 0; axis < ndim; ++axis) {
-                    const std::int64_t at = along[static_cast<std::size_t>(axis)];
-                    const double re = at == 0 ? total : static_cast<double>(modes[2 * at]);
-                    const double im = at == 0 ? 0.0 : static_cast<double>(modes[2 * at + 1]);
-                    record.first[place * ndim + axis] += (re * re + im * im) / static_cast<double>(sites);
-                }
-            }
-            kernel.add_rows(found.power + row * orbits, B * C * orbits, rows, record.power + place * orbits, orbits);
-            kernel.add_rows(found.modes + row * low, B * C * low, rows, record.low + place * low, low);
-            if (!signs) continue;
-            kernel.add_rows(found.sign_power + row * orbits, B * C * orbits, rows, record.sign_power + place * orbits,
-                            orbits);
-        }
-    };
-
-    // Adds the samples [begin, end) to the record in the turn of their span.
-    const auto add = [&](std::int64_t begin, std::int64_t end, const Found<T>& found) {
-        const cpu::Kernels<double>& doubles = cpu::kernels<double>();
-        doubles.add_rows(found.field, 0, 1, record.field, field_sums);
-        if (signs) doubles.add_rows(found.sign_field, 0, 1, record.sign_field, field_sums);
-        for (std::int64_t j = begin; j < std::min(end, begin + B); ++j) add_to_block(j, begin, end, found);
-    };
-
-    // What is left when all spans are measured: blocks, if results were kept, and fields, if they were left for last.
-    const std::int64_t last_blocks = keep ? std::min(B, samples) : 0;
-    const std::int64_t runs = (sites + kSitesAtOnce - 1) / kSitesAtOnce;
-    char* batch = nullptr;  // results of all spans
-    const std::function<void(std::int64_t)> add_last = [&](std::int64_t task) {
-        if (task < last_blocks) {
-            for (std::int64_t s = 0; s < spans; ++s) {
-                const std::int64_t begin = s * span;
-                const std::int64_t end = std::min(samples, begin + span);
-                const std::int64_t j = begin + (B + task - begin % B) % B;  // the first with task = j mod B
-                if (j < end) add_to_block(j, begin, end, found_in(batch + s * memory));
-            }
-            return;
-        }
-        const std::int64_t c = (task - last_blocks) / runs;
-        const std::int64_t x = (task - last_blocks) % runs * kSitesAtOnce;
-        const std::int64_t at = c * sites + x;
-        const std::int64_t n = std::min(kSitesAtOnce, sites - x);
-        kernel.add_rows(fields + at, C * sites, samples, record.field + at, n);
-        if (signs) kernel.add_signs(fields + at, C * sites, samples, record.sign_field + at, n);
-    };
-
-    // So that nothing is added when a later span fails or holds a value that is not finite.
-    const auto all = parts(record, orbits, low, ndim, field_sums);
-    double* before = nullptr;
-    if (keep) {
-        batch = static_cast<char*>(cpu::thread_scratch(cpu::Scratch::batch, spans * memory));
-    } else {
-        std::int64_t size = 0;
-        for (const Part& part : all) size += part.size;
-        before = static_cast<double*>(
-            cpu::thread_scratch(cpu::Scratch::batch, size * static_cast<std::int64_t>(sizeof(double))));
-        double* to = before;
-        for (const Part& part : all) to = std::copy(part.data, part.data + part.size, to);
-    }
-    const auto restore = [&] {
-        if (keep) return;  // nothing was added
-        const double* from = before;
-        for (const Part& part : all) {
-            std::copy(from, from + part.size, part.data);
-            from += part.size;
-        }
-    };
-    std::atomic<std::int64_t> first_bad{samples * C};
-    cpu::Turns turns;
-    try {
-        cpu::parallel_for(spans, [&](std::int64_t s) {
-            try {
-                auto* const own =
-                    keep ? batch + s * memory : static_cast<char*>(cpu::thread_scratch(cpu::Scratch::results, memory));
-                const Found<T> found = found_in(own);
-                std::memset(own, 0, static_cast<std::size_t>(reinterpret_cast<char*>(found.totals) - own));
-                const std::int64_t begin = s * span;
-                const std::int64_t end = std::min(samples, begin + span);
-                const std::int64_t good = measure(begin * C, end * C, found);
-                if (good < end * C) cpu::lower(first_bad, good);
-                if (keep || !turns.wait_for(s)) return;
-                if (first_bad == samples * C) add(begin, end, found);
-                turns.pass_on();
-            } catch (...) {
-                turns.give_up();
-                throw;
-            }
-        });
-    } catch (...) {
-        restore();
-        throw;
-    }
-    if (first_bad < samples * C) {
-        restore();
-        return first_bad;
-    }
-    const std::int64_t last = last_blocks + (fields_last ? C * runs : 0);
-    if (samples * sample_bytes > kSmallestSpan) {
-        cpu::parallel_for(last, add_last);
-    } else {  // less work than to wake a thread
-        for (std::int64_t task = 0; task < last; ++task) add_last(task);
-    }
-    for (std::int64_t j = 0; j < std::min(B, samples); ++j) {
-        record.count[(first + j) % B] += (samples - j + B - 1) / B;
-    }
-    return samples * C;
+    const RecordSizes sizes{record.blocks,   record.channels,  bins(Bins::orbits),
+                            selected.size(), lattice().ndim(), lattice().sites()};
+    cpu::PowerRequest<T> request = tables_->sums<T>(Bins::orbits, &selected);
+    cpu::set_bounds(request, sizes.sites, cpu::kOfModes, true);
+    request.fields = fields;
+    request.count = samples * record.channels;
+    const cpu::Measurement<T> measurement = tables_->prepare(request, Bins::orbits);
+    return BatchRecord<T>(measurement, request, first, selected.first_modes(), sizes, record).run();
 }
 
 template std::int64_t Spectrometer::record<float>(const float*, std::int64_t, std::int64_t, const Selection&,

@@ -55,24 +55,6 @@ std::int64_t cpu::largest_block(int lanes) {
 
 void set_largest_block(std::int64_t bytes) { block_limit() = bytes; }
 
-Selection::Selection(const Lattice& lattice, const std::vector<std::int32_t>& indices)
-    : sides_(lattice.sides()),
-      size_(static_cast<std::int32_t>(indices.size())),
-      slot_(static_cast<std::size_t>(lattice.half()) * static_cast<std::size_t>(lattice.plane()), -1) {
-    const auto modes = static_cast<std::int32_t>(slot_.size());
-    for (std::size_t i = 0; i < indices.size(); ++i) {
-        if (indices[i] < 0 || indices[i] >= modes || (i > 0 && indices[i] <= indices[i - 1])) {
-            throw std::invalid_argument("selected: expected ascending indices below " + std::to_string(modes));
-        }
-        slot_[static_cast<std::size_t>(indices[i])] = static_cast<std::int32_t>(i);
-        columns_ = indices[i] / lattice.plane() + 1;
-    }
-}
-
-void Selection::check(const Lattice& lattice) const {
-    if (sides_ != lattice.sides()) throw std::invalid_argument("selected: modes of another lattice");
-}
-
 Spectrometer::Spectrometer(const std::vector<std::int64_t>& shape) : tables_(std::make_unique<const Tables>(shape)) {}
 Spectrometer::~Spectrometer() = default;
 
@@ -129,7 +111,7 @@ std::int64_t Spectrometer::autocorrelation(const T* fields, std::int64_t count, 
 template <class T>
 std::int64_t Spectrometer::first_modes(const T* fields, std::int64_t count, double* out) const {
     const cpu::PlanTables<T>& plan = tables_->of<T>().plan.tables();
-    const cpu::ModesRequest<T> request{fields, count, lattice().ndim(), out};
+    const cpu::FirstModesRequest<T> request{fields, count, lattice().ndim(), out};
     const cpu::Kernels<T>& kernel = cpu::kernels<T>();
     // Fields are handed out in runs long enough for the processor to see a stream in memory, but a few to a thread.
     constexpr std::int64_t longest = std::int64_t{1} << 20;  // bytes
@@ -138,11 +120,11 @@ std::int64_t Spectrometer::first_modes(const T* fields, std::int64_t count, doub
         std::max<std::int64_t>(1, std::min(longest / field, count / (kTasksPerThread * num_threads())));
     std::atomic<std::int64_t> first_bad{count};
     cpu::parallel_for((count + run - 1) / run, [&](std::int64_t task) {
-        void* scratch = cpu::thread_scratch(cpu::Scratch::task, kernel.modes_scratch(plan));
+        void* scratch = cpu::thread_scratch(cpu::Scratch::task, kernel.first_modes_scratch(plan));
         const std::int64_t end = std::min(count, (task + 1) * run);
         for (std::int64_t i = task * run; i < end; ++i) {
-            i = kernel.modes(plan, request, i, end, scratch);
-            if (i < end && !cpu::modes_again(plan, request, i, scratch)) cpu::lower(first_bad, i);
+            i = kernel.first_modes(plan, request, i, end, scratch);
+            if (i < end && !cpu::first_modes_again(plan, request, i, scratch)) cpu::lower(first_bad, i);
         }
     });
     return first_bad;

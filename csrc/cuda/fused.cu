@@ -11,18 +11,6 @@ namespace {
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
-struct FusedArguments {
-    std::int64_t count;
-    View view;
-    const Complex* roots;
-    Segments<std::uint16_t> bins;
-    float* sums;
-    const ModePlace* selected;
-    std::int32_t n_selected;
-    Complex* modes;
-    double* totals;
-};
-
 /// A field's threads wait for each other.
 template <int Side>
 __device__ void wait_for_field() {
@@ -227,59 +215,58 @@ __device__ bool sum_bins(const Segments<std::uint16_t>& bins, Shared<float> powe
 }
 
 template <int Side, class T>
-__global__ void __launch_bounds__(Square<Side>::block, Square<Side>::blocks)
-    fused(const T* fields, FusedArguments arguments) {
+__global__ void __launch_bounds__(Square<Side>::block, Square<Side>::blocks) fused(FusedRequest request) {
     using S = Square<Side>;
     const int thread = static_cast<int>(threadIdx.x) % S::threads;
     const int slot = static_cast<int>(threadIdx.x) / S::threads;
     const std::int64_t field = std::int64_t{blockIdx.x} * S::fields + slot;
-    const bool active = field < arguments.count;
+    const bool active = field < request.fields.count;
     const Shared<Complex> values = dynamic_shared<Complex>(S::fields * S::pitch);
     const int base = slot * S::pitch;
-    const Complex* const roots = arguments.roots;
+    const Complex* const roots = request.roots;
 
-    const T* const pixels = fields + (active ? field : 0) * S::sites;
-    const float uniform = uniform_part<Side>(pixels, arguments.view);
-    double total = read_columns<Side>(pixels, arguments.view, uniform, roots, values, base, thread, active,
-                                      arguments.totals != nullptr);
+    const T* const pixels = static_cast<const T*>(request.fields.data) + (active ? field : 0) * S::sites;
+    const float uniform = uniform_part<Side>(pixels, request.view);
+    double total = read_columns<Side>(pixels, request.view, uniform, roots, values, base, thread, active,
+                                      request.totals != nullptr);
     constexpr int warps = S::threads / 32;
     FASTCRIT_SHARED(double, parts, warps > 1 ? warps : 1);
-    if (arguments.totals != nullptr) {
+    if (request.totals != nullptr) {
         total = sum_lanes(total, warps > 0 ? 32 : S::threads);
         if (warps > 1 && thread % 32 == 0) parts[thread / 32] = total;
-        if (warps <= 1 && active && thread == 0) arguments.totals[field] = total;
+        if (warps <= 1 && active && thread == 0) request.totals[field] = total;
     }
     transform_columns<Side, typename S::Columns::Next>(roots, values, base, thread);
-    if (warps > 1 && arguments.totals != nullptr && thread == 0) {
+    if (warps > 1 && request.totals != nullptr && thread == 0) {
         total = 0.0;
         for (int w = 0; w < warps; ++w) total += parts[w];
-        arguments.totals[field] = total;
+        request.totals[field] = total;
     }
     transform_rows<Side, typename S::Rows>(roots, values, base, thread);
     wait_for_field<Side>();
 
     const HalfHeightSpectrum<Side> spectrum{values, base, roots};
-    if (arguments.modes != nullptr) {
-        for (int i = thread; i < arguments.n_selected; i += S::threads) {
-            const ModePlace place = arguments.selected[i];
+    if (request.modes != nullptr) {
+        for (int i = thread; i < request.n_selected; i += S::threads) {
+            const ModePlace place = request.selected[i];
             const auto both = spectrum.separate(place.here, place.mirror, place.ky);
             Complex mode = place.upper != 0 ? both.upper : both.lower;
             if (place.here == S::place_of_mode(0, 0) && place.upper == 0) {
                 mode.re += 2.0F * static_cast<float>(S::sites) * uniform;
             }
-            if (active) arguments.modes[field * arguments.n_selected + i] = {0.5F * mode.re, 0.5F * mode.im};
+            if (active) request.modes[field * request.n_selected + i] = {0.5F * mode.re, 0.5F * mode.im};
         }
         wait_for_field<Side>();
     }
     const bool in_range = square_all(spectrum, uniform, thread);
     wait_for_field<Side>();
     float power = 0.0F;
-    const bool good = sum_bins<Side>(arguments.bins, values.template as<float>(), 2 * base, thread,
-                                     active ? arguments.sums + field * arguments.bins.bins : nullptr, power);
-    if (arguments.totals == nullptr) return;
+    const bool good = sum_bins<Side>(request.bins, values.template as<float>(), 2 * base, thread,
+                                     active ? request.sums + field * request.bins.bins : nullptr, power);
+    if (request.totals == nullptr) return;
 
     // After the barriers, and so after the total. All who write write the same.
-    if (!good && active) arguments.totals[field] = kNaN;
+    if (!good && active) request.totals[field] = kNaN;
     // Fields that float holds the squares of lose powers, too, but none of weight.
     power = sum_lanes(power, warps > 0 ? 32 : S::threads);
     float losses = sum_lanes(in_range ? 0.0F : 1.0F, warps > 0 ? 32 : S::threads);
@@ -296,17 +283,14 @@ __global__ void __launch_bounds__(Square<Side>::block, Square<Side>::blocks)
             losses += of_warps[2 * w + 1];
         }
     }
-    if (losses > 0.0F && power < FLT_MIN * S::sites && active) arguments.totals[field] = kNaN;
+    if (losses > 0.0F && power < FLT_MIN * S::sites && active) request.totals[field] = kNaN;
 }
 
 template <int Side, class T>
 void launch_typed(const FusedRequest& request, void* stream) {
     using S = Square<Side>;
-    const FusedArguments arguments{request.fields.count, request.view,       request.roots, request.bins,  request.sums,
-                                   request.selected,     request.n_selected, request.modes, request.totals};
     const std::int64_t blocks = (request.fields.count + S::fields - 1) / S::fields;
-    launch(&fused<Side, T>, dim3(static_cast<unsigned>(blocks)), dim3(S::block), S::shared_bytes, stream,
-           static_cast<const T*>(request.fields.data), arguments);
+    launch(&fused<Side, T>, dim3(static_cast<unsigned>(blocks)), dim3(S::block), S::shared_bytes, stream, request);
 }
 
 template <int Side>
@@ -331,12 +315,7 @@ template <int Side>
 FusedTables make_tables(const Lattice& lattice) {
     using S = Square<Side>;
     FusedTables tables;
-    std::vector<Complex> roots;
-    for (int j = 0; j < Side; ++j) {
-        const double angle = -2.0 * std::acos(-1.0) * j / Side;
-        roots.push_back({static_cast<float>(std::cos(angle)), static_cast<float>(std::sin(angle))});
-    }
-    tables.roots = DeviceArray<Complex>(roots);
+    tables.roots = make_roots(Side);
     for (const Bins bins : {Bins::shells, Bins::orbits}) {
         const auto& bin_of_mode = bins == Bins::shells ? lattice.shell_of_mode() : lattice.orbit_of_mode();
         std::vector<std::pair<std::int32_t, std::uint16_t>> powers;

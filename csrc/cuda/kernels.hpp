@@ -7,7 +7,7 @@
 #include "fastcrit/cuda.hpp"
 #include "memory.hpp"
 #include "numbers.cuh"
-#include "tables.hpp"
+#include "segments.hpp"
 
 namespace fastcrit::cuda {
 
@@ -17,6 +17,9 @@ namespace fastcrit::cuda {
 struct ModePlace {
     std::uint16_t here, mirror, ky, upper;
 };
+
+/// exp(-2 pi i j / n), j < n.
+DeviceArray<Complex> make_roots(std::int32_t n);
 
 struct FusedTables {
     DeviceArray<Complex> roots;  ///< exp(-2 pi i j / side)
@@ -57,9 +60,9 @@ struct SegmentRequest {
 void launch_segments(const Complex* spectra, const SegmentRequest& request, void* stream);
 void launch_segments(const float* correlations, const SegmentRequest& request, void* stream);
 
-// modes.cu
+// first_modes.cu
 
-struct ModesRequest {
+struct FirstModesRequest {
     Fields fields;
     int ndim;
     std::int32_t sides[3];
@@ -69,7 +72,7 @@ struct ModesRequest {
 };
 /// Parts that a field is read in, each by its own block.
 std::int64_t field_parts(std::int64_t sites);
-void launch_modes(const ModesRequest& request, void* stream);
+void launch_first_modes(const FirstModesRequest& request, void* stream);
 
 // record.cu
 

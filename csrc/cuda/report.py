@@ -1,4 +1,4 @@
-"""The table of docs/cuda.md from what the compiler reports (make cuda-build), read from standard input."""
+"""The table of docs/cuda.md from what the compiler and sizes.cu report (make cuda-build), read from standard input."""
 
 import re
 import sys
@@ -7,8 +7,7 @@ import sys
 # registers are handed out by warps, in pieces of 256.
 DEVICES = {"sm_80": (65536, 164 << 10, 2048), "sm_90": (65536, 228 << 10, 2048), "sm_100": (65536, 228 << 10, 2048)}
 RESERVED = 1024  # bytes of shared memory that every block takes for the system
-SHARED = {16: 8 * 1088, 32: 4 * 4352, 64: 17408, 128: 69632}  # dynamic: csrc/cuda/square.cuh
-BLOCK = {16: 128, 32: 128, 64: 128, 128: 512}
+BLOCK = 256  # threads, of all kernels but `fused`
 TYPES = {"Half": "half", "BFloat16": "bfloat16", "f": "float"}
 
 
@@ -28,7 +27,7 @@ def kernels(text: str) -> dict[tuple[str, str], dict[str, tuple[int, int, int]]]
         re.S,
     )
     for name, device, stack, stores, loads, registers, rest in pattern.findall(text):
-        kernel = re.search(r"_GLOBAL__N__\w+?\d(fused|segments|modes|add_parts|record)(?:I(\w*?)EEv|E)", name)
+        kernel = re.search(r"_GLOBAL__N__\w+?\d(fused|segments|first_modes|add_parts|record)(?:I(\w*?)EEv|E)", name)
         if kernel is None:
             raise SystemExit(f"unknown kernel {name}")
         arguments = kernel[2] or ""
@@ -43,16 +42,23 @@ def kernels(text: str) -> dict[tuple[str, str], dict[str, tuple[int, int, int]]]
     return found
 
 
+def fused_sizes(text: str) -> dict[int, tuple[int, int]]:
+    """Threads and dynamic shared memory of a block of `fused`, by side."""
+    lines = re.findall(r"^fused (\d+): (\d+) threads, (\d+) bytes", text, re.M)
+    return {int(side): (int(threads), int(shared)) for side, threads, shared in lines}
+
+
 def main() -> None:
     """Print the table; fail on spills and on less than half of the threads."""
     lines = []
     bad = []
-    for (kernel, variant), by_device in sorted(kernels(sys.stdin.read()).items()):
-        side = int(variant.split()[0]) if kernel == "fused" else 0
-        threads = BLOCK.get(side, 256)
+    text = sys.stdin.read()
+    sizes = fused_sizes(text)
+    for (kernel, variant), by_device in sorted(kernels(text).items()):
+        threads, dynamic = sizes[int(variant.split()[0])] if kernel == "fused" else (BLOCK, 0)
         registers, shared, share = [], 0, []
         for device, (used, static, spills) in sorted(by_device.items(), key=lambda item: int(item[0][3:])):
-            shared = static + SHARED.get(side, 0)
+            shared = static + dynamic
             registers.append(str(used))
             share.append(occupancy(device, threads, used, shared))
             if spills or share[-1] < 0.5:

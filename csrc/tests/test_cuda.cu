@@ -621,6 +621,9 @@ void misuse_is_refused() {
     const SelectedModes zero(square, Selection(square.lattice(), {0}));
     CHECK_THROWS(square.record({{}, 0, nullptr, nullptr, nullptr, nullptr}, zero, {}, nullptr, nullptr),
                  std::invalid_argument);
+    const Spectrometer twin({16, 16}, 0);
+    CHECK_THROWS(twin.power({field.data(), Type::float32, 1}, {}, Bins::shells, {results.sums, &zero}, nullptr),
+                 std::invalid_argument);
     CHECK_THROWS(Spectrometer({16, 16}, 1 << 20), std::runtime_error);
 }
 

@@ -23,14 +23,13 @@ class CudaSpectrometer(TorchSpectrometer):
     def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
         super().__init__(shape, device)
         self._core = _core.CudaSpectrometer(shape, device.index or 0)
-        self._chosen: dict[tuple[int, ...], _core.Selection] = {}  # kept: the kernels know them by identity
+        self._chosen: dict[tuple[int, ...], _core.CudaSelection] = {}
 
     def upload(self, selected: tuple[int, ...]) -> None:
         """As in `TorchSpectrometer`, for the kernels, too."""
         super().upload(selected)
         if selected not in self._chosen:
-            self._chosen[selected] = _core.Selection(self.grid.core, selected)
-            self._core.upload(self._chosen[selected])
+            self._chosen[selected] = _core.CudaSelection(self._core, selected)
 
     def power(
         self, fields: Tensor, bins: str, offset: Tensor | None = None, selected: tuple[int, ...] | None = None

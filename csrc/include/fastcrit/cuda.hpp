@@ -42,6 +42,8 @@ public:
     SelectedModes(SelectedModes&&) noexcept;
 
     std::int64_t size() const;
+    /// Throws std::invalid_argument unless they were made for this spectrometer.
+    void check(const Spectrometer& spectrometer) const;
 
 private:
     friend class Spectrometer;

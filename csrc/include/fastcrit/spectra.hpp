@@ -2,56 +2,18 @@
 // in one lane, so the result does not depend on the batch, its order or the number of threads.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <memory>
 #include <vector>
 
 #include "fastcrit/lattice.hpp"
+#include "fastcrit/record.hpp"
+#include "fastcrit/selection.hpp"
 
 namespace fastcrit {
 
 /// How modes are gathered: in shells of |k|, or in the finer classes that lattice symmetry makes equal.
 enum class Bins { shells, orbits };
-
-/// Modes whose phi^ is wanted, besides power.
-class Selection {
-public:
-    /// indices into the half spectrum [kx][z][y], ascending; throws std::invalid_argument where they are not.
-    Selection(const Lattice& lattice, const std::vector<std::int32_t>& indices);
-
-    std::int32_t size() const { return size_; }
-    /// [kx][z][y]: place of each mode among those selected, or -1.
-    const std::vector<std::int32_t>& slot() const { return slot_; }
-    std::int32_t columns() const { return columns_; }  ///< kx of all selected modes are below this
-    /// Throws std::invalid_argument unless these are modes of this lattice.
-    void check(const Lattice& lattice) const;
-
-private:
-    std::array<std::int32_t, 3> sides_;
-    std::int32_t size_;
-    std::vector<std::int32_t> slot_;
-    std::int32_t columns_ = 0;
-};
-
-/// Sums over samples, by jackknife block: where `record` adds a batch. All in double; B blocks, C channels.
-///
-/// What is summed of k = 0 is about an offset of the channel, which is taken from the field's mean, so that squares
-/// keep the digits of small fluctuations about it: 0 for fields about zero.
-struct Record {
-    std::int64_t blocks;
-    std::int64_t channels;
-    std::int64_t* count;  ///< (B): samples
-    double* power;        ///< (B, C, orbits): |phi^|^2 / N over the modes of the orbit
-    double* low;          ///< (B, C, selected, re/im): phi^ of the selected modes
-    double* first;        ///< (B, C, ndim): |phi^|^2 / N at 2 pi / L along each axis alone, slowest axis first
-    /// (B, C, 4) of the mean m of a field and the offset c: m - c, |m| - |c|, (|m| - |c|)^2, m^4
-    double* moments;
-    double* field;       ///< (C, sites), whatever the offset
-    double* sign_power;  ///< as power and field, of the signs (+1 for values >= 0, else -1); or both null
-    double* sign_field;
-    const double* offset = nullptr;  ///< (C); null: 0
-};
 
 /// A lattice with its tables in both precisions. Immutable and shared freely between threads.
 class Spectrometer {

@@ -1,8 +1,9 @@
 // What a spectrometer keeps on its device, and how its methods launch the kernels with it.
 #include <algorithm>
-#include <cmath>
+#include <array>
 #include <stdexcept>
 
+#include "common/roots.hpp"
 #include "fastcrit/cuda.hpp"
 #include "kernels.hpp"
 
@@ -39,20 +40,17 @@ std::vector<std::pair<std::int32_t, std::int32_t>> half_lattice(const Lattice& l
     return entries;
 }
 
-DeviceArray<Complex> make_waves(std::int32_t side) {
-    std::vector<Complex> waves;
-    for (std::int32_t j = 0; j < side; ++j) {
-        const double angle = -2.0 * std::acos(-1.0) * j / side;
-        waves.push_back({static_cast<float>(std::cos(angle)), static_cast<float>(std::sin(angle))});
-    }
-    return DeviceArray<Complex>(waves);
-}
-
 std::int32_t count_bins(const Lattice& lattice, Bins bins) {
     return bins == Bins::shells ? lattice.shells() : static_cast<std::int32_t>(lattice.orbits().size());
 }
 
 }  // namespace
+
+DeviceArray<Complex> make_roots(std::int32_t n) {
+    std::vector<Complex> roots;
+    for (const std::complex<float>& root : single_roots(n)) roots.push_back({root.real(), root.imag()});
+    return DeviceArray<Complex>(roots);
+}
 
 Type parse_type(const std::string& name) {
     if (name == "float32") return Type::float32;
@@ -75,7 +73,7 @@ struct Spectrometer::Tables {
         }
         lags = make_segments(half_lattice(lattice, lattice.lag_shell_of_site(), n2),
                              static_cast<std::int32_t>(lattice.lag_shells().size()));
-        for (int axis = 0; axis < 3; ++axis) waves[axis] = make_waves(lattice.sides()[axis]);
+        for (int axis = 0; axis < 3; ++axis) waves[axis] = make_roots(lattice.sides()[axis]);
         if (fused) fused_tables = make_fused_tables(lattice);
     }
 
@@ -92,8 +90,8 @@ struct SelectedModes::Tables {
     std::int32_t size;
     DeviceArray<std::int32_t> at;   ///< in a half spectrum by rows
     DeviceArray<ModePlace> places;  ///< of a fused lattice
-    bool has_first = true;          ///< k = 0 and the first mode of each axis are among them
-    std::int32_t along[3] = {};
+    FirstModes first_modes;
+    const Spectrometer* of;
 };
 
 SelectedModes::SelectedModes(const Spectrometer& spectrometer, const Selection& selection) {
@@ -112,20 +110,18 @@ SelectedModes::SelectedModes(const Spectrometer& spectrometer, const Selection& 
     tables->size = selection.size();
     tables->at = DeviceArray<std::int32_t>(at);
     if (spectrometer.fused()) tables->places = DeviceArray<ModePlace>(mode_places(lattice, modes));
-    tables->has_first = selection.slot()[0] == 0;
-    for (int axis = 3 - lattice.ndim(); axis < 3; ++axis) {
-        const std::int64_t step[3] = {lattice.sides()[1], 1, lattice.plane()};
-        const std::int64_t mode = lattice.sides()[axis] > 1 ? step[axis] : 0;
-        const std::int32_t slot = selection.slot()[static_cast<std::size_t>(mode)];
-        tables->along[axis - 3 + lattice.ndim()] = slot;
-        tables->has_first = tables->has_first && slot >= 0;
-    }
+    tables->first_modes = selection.first_modes();
+    tables->of = &spectrometer;
     tables_ = std::move(tables);
 }
 SelectedModes::~SelectedModes() = default;
 SelectedModes::SelectedModes(SelectedModes&&) noexcept = default;
 
 std::int64_t SelectedModes::size() const { return tables_->size; }
+
+void SelectedModes::check(const Spectrometer& spectrometer) const {
+    if (tables_->of != &spectrometer) throw std::invalid_argument("selected: modes of another spectrometer");
+}
 
 Spectrometer::Spectrometer(const std::vector<std::int64_t>& shape, int device)
     : tables_(std::make_unique<const Tables>(shape, device)) {}
@@ -149,6 +145,7 @@ void Spectrometer::power(const Fields& fields, const View& view, Bins bins, cons
     request.sums = results.sums;
     request.totals = results.totals;
     if (results.selected != nullptr) {
+        results.selected->check(*this);
         request.selected = results.selected->tables_->places.data();
         request.n_selected = results.selected->tables_->size;
         request.modes = reinterpret_cast<Complex*>(results.modes);
@@ -168,6 +165,7 @@ void Spectrometer::power_from_half_spectrum(const float* spectrum, std::int64_t 
     request.sums = results.sums;
     request.totals = results.totals;
     if (results.selected != nullptr) {
+        results.selected->check(*this);
         request.selected = results.selected->tables_->at.data();
         request.n_selected = results.selected->tables_->size;
         request.modes = reinterpret_cast<Complex*>(results.modes);
@@ -183,7 +181,7 @@ std::int64_t Spectrometer::first_modes_scratch(std::int64_t count) const {
 void Spectrometer::first_modes(const Fields& fields, double* out, void* scratch, void* stream) const {
     if (fields.count == 0) return;
     const DeviceGuard guard(device());
-    ModesRequest request{};
+    FirstModesRequest request{};
     request.fields = fields;
     request.ndim = lattice().ndim();
     for (int axis = 0; axis < 3; ++axis) {
@@ -192,7 +190,7 @@ void Spectrometer::first_modes(const Fields& fields, double* out, void* scratch,
     }
     request.out = out;
     request.parts = static_cast<double*>(scratch);
-    launch_modes(request, stream);
+    launch_first_modes(request, stream);
 }
 
 void Spectrometer::lag_sums(const float* correlation, std::int64_t count, float* sums, void* stream) const {
@@ -209,14 +207,9 @@ void Spectrometer::lag_sums(const float* correlation, std::int64_t count, float*
 
 void Spectrometer::record(const Batch& batch, const SelectedModes& selected, const Record& record, std::int64_t* bad,
                           void* stream) const {
-    if (!selected.tables_->has_first) {
-        throw std::invalid_argument("selected: expected k = 0 and the modes at 2 pi / L along each axis among them");
-    }
-    constexpr std::int64_t last = std::int64_t{1} << 62;  // leaves room for the batch
-    if (batch.first < 0 || batch.first > last) {
-        throw std::invalid_argument("first: expected the number of a sample, 0 to 2^62, got " +
-                                    std::to_string(batch.first));
-    }
+    selected.check(*this);
+    selected.tables_->first_modes.check();
+    check_first_sample(batch.first);
     if (batch.fields.count == 0) return;
     const DeviceGuard guard(device());
     RecordRequest request{};
@@ -226,7 +219,8 @@ void Spectrometer::record(const Batch& batch, const SelectedModes& selected, con
     request.orbits = bins(Bins::orbits);
     request.n_selected = selected.size();
     request.ndim = lattice().ndim();
-    std::copy(selected.tables_->along, selected.tables_->along + 3, request.along);
+    const std::array<std::int32_t, 3>& along = selected.tables_->first_modes.at;
+    std::copy(along.begin(), along.end(), request.along);
     request.bad = bad;
     launch_record(request, stream);
 }

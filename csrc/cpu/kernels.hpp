@@ -26,7 +26,7 @@ inline constexpr std::int32_t kMostLanes = 16;
 /// Powers that are added side by side, since an addition takes a few cycles.
 inline constexpr int kPlaceChains = 8;
 
-/// Values in the largest tile of `modes`.
+/// Values in the largest tile of `first_modes`.
 inline constexpr std::int32_t kTileValues = 8 * kMostLanes;
 
 /// What one lattice needs in one precision.
@@ -109,7 +109,7 @@ inline constexpr T kHeaviest = sizeof(T) == sizeof(float) ? T{1 << 10} : T{1 << 
 /// Modes that need no transform: (1 + 2 ndim, count) doubles: sum over the field, then re and im of phi^ at the first
 /// wavevector of each axis, slowest axis first.
 template <class T>
-struct ModesRequest {
+struct FirstModesRequest {
     const T* fields;
     std::int64_t count;
     int ndim;
@@ -132,11 +132,11 @@ struct Kernels {
     PowerKernel<T> power;            ///< a field in each lane
     PowerKernel<T> lines;            ///< power again, of one field with its lines in the lanes
     PowerKernel<T> autocorrelation;  ///< a field in each lane
-    std::int64_t (*modes_scratch)(const PlanTables<T>&);
+    std::int64_t (*first_modes_scratch)(const PlanTables<T>&);
     /// The fields from begin on, up to the first with a value that is not finite or with a uniform part that outweighs
     /// the rest: returns it, or end.
-    std::int64_t (*modes)(const PlanTables<T>&, const ModesRequest<T>&, std::int64_t begin, std::int64_t end,
-                          void* scratch);
+    std::int64_t (*first_modes)(const PlanTables<T>&, const FirstModesRequest<T>&, std::int64_t begin, std::int64_t end,
+                                void* scratch);
     void (*add_rows)(const T* from, std::int64_t pitch, std::int64_t rows, double* to, std::int64_t n);
     void (*add_signs)(const T* from, std::int64_t pitch, std::int64_t rows, double* to, std::int64_t n);
 };

@@ -1,12 +1,12 @@
 // k = 0 and the first mode of every axis in one read of the field: no transform. Lanes are pixels of one row.
 #pragma once
 
+#include "kernels.hpp"
 #include "simd.hpp"
-#include "tables.hpp"
 
 namespace fastcrit::FASTCRIT_ISA {
 
-using cpu::ModesRequest;
+using cpu::FirstModesRequest;
 using cpu::PlanTables;
 
 // Sums over up to this many rows are kept in the precision of the field before they go to double.
@@ -72,7 +72,7 @@ inline void sum_lanes(const Vec<T> (&v)[N], double* sums) {
 }
 
 template <class T>
-std::int64_t modes_scratch(const PlanTables<T>& plan) {
+std::int64_t first_modes_scratch(const PlanTables<T>& plan) {
     return (std::int64_t{plan.n2} + 2 * kLanes<T>)*static_cast<std::int64_t>(sizeof(T));
 }
 
@@ -245,8 +245,8 @@ struct ModeSums {
 
 /// One field; false where a sum is not finite or the uniform part outweighs the rest.
 template <class T>
-bool modes_of_field(const PlanTables<T>& plan, const ModesRequest<T>& request, const Tile& tile, std::int64_t index,
-                    void* scratch) {
+bool first_modes_of_field(const PlanTables<T>& plan, const FirstModesRequest<T>& request, const Tile& tile,
+                          std::int64_t index, void* scratch) {
     ModeSums<T> sums(plan, scratch);
     sums.add_field(request.fields + index * plan.n2 * plan.plane, tile);
     double* out = request.out + index;
@@ -267,11 +267,11 @@ bool modes_of_field(const PlanTables<T>& plan, const ModesRequest<T>& request, c
 }
 
 template <class T>
-std::int64_t modes(const PlanTables<T>& plan, const ModesRequest<T>& request, std::int64_t begin, std::int64_t end,
-                   void* scratch) {
+std::int64_t first_modes(const PlanTables<T>& plan, const FirstModesRequest<T>& request, std::int64_t begin,
+                         std::int64_t end, void* scratch) {
     const Tile tile = tile_of(plan);
     for (std::int64_t i = begin; i < end; ++i) {
-        if (!modes_of_field(plan, request, tile, i, scratch)) return i;
+        if (!first_modes_of_field(plan, request, tile, i, scratch)) return i;
     }
     return end;
 }

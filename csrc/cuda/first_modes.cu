@@ -11,7 +11,7 @@ constexpr int kBlock = 256;
 constexpr int kMostSums = 7;                 // total, and re and im along three axes
 constexpr std::int64_t kPart = 64 * kBlock;  // sites
 
-struct ModesArguments {
+struct FirstModesArguments {
     std::int64_t count;
     std::int64_t parts;
     std::int64_t sites;
@@ -29,7 +29,7 @@ struct Cursor {
     std::int32_t x, y, z;
     std::int32_t step_x, step_y, step_z;
 
-    __device__ Cursor(const ModesArguments& a, std::int64_t pack, std::int64_t step)
+    __device__ Cursor(const FirstModesArguments& a, std::int64_t pack, std::int64_t step)
         : packs(a.sides[2] / N),
           n1(a.sides[1]) {
         split(pack, x, y, z);
@@ -51,7 +51,7 @@ struct Cursor {
 };
 
 template <class T, int N>
-__global__ void __launch_bounds__(kBlock, 1024 / kBlock) modes(const T* fields, ModesArguments a) {
+__global__ void __launch_bounds__(kBlock, 1024 / kBlock) first_modes(const T* fields, FirstModesArguments a) {
     const int thread = static_cast<int>(threadIdx.x) % a.threads;
     const int slot = static_cast<int>(threadIdx.x) / a.threads;
     const std::int64_t item = std::int64_t{blockIdx.x} * (kBlock / a.threads) + slot;
@@ -131,19 +131,19 @@ __global__ void add_parts(const double* parts, std::int64_t n_parts, std::int64_
 }
 
 template <class T, int N>
-void launch_packed(const ModesRequest& request, ModesArguments arguments, void* stream) {
+void launch_packed(const FirstModesRequest& request, FirstModesArguments arguments, void* stream) {
     // Up to eight packs a thread, in whole warps.
     arguments.threads = 32;
     while (arguments.threads < kBlock && arguments.threads * N * 8 < arguments.sites) arguments.threads *= 2;
     const std::int64_t items_a_block = kBlock / arguments.threads;
     const std::int64_t blocks = (arguments.count * arguments.parts + items_a_block - 1) / items_a_block;
     if (blocks > INT32_MAX) throw std::invalid_argument("count: too many fields for one launch");
-    launch(&modes<T, N>, dim3(static_cast<unsigned>(blocks)), dim3(kBlock), 0, stream,
+    launch(&first_modes<T, N>, dim3(static_cast<unsigned>(blocks)), dim3(kBlock), 0, stream,
            static_cast<const T*>(request.fields.data), arguments);
 }
 
 template <class T>
-void launch_typed(const ModesRequest& request, const ModesArguments& arguments, void* stream) {
+void launch_typed(const FirstModesRequest& request, const FirstModesArguments& arguments, void* stream) {
     constexpr int wide = 16 / sizeof(T);
     if (request.sides[2] % wide == 0 && reinterpret_cast<std::uintptr_t>(request.fields.data) % 16 == 0) {
         launch_packed<T, wide>(request, arguments, stream);
@@ -156,8 +156,8 @@ void launch_typed(const ModesRequest& request, const ModesArguments& arguments, 
 
 std::int64_t field_parts(std::int64_t sites) { return (sites + kPart - 1) / kPart; }
 
-void launch_modes(const ModesRequest& request, void* stream) {
-    ModesArguments arguments{};
+void launch_first_modes(const FirstModesRequest& request, void* stream) {
+    FirstModesArguments arguments{};
     arguments.count = request.fields.count;
     arguments.sites = std::int64_t{request.sides[0]} * request.sides[1] * request.sides[2];
     arguments.parts = field_parts(arguments.sites);
