@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from typing import Any
 
@@ -17,8 +17,9 @@ from fastcrit._edge.arrays import check_choice, check_levels
 from fastcrit._edge.plain import strict_json
 from fastcrit._estimates.attributes import config_of
 from fastcrit._estimates.channels import averaged, each_channel
+from fastcrit._estimates.commitment import GAIN_SIGNATURES, no_commitment
 from fastcrit._estimates.curves import GROWING, SLOPE_LEVELS, growth, shell_of, softening, susceptibility, xi_eq
-from fastcrit._estimates.dataset import with_drift
+from fastcrit._estimates.drift import with_drift
 from fastcrit._estimates.extrema import (
     FALSE_ALARMS,
     INSTABILITY,
@@ -32,7 +33,7 @@ from fastcrit._estimates.extrema import (
     locate,
     no_signature,
 )
-from fastcrit._estimates.gaussian_level import gaussian_rates, gaussian_zero, highest_gains
+from fastcrit._estimates.gaussian_level import gaussian_rates, gaussian_zero
 from fastcrit.errors import NoTransitionError
 
 __all__ = [
@@ -53,22 +54,11 @@ __all__ = [
 Floats = NDArray[np.float64]
 
 SIGNATURES = ("instability", "softening", "xi_eq", "growth", "growth_denoised", "susceptibility")
-_OF_GAINS = ("instability", "softening", "xi_eq")
 GROWTHS = tuple(GROWING)
 # Clocks of growth: the log of the noise level, or of the Ornstein-Uhlenbeck time t = log(1 + s^2).
 CLOCKS = ("log s", "log t")
 # The reason when there is nothing above the first recorded level to cross from.
 UNSTABLE_FROM_START = "the drift is unstable at the highest recorded level"
-# A gain is a mean over the sites of a state: its spread over states, times the root of their number, is that of the
-# response of a site. Where states commit it is 1 and more (patch models 1 to 5, trained networks 10 to 35); a denoiser
-# whose response differs between sites and states by less than this share of it is linear.
-_LEAST_SPREAD = 0.01
-# Below this share the response is nearly linear, which is what random networks have.
-_HARDLY = 0.1
-# A gain that takes more power than the samples have, by this share and by so many standard errors, is above every
-# posterior's. (Trained networks and patch models stay below the bound wherever they have an extremum.) Looked at in
-# shells whose gain is within this share of the largest: k = 0 is a single mode, whose spectrum is known least.
-_BEYOND, _SURELY, _AS_SOFT = 0.25, 4.0, 0.9
 # Rates of the drift are compared with that of noise alone, which is -1/2.
 _RATE_OF_NOISE = 0.5
 
@@ -101,16 +91,8 @@ class CriticalPoint:
     @classmethod
     def from_json(cls, text: str, confidence: float = 0.95) -> CriticalPoint:
         """What `to_json` has written, by an older version too."""
-        known = {f.name: f for f in fields(Signature)}
-        made = {}
-        for name, found in json.loads(text).items():
-            values: dict[str, Any] = {
-                key: float("nan") if value is None and known[key].type == "float" else value
-                for key, value in found.items() if key in known
-            }  # fmt: skip
-            unknown = dict.fromkeys(("level", "low", "high", "prominence", "noise"), float("nan"))
-            made[name] = Signature(**{"name": name, **unknown, **values})
-        return cls(made, confidence)
+        found = json.loads(text)
+        return cls({name: Signature.from_dict({"name": name, **of}) for name, of in found.items()}, confidence)
 
     def __str__(self) -> str:
         return "\n".join(f"{s.name:<16}{s.verdict}" for s in self.signatures.values())
@@ -234,7 +216,7 @@ def critical_point(
     found = {}
     for name in names:
         part, at = ds, log_s
-        if name in _OF_GAINS and "n_gains" in ds.coords:
+        if name in GAIN_SIGNATURES and "n_gains" in ds.coords:
             # Gains cost more than states and are often taken at some of the levels.
             part = ds.isel(level=np.flatnonzero(ds["n_gains"].values[: log_s.size] > 0))
             at = np.log(part["level"].values)
@@ -248,9 +230,9 @@ def critical_point(
             if name in GROWTHS:
                 found[name] = replace(found[name], clock=clock)
         if found[name].found:
-            found[name] = replace(found[name], reason=_no_commitment(ds, found[name]))
+            found[name] = replace(found[name], reason=no_commitment(ds, found[name]))
     if signature is not None and found[signature].reason == NOT_RECORDED:
-        how = "gain_shells=..." if signature in _OF_GAINS else "update(.., denoised=D), which samplers do"
+        how = "gain_shells=..." if signature in GAIN_SIGNATURES else "update(.., denoised=D), which samplers do"
         raise ValueError(f"signature: the curve of {signature!r} was not recorded (it takes {how})")
     if signature is not None and not found[signature].found:
         raise NoTransitionError(f"{signature}: no transition ({found[signature].reason})")
@@ -269,47 +251,6 @@ def _of_channels(name: str, curves: list[Curve | None], log_s: Floats, draws: Fl
     each = [replace(s, channel=c) for c, s in enumerate(apart)]
     of_channel = max(each, key=lambda s: (s.found, np.nan_to_num(s.prominence, nan=-1.0)))
     return of_channel if of_channel.found or np.isnan(mean.prominence) else mean
-
-
-def _no_commitment(ds: xr.Dataset, found: Signature) -> str:
-    """Why an extremum or a zero is no sign of states that commit, as far as the recorded gains tell; empty if it is."""
-    if "gain_on_trajectories_stderr" not in ds or "n_gains" not in ds.coords:
-        return ""
-    taken = np.flatnonzero(ds["n_gains"].values > 0)
-    if not taken.size:
-        return ""
-    at = int(taken[np.argmin(np.abs(np.log(ds["level"].values[taken]) - np.log(found.level)))])
-    gain, error = (ds[f"gain_on_trajectories{end}"].values[at] for end in ("", "_stderr"))
-    columns = range(len(gain)) if found.shell is None else [list(ds["shell"].values).index(found.shell)]
-    sites = float(np.prod(ds.attrs["lattice"])) * ds.sizes.get("channel", 1)
-    spread = error * np.sqrt(float(ds["n_gains"].values[at]) * sites)
-    if np.all((spread <= _LEAST_SPREAD * np.abs(gain))[list(columns)]):
-        return "linear response: the gain is the same in every state"
-    if found.name in _OF_GAINS:
-        bound, bound_error = (of[at] for of in highest_gains(ds))
-        soft = gain >= _AS_SOFT * np.nanmax(gain[list(columns)])
-        lifted = (1 + _BEYOND) * bound / (1 + _BEYOND * bound)  # P/(P + s^2) of so much more power
-        beyond = soft & (gain > lifted) & (gain - bound > _SURELY * np.hypot(error, bound_error))
-        if np.any(beyond & (_changes(ds, at) | (spread <= _HARDLY * np.abs(gain)))):
-            return "not the denoiser of its samples: the gain is above that of every posterior with their spectrum"
-    return ""
-
-
-def _changes(ds: xr.Dataset, at: int) -> NDArray[np.bool_]:
-    """In which of the gains' shells the states at a level are no sum of noise and what they end with.
-
-    A denoiser that is one leads y = x0 + s noise along: S - s^2 is the same at all levels.
-    """
-    one, s = averaged(ds[["S", "S_stderr"]]), ds["level"].values
-    last = int(np.flatnonzero((s > 0) & (ds["n_samples"].values > 0))[-1])
-    S, error = (one[name].transpose("level", "k").values[[at, last]] for name in ("S", "S_stderr"))
-    power = np.diff(S - s[[at, last], None] ** 2, axis=0)[0]
-    least = np.maximum(_BEYOND * np.abs(S[1] - s[last] ** 2), _SURELY * np.hypot(*error))
-    out = np.zeros(ds.sizes["shell"], dtype=bool)
-    shells = ds["shell"].values
-    below = shells < ds.sizes["k"]
-    out[below] = (np.abs(power) > least)[shells[below]]
-    return out
 
 
 def _instability(

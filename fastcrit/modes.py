@@ -129,7 +129,7 @@ def mode_response(
     ----------
     D : Denoiser
     y : tensor (states, C, H, W)
-        States at which J is taken.
+        States at which J is taken. Or (states, C, L), (states, C, T, H, W), where ``D.shape`` says so: see `Denoiser`.
     s : float
         Noise level.
     shells : sequence of int, optional
@@ -201,7 +201,7 @@ def mode_response(
     _check_states(y)
     _check_draws(probe, waves, probes)
     key = [check_integer(seed, "seed", 0), check_integer(first_sample, "first_sample", 0)]
-    grid = lattice(tuple(int(n) for n in y.shape[-2:]))
+    grid = lattice(tuple(int(n) for n in y.shape[2:]))
     chosen = _chosen_shells(shells, grid, 6 if probe == "waves" else None)
     y = y.detach().contiguous()  # forward derivatives take no expanded states
     prepared = D.prepare_labels(labels, len(y), y.device)
@@ -238,8 +238,8 @@ def _check_states(y: Any) -> None:
 
 def _check_draws(probe: str, waves: int | None, probes: int) -> None:
     check_choice(probe, PROBES, "probe")
-    if waves is not None and (isinstance(waves, bool) or not isinstance(waves, (int, np.integer)) or waves < 1):
-        raise ValueError(f"waves: expected a positive integer or None for all, got {waves!r}")
+    if waves is not None:
+        check_integer(waves, "waves", 1, expected="a positive integer or None for all")
     check_integer(probes, "probes", 1)
     if probe == "random_phase" and waves is not None:
         raise ValueError(f'waves: expected None with probe="random_phase", which draws none, got {waves}')

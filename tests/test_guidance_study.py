@@ -16,12 +16,25 @@ from typer.testing import CliRunner
 
 import fastcrit as fc
 from fastcrit import store
+from fastcrit._estimates.attributes import sentences_of
 from fastcrit.alignment import paired
 from fastcrit.cli import app
 from fastcrit.diffusion import Net, NetConfig, Pulse, guided, sample, save_net
 from fastcrit.studies import GuidanceStudy
 from fastcrit.studies.guidance.subject import subject_of
-from fastcrit.studies.guidance.verdict import best_centre, placement, summary, verdict
+from fastcrit.studies.guidance.verdict import (
+    ARMS,
+    AT_LEVELS,
+    DECISION,
+    NO_PULSE,
+    SWEEP,
+    best_centre,
+    placement,
+    sentences,
+    summary,
+    verdict,
+    verdict_attributes,
+)
 
 QUICK = {
     "samples": 30, "steps": 12, "high": 20.0, "low": 0.1, "guided_steps": 2, "centres": 4, "random_centres": 3,
@@ -230,6 +243,17 @@ class TestVerdict:
         assert "better than a random one; 0 of 7 of these are as good" in verdict(planted(pulse3=0.75))
         assert "worse than a random one; 7 of 7" in verdict(planted(pulse3=0.45))
         assert "not shown to differ from a random one" in verdict(planted())
+
+    def test_gives_every_sentence_its_role(self):
+        ds = planted(pulse3=0.75)
+        assert [role for role, _ in sentences(ds)] == [ARMS, AT_LEVELS, SWEEP, DECISION]
+        kept = verdict_attributes(ds)
+        assert kept["verdict"] == verdict(ds) == " ".join(text for _, text in sentences(ds))
+        assert sentences_of(ds.assign_attrs(kept)) == sentences(ds)
+        none = ds.drop_vars("retained").assign_attrs(critical="{}")
+        assert [role for role, _ in sentences(none)] == [ARMS, NO_PULSE, SWEEP]
+        far = ds.assign_attrs(critical=json.dumps({"growth": {"level": 1e9, "low": 1e8, "high": 1e10}}))
+        assert sentences(far)[1] == (NO_PULSE, "No pulse comes near the level of growth (1000000000.00).")
 
     def test_quotes_the_numbers_of_the_table(self):
         ds = planted(pulse3=0.75)

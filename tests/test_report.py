@@ -23,6 +23,7 @@ from fastcrit.diffusion import Net, NetConfig, save_net
 from fastcrit.report import words, write_report
 from fastcrit.studies import FashionMnistStudy, GuidanceStudy, ImageNetStudy, PatchStudy
 from fastcrit.studies.fashion_mnist import run_all
+from fastcrit.studies.guidance.verdict import ARMS, AT_LEVELS, SWEEP, sentences
 from tests.networks import edm2_pickle
 
 LARGEST = 8e6
@@ -107,7 +108,7 @@ class TestPage:
         np.testing.assert_allclose(by_level.chi, ds.chi, rtol=1e-6)
 
     def test_a_large_dataset_loses_replicates_and_says_so(self, runs, tmp_path, monkeypatch):
-        monkeypatch.setattr("fastcrit.report._LARGEST_NETCDF", 1000)
+        monkeypatch.setattr("fastcrit.report.page._LARGEST_NETCDF", 1000)
         page = write_report(runs / "patch", tmp_path / "small.html").path.read_text()
         assert "without jackknife replicates and states, netCDF" in page
         with netCDF4.Dataset("in memory", memory=download(page, ".nc")) as file:
@@ -145,11 +146,21 @@ class TestWords:
         rows = words.critical_rows(self.of())
         assert [row["about"] for row in rows] == ["no transition: prominence within noise"] * 4
 
-    def test_of_a_guidance_experiment(self):
-        text = "30 samples an arm. Pulses give 80 %. At the level of softening (3.27) better. Of the sweep, s = 4.53."
-        said = words.verdict(xr.Dataset(attrs={"verdict": text}))
-        first = "At the level of softening (3.27) better."
-        assert said == [first, "30 samples an arm. Pulses give 80 %.", "Of the sweep, s = 4.53."]
+    def test_of_a_guidance_experiment_say_first_what_it_asks(self, runs):
+        ds = store.load_dataset(runs / "guidance" / "dataset.zarr")
+        said, kept = words.verdict(ds), sentences(ds)
+        assert sorted(said) == sorted(text for _, text in kept)
+        assert " ".join(text for _, text in kept) == ds.attrs["verdict"]
+        assert said[0] == next((text for role, text in kept if role == AT_LEVELS), kept[0][1])
+
+    def test_of_several_pulses_at_critical_levels_keep_their_order(self):
+        said = [(ARMS, "80 %."), (AT_LEVELS, "At a. Better."), (SWEEP, "s = 4.5."), (AT_LEVELS, "At b."), ("new", "x.")]
+        attrs = {"verdict": "as one", "verdict_sentences": json.dumps(said)}
+        assert words.verdict(xr.Dataset(attrs=attrs)) == ["At a. Better.", "At b.", "80 %.", "s = 4.5.", "x."]
+
+    def test_of_an_older_guidance_experiment_are_its_paragraph(self):
+        text = "30 samples an arm. At the level of softening (3.27) better. Of the sweep, s = 4.53."
+        assert words.verdict(xr.Dataset(attrs={"verdict": text})) == [text]
 
     def test_of_several_runs(self):
         said = words.comparison(

@@ -206,6 +206,14 @@ def check_integer(value: Any, name: str, lowest: int, below: int | None = None, 
     raise ValueError(f"{name}: expected {expected or usual}, got {value!r}")
 
 
+def check_keys(n_samples: int, first_sample: int, seed: int) -> None:
+    """ValueError unless seed and numbers of samples, ``n_samples`` from ``first_sample`` on, fit into Philox's key."""
+    for name, value, lowest in (("n_samples", n_samples, 1), ("first_sample", first_sample, 0), ("seed", seed, 0)):
+        check_integer(value, name, lowest, SEEDS)
+    if int(first_sample) + int(n_samples) > SEEDS:
+        raise ValueError(f"first_sample: expected sample numbers below 2^64, got {first_sample}")
+
+
 def check_seed(value: int) -> None:
     """ValueError for a seed that Philox's key does not hold."""
     if not 0 <= value < SEEDS:

@@ -22,13 +22,24 @@ def config_of(ds: xr.Dataset) -> dict[str, Any]:
 
 
 def is_guidance(ds: xr.Dataset) -> bool:
-    """Whether it is a guidance experiment; of the others a trajectory study, or a recorder's dataset."""
-    return config_of(ds).get("study") == "guidance" or "top1" in ds
+    """Whether it is a guidance experiment, by its configuration; else a trajectory study, or a recorder's dataset."""
+    return config_of(ds).get("study") == "guidance"
 
 
 def pulses_of(ds: xr.Dataset) -> dict[str, list[int]]:
     """Of a guidance experiment: the sweep's, the random and the signatures' pulses, by first guided step."""
     return dict(json.loads(ds.attrs["pulses"]))
+
+
+def sentences_of(ds: xr.Dataset) -> list[tuple[str, str]]:
+    """Of a guidance experiment: its verdict, sentence by sentence, each with the role of what it says.
+
+    Of an older version, which kept the paragraph alone, that; empty for other datasets.
+    """
+    if "verdict" not in ds.attrs:
+        return []
+    kept = ds.attrs.get("verdict_sentences")
+    return [("", ds.attrs["verdict"])] if kept is None else [(role, text) for role, text in json.loads(kept)]
 
 
 def carried_levels(ds: xr.Dataset) -> dict[str, dict[str, float]]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastcrit import _core
 from fastcrit._kernels.cross import CrossShells
 from fastcrit._kernels.lattice import Lattice
 
@@ -18,27 +19,20 @@ Floats = NDArray[np.float64]
 
 DENOISED = "denoised_"  # before the names of the sums of denoised images
 
-# Sums of states, which the kernels add up: sizes of their axes after that of the levels. Those of denoised images have
-# the same names behind DENOISED. All are float64 but counts.
-OF_FIELDS: dict[str, tuple[str | int, ...]] = {
-    "count": ("blocks",),
-    "power": ("blocks", "channels", "orbits"),
-    "low": ("blocks", "channels", "low_modes", 2),
-    "first": ("blocks", "channels", "axes"),
-    "moments": ("blocks", "channels", 4),
-    "field": ("channels", "sites"),
-    "sign_power": ("blocks", "channels", "orbits"),
-    "sign_field": ("channels", "sites"),
-}
+Sides = tuple[str | int, ...]
+# Sums of states, which the kernels add up: sizes of their axes after that of the levels, by the table of
+# csrc/include/fastcrit/record.hpp. Those of denoised images have the same names behind DENOISED.
+_ROWS = [row for row in _core.record_rows() if row[-1] != "given"]
+OF_FIELDS: dict[str, Sides] = {name: sides for name, sides, _, _ in _ROWS}
+_SIGNS = tuple(name for name, _, _, kept in _ROWS if kept == "signs")
 # What is made of a batch beside these.
-CROSS: dict[str, tuple[str | int, ...]] = {"cross": ("blocks", "cross_shells", "channels", "channels")}
-GAINS: dict[str, tuple[str | int, ...]] = {
+CROSS: dict[str, Sides] = {"cross": ("blocks", "cross_shells", "channels", "channels")}
+GAINS: dict[str, Sides] = {
     "gain": ("blocks", "gain_shells"),
     "gain_count": ("blocks",),
     "gain_matrix": ("blocks", "gain_shells", "channels", "channels"),
 }
-_SIGNS = ("sign_power", "sign_field")
-_COUNTS = ("count", "gain_count")
+_TYPES = {name: kind for name, _, kind, _ in _ROWS} | {"gain_count": np.dtype(np.int64)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,10 +95,10 @@ class Layout:
         there = set(sums)
         return [name for name in rows if prefix + name in there]
 
-    def _rows(self, table: dict[str, tuple[str | int, ...]], but: tuple[str, ...] = ()) -> dict[str, tuple[int, ...]]:
+    def _rows(self, table: dict[str, Sides], but: tuple[str, ...] = ()) -> dict[str, tuple[int, ...]]:
         sizes = {
             "blocks": self.blocks, "channels": self.channels, "orbits": len(self.grid.orbit_k),
-            "low_modes": len(self.low), "axes": self.grid.ndim, "sites": self.grid.sites,
+            "selected": len(self.low), "ndim": self.grid.ndim, "sites": self.grid.sites,
             "gain_shells": len(self.gain_shells), "cross_shells": self.cross.count if self.cross else 0,
         }  # fmt: skip
         return {

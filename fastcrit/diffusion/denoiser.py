@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastcrit._edge.arrays import to_array, to_tensor
+from fastcrit._edge.arrays import check_integer, to_array, to_tensor
 from fastcrit.diffusion.network import device_of, dtype_of, unwrapped
 
 Level = float | Tensor
@@ -76,9 +76,7 @@ class Denoiser:
         self.shape = None if shape is None else tuple(operator.index(n) for n in shape)
         if self.shape is not None and (len(self.shape) < 2 or min(self.shape) < 1):
             raise ValueError(f"shape: expected positive numbers (C, H, W), got {shape!r}")
-        self.classes = operator.index(classes)
-        if self.classes < 0:
-            raise ValueError(f"classes: expected 0 or more, got {classes!r}")
+        self.classes = check_integer(classes, "classes", 0)
         self.unlabelled = self.classes == 0 if unlabelled is None else bool(unlabelled)
         self.highest = float(highest)
         self.data_std: float | None = None

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastcrit._edge.arrays import check_choice, check_positive
+from fastcrit._edge.arrays import check_choice, check_integer, check_positive
 
 PADDINGS = ("circular", "zeros")
 
@@ -52,15 +52,12 @@ class NetConfig:
             if isinstance(getattr(self, name), str) or not isinstance(getattr(self, name), Sequence):
                 raise TypeError(f"{name}: expected a sequence of integers, got {getattr(self, name)!r}")
             object.__setattr__(self, name, tuple(operator.index(n) for n in getattr(self, name)))
-        for name in ("width", "blocks", "classes"):
-            object.__setattr__(self, name, operator.index(getattr(self, name)))
+        for name, lowest in (("width", 2), ("blocks", 1), ("classes", 0)):
+            object.__setattr__(self, name, check_integer(getattr(self, name), name, lowest))
         check_choice(self.padding, PADDINGS, "padding")
         object.__setattr__(self, "data_std", check_positive(self.data_std, "data_std"))
         if not self.multipliers or min(self.multipliers) < 1:
             raise ValueError(f"multipliers: expected positive integers, one for each scale, got {self.multipliers}")
-        for name, lowest in (("width", 2), ("blocks", 1), ("classes", 0)):
-            if getattr(self, name) < lowest:
-                raise ValueError(f"{name}: expected an integer of at least {lowest}, got {getattr(self, name)!r}")
         coarse = 2 ** (len(self.multipliers) - 1)
         if len(self.shape) != 3 or min(self.shape) < 1 or any(n % coarse for n in self.shape[1:]):
             raise ValueError(f"shape: expected (C, H, W) with sides divisible by {coarse}, got {self.shape}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from fastcrit._edge.arrays import check_choice, check_levels
+from fastcrit._edge.arrays import SEEDS, check_choice, check_integer, check_keys, check_levels
 from fastcrit.diffusion._beginning import wrong_convention
 from fastcrit.diffusion.denoiser import Denoiser
 from fastcrit.diffusion.guidance import Guided, Weight, guided
@@ -140,15 +141,10 @@ def sample(
     s = check_levels(levels, allow_zero_end=True)
     D.check_level(s[0])
     check_choice(solver, SOLVERS, "solver")
-    for name, value, lowest in (
-        ("n_samples", n_samples, 1), ("first_sample", first_sample, 0), ("seed", seed, 0), ("batch_size", batch_size, 1)
-    ):  # fmt: skip
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not lowest <= value < 2**64:
-            raise ValueError(f"{name}: expected an integer from {lowest} to 2^64 - 1, got {value!r}")
+    check_keys(n_samples, first_sample, seed)
+    check_integer(batch_size, "batch_size", 1, SEEDS)
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
-    if first_sample + n_samples > 2**64:
-        raise ValueError(f"first_sample: expected sample numbers below 2^64, got {first_sample}")
     state_shape = _state_shape(D, shape, initial, n_samples)
     if recorder is not None and not isinstance(recorder, Recorder):
         raise TypeError(f"recorder: expected a Recorder, got {type(recorder).__name__}")
@@ -161,45 +157,66 @@ def sample(
     prepared = D.prepare_labels(labels, n_samples, place)
 
     states = torch.empty((n_samples, *state_shape), dtype=dtype, device=place)
-    with tqdm(total=-(-n_samples // batch_size) * (len(s) - 1), disable=None if progress else True, unit="step") as bar:
+    steps = -(-n_samples // batch_size) * (len(s) - 1)
+    with torch.no_grad(), tqdm(total=steps, disable=None if progress else True, unit="step") as bar:
         for begin in range(0, n_samples, batch_size):
             batch = slice(begin, min(begin + batch_size, n_samples))
             noise = PhiloxNoise(seed, range(first_sample + batch.start, first_sample + batch.stop), state_shape, states)
-            y = (
-                noise(s[0]) * s[0]
-                if initial is None
-                else initial[batch].detach().to(device=place, dtype=dtype, copy=True)
-            )
-            some = None if prepared is None else prepared[batch]
-
-            def denoise(
-                y: Tensor, level: float, step: float | None = None, some: Tensor | None = some, D: Denoiser = D
-            ) -> Tensor:
-                if isinstance(D, Guided):
-                    D = D.held(level if step is None else step)
-                with torch.autocast(place.type, autocast, enabled=autocast is not None):
-                    return D(y, level, some)
-
-            with torch.no_grad():
-                for i, (level, y, denoised) in enumerate(_trajectory(denoise, y, s.tolist(), solver, noise)):  # noqa: B020
-                    if not i and not begin and initial is None and denoised is not None:
-                        wrong = wrong_convention(D, y, denoised, level)
-                        if wrong is not None:
-                            warnings.warn(wrong, ConventionWarning, stacklevel=2)
-                    last = i == len(s) - 1
-                    for watch in watchers:
-                        if watch.wants(i):
-                            if denoised is None and watch.needs_denoised:
-                                denoised = denoise(y, level) if level > 0 else y
-                            watch(i, level, y, denoised, first_sample + begin)
-                    if not last:
-                        bar.update()
-            states[batch] = y
+            if initial is None:
+                y = noise(s[0]) * s[0]
+            else:
+                y = initial[batch].detach().to(device=place, dtype=dtype, copy=True)
+            denoise = _Denoise(D, None if prepared is None else prepared[batch], place.type, autocast)
+            trajectory = _trajectory(denoise, y, s.tolist(), solver, noise)
+            from_noise = initial is None and begin == 0
+            states[batch] = _run_batch(trajectory, denoise, watchers, first_sample + begin, from_noise, bar)
     finite = torch.isfinite(states).flatten(1).all(dim=1)
     if not bool(finite.all()):
         bad = first_sample + int(torch.argmin(finite.int()))
         raise FloatingPointError(f"the state of sample {bad} became NaN or infinite; check the network at its levels")
     return states
+
+
+@dataclass(frozen=True)
+class _Denoise:
+    """A denoiser with the labels of a batch; guidance has the weight of the step that an evaluation belongs to."""
+
+    D: Denoiser
+    labels: Tensor | None
+    device: str
+    autocast: torch.dtype | None
+
+    def __call__(self, y: Tensor, level: float, step: float | None = None) -> Tensor:
+        D = self.D.held(level if step is None else step) if isinstance(self.D, Guided) else self.D
+        with torch.autocast(self.device, self.autocast, enabled=self.autocast is not None):
+            return D(y, level, self.labels)
+
+
+def _run_batch(
+    trajectory: Iterator[tuple[float, Tensor, Tensor | None]],
+    denoise: _Denoise,
+    watchers: Sequence[_Watcher],
+    first: int,
+    from_noise: bool,
+    bar: Any,
+) -> Tensor:
+    """Follow a batch, whose first sample has the number ``first``, to its last state; observers see every level.
+
+    A batch that begins ``from_noise`` tells whether the denoiser has the convention that it was taken for.
+    """
+    for i, (level, state, denoised) in enumerate(trajectory):
+        if i:
+            bar.update()
+        elif from_noise and denoised is not None:
+            wrong = wrong_convention(denoise.D, state, denoised, level)
+            if wrong is not None:
+                warnings.warn(wrong, ConventionWarning, stacklevel=3)
+        for watch in watchers:
+            if watch.wants(i):
+                if denoised is None and watch.needs_denoised:
+                    denoised = denoise(state, level) if level > 0 else state
+                watch(i, level, state, denoised, first)
+    return state
 
 
 def _trajectory(

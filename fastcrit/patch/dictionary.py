@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcrit._edge.arrays import check_choice, to_numbers, to_real
+from fastcrit._edge.arrays import check_choice, check_integer, is_integer, to_numbers, to_real
 from fastcrit._edge.extras import need
 
 Floats = NDArray[np.float64]
@@ -226,8 +226,8 @@ def lattice_shape(dictionary: Dictionary, lattice: int | tuple[int, int] | None)
         return height, width
     if lattice is None:
         raise ValueError("lattice: expected one side or (height, width)")
-    sides = (lattice, lattice) if isinstance(lattice, (int, np.integer)) else tuple(lattice)
-    if len(sides) != 2 or not all(isinstance(x, (int, np.integer)) and x >= 1 for x in sides):
+    sides = tuple(lattice) if np.iterable(lattice) else (lattice, lattice)
+    if len(sides) != 2 or not all(is_integer(x) and x >= 1 for x in sides):
         raise ValueError(f"lattice: expected one side or (height, width), got {lattice!r}")
     if min(sides) < dictionary.size:
         raise ValueError(f"lattice: patterns of side {dictionary.size} are larger than the lattice {sides}")
@@ -243,5 +243,6 @@ def _choose(total: int, count: int | None, what: str, rng: np.random.Generator) 
 
 
 def _check_size(size: int) -> None:
-    if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1 or size % 2 == 0:
-        raise ValueError(f"size: expected an odd patch side >= 1, which has a centre pixel, got {size!r}")
+    odd = "an odd patch side >= 1, which has a centre pixel"
+    if check_integer(size, "size", 1, expected=odd) % 2 == 0:
+        raise ValueError(f"size: expected {odd}, got {size!r}")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from fastcrit import _core
-from fastcrit._edge.arrays import check_choice, check_levels, check_positive, same_kind, to_numbers, to_real
+from fastcrit._edge.arrays import check_choice, check_keys, check_levels, check_positive, same_kind, to_numbers, to_real
 from fastcrit._kernels.lattice import lattice as lattice_tables
 from fastcrit.patch import kernels
 from fastcrit.patch.dictionary import Dictionary, lattice_shape
@@ -127,18 +127,15 @@ def sample(
         raise ValueError(f"levels: expected noise levels from 1e-12 to 1e12, got {s[0]:g} to {s[s > 0][-1]:g}")
     shape, periodic = _check_model(dictionary, lattice, boundary)
     check_choice(solver, tuple(_SOLVERS), "solver")
-    for name, value, lowest in (("n_samples", n_samples, 1), ("first_sample", first_sample, 0), ("seed", seed, 0)):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not lowest <= value < 2**64:
-            raise ValueError(f"{name}: expected an integer from {lowest} to 2^64 - 1, got {value!r}")
+    check_keys(n_samples, first_sample, seed)
+    first = int(np.uint64(first_sample).astype(np.int64))  # kernels count in int64, which has the same 64 bits
     model = _Model(dictionary, periodic, _check_dtype(dtype))
     recorded = _recorded_levels(recorder, s, shape, dictionary)
     stops = sorted(set(range(len(s))) if observers else {*recorded, 0, len(s) - 1})
 
     if initial is None:
         states = np.empty((n_samples, *shape), dtype=model.dtype)
-        _share(
-            n_samples, lambda a, b: kernels.start(states, a, b, np.uint64(seed), first_sample, model.dtype.type(s[0]))
-        )
+        _share(n_samples, lambda a, b: kernels.start(states, a, b, np.uint64(seed), first, model.dtype.type(s[0])))
     else:
         with np.errstate(over="ignore"):  # what does not fit in the dtype becomes infinite, and is named
             states = _check_states(initial, shape, "initial").astype(model.dtype, copy=True, order="C")
@@ -151,7 +148,7 @@ def sample(
         for stop in stops:
             while here < stop:
                 there = min(stop, here + _STEPS_AT_A_TIME)
-                model.advance(states, s[here : there + 1], here, _SOLVERS[solver], seed, first_sample)
+                model.advance(states, s[here : there + 1], here, _SOLVERS[solver], seed, first)
                 bar.update(there - here)
                 here = there
             if stop in recorded:

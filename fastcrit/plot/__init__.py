@@ -2,28 +2,7 @@
 
 from __future__ import annotations
 
-from fastcrit.plot.figures import (
-    alignment,
-    deficits,
-    drift_rates,
-    gains,
-    lengths,
-    order_parameter,
-    save_figures,
-    softening,
-    states,
-    structure_factors,
-)
+from fastcrit.plot import figures
+from fastcrit.plot.figures import *  # noqa: F403 (a new figure is named once, in the list of figures.py)
 
-__all__ = [
-    "alignment",
-    "deficits",
-    "drift_rates",
-    "gains",
-    "lengths",
-    "order_parameter",
-    "save_figures",
-    "softening",
-    "states",
-    "structure_factors",
-]
+__all__ = [*figures.__all__]

@@ -32,6 +32,11 @@ def where_valid(ds: xr.Dataset, name: str) -> Any:
     return np.where(ds["theory_valid"].values[:, None], values, np.nan) if name.endswith("_theory") else values
 
 
+def has(*names: str) -> Callable[[xr.Dataset], bool]:
+    """Whether a dataset has all of these variables."""
+    return lambda ds: all(name in ds for name in names)
+
+
 def has_gains(ds: xr.Dataset) -> bool:
     """Whether any gain was measured."""
     return "gain_on_trajectories" in ds and bool(np.isfinite(ds["gain_on_trajectories"].values).any())

@@ -20,6 +20,7 @@ from fastcrit.plot.axes import (
     SIGNATURE_STYLE,
     THEORY,
     figure_of,
+    has,
     has_gains,
     legend,
     level_axis,
@@ -317,23 +318,12 @@ def _decision(ds: xr.Dataset, axes: Axes) -> None:
 def save_figures(ds: xr.Dataset, folder: str | os.PathLike[str]) -> list[Path]:
     """Write every figure that ``ds`` has the data for to ``folder`` as PNG and SVG; returns the paths."""
     matplotlib = need("matplotlib", "drawing a figure")
-    made: dict[str, Callable[[xr.Dataset], Figure]] = {}
-    if "S" in ds:
-        made |= {"structure_factors": structure_factors, "lengths": lengths}
-    if is_guidance(ds):
-        made["alignment"] = alignment
-    if has_gains(ds):
-        made |= {"drift_rates": drift_rates, "gains": gains, "softening": softening}
-    if "chi" in ds:
-        made["order_parameter"] = order_parameter
-    if "response_deficit" in ds:
-        made["response_deficit"] = deficits
-    if "states" in ds:
-        made["states"] = states
     paths = []
     # Without these the SVG would differ from run to run in its identifiers and its date.
     with matplotlib.rc_context({"svg.hashsalt": "fastcrit"}):
-        for name, draw in made.items():
+        for name, (drawable, draw) in _FIGURES.items():
+            if not drawable(ds):
+                continue
             figure = draw(ds)
             for suffix, options in ((".png", {"dpi": 150}), (".svg", {"metadata": {"Date": None}})):
                 path = Path(folder) / f"{name}{suffix}"
@@ -377,3 +367,17 @@ def _shells_over_levels(
 def _top(values: Any, usual: float) -> float:
     """End of an axis: the usual one, or where the data need it."""
     return max(usual, 1.1 * float(np.nanmax(values, initial=usual)))
+
+
+# What `save_figures` writes, by the files' names: whether a dataset has the data for it, and what draws it.
+_FIGURES: dict[str, tuple[Callable[[xr.Dataset], bool], Callable[[xr.Dataset], Figure]]] = {
+    "structure_factors": (has("S"), structure_factors),
+    "lengths": (has("S"), lengths),
+    "alignment": (is_guidance, alignment),
+    "drift_rates": (has_gains, drift_rates),
+    "gains": (has_gains, gains),
+    "softening": (has_gains, softening),
+    "order_parameter": (has("chi"), order_parameter),
+    "response_deficit": (has("response_deficit"), deficits),
+    "states": (has("states"), states),
+}

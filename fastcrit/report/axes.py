@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,10 @@ class Panel:
     alt: str
     reading: tuple[str, ...]
     figure: go.Figure
+
+
+# Rows of a table of figures, in reading order: whether a dataset has the data for one, and what draws it.
+Figures = tuple[tuple[Callable[[xr.Dataset], bool], Callable[[xr.Dataset], Panel]], ...]
 
 
 def curve(

@@ -10,17 +10,15 @@ import xarray as xr
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
-from fastcrit._estimates.attributes import pulses_of
-from fastcrit.plot.axes import MEASURED, OTHERS
-from fastcrit.report.axes import COLOURS, NEUTRAL, Panel, level_axis, mark_levels
+from fastcrit._estimates.attributes import is_guidance, pulses_of
+from fastcrit.plot.axes import MEASURED, OTHERS, has
+from fastcrit.report.axes import COLOURS, NEUTRAL, Figures, Panel, level_axis, mark_levels
 from fastcrit.studies.guidance.verdict import CONSTANT, DOSE, INTERVAL, NONE
 
 
 def panels(ds: xr.Dataset) -> list[Panel]:
     """Its figures in reading order; none for another dataset."""
-    if "top1" not in ds:
-        return []
-    return [alignment(ds), trade(ds), *([decision(ds)] if "retained" in ds else [])]
+    return [draw(ds) for drawable, draw in FIGURES if drawable(ds)] if is_guidance(ds) else []
 
 
 def alignment(ds: xr.Dataset) -> Panel:
@@ -132,3 +130,6 @@ def _arms(ds: xr.Dataset) -> tuple[NDArray[Any], NDArray[Any], dict[str, int], d
     top1 = ds["top1"].values
     arms = {str(name): i for i, name in enumerate(ds["arm"].values)}
     return top1.mean(axis=1), top1.std(axis=1, ddof=1) / top1.shape[1] ** 0.5, arms, pulses_of(ds)
+
+
+FIGURES: Figures = ((has("top1"), alignment), (has("top1"), trade), (has("retained"), decision))

@@ -12,8 +12,8 @@ from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
 from fastcrit._estimates.channels import averaged, each_channel
-from fastcrit.plot.axes import MEASURED, OF_GAINS, OTHERS, THEORY, has_gains, where_valid, with_gains
-from fastcrit.report.axes import COLOURS, NEUTRAL, Panel, curve, level_axis, mark_levels, positive, small
+from fastcrit.plot.axes import MEASURED, OF_GAINS, OTHERS, THEORY, has, has_gains, where_valid, with_gains
+from fastcrit.report.axes import COLOURS, NEUTRAL, Figures, Panel, curve, level_axis, mark_levels, positive, small
 
 _SHOWN_SHELLS = (0, 3, 5)  # the others are a click on the legend away
 _MOST_SHELLS = 12
@@ -21,20 +21,7 @@ _MOST_SHELLS = 12
 
 def panels(ds: xr.Dataset) -> list[Panel]:
     """Every figure that ``ds`` has the data for, in reading order."""
-    made = []
-    if "S" in ds:
-        made += [spectra_map(ds), spectra(ds)]
-    if has_gains(ds):
-        made += [drift_rates(ds), softening(ds), gains(ds)]
-    if "gain_eigenvector" in ds:
-        made.append(collective_mode(ds))
-    if "S" in ds:
-        made.append(lengths(ds))
-    if "response_deficit" in ds:
-        made.append(deficits(ds))
-    if "chi" in ds:
-        made.append(order_parameter(ds))
-    return made
+    return [draw(ds) for drawable, draw in FIGURES if drawable(ds)]
 
 
 def spectra_map(ds: xr.Dataset) -> Panel:
@@ -320,3 +307,16 @@ def _lowest(ds: xr.Dataset, name: str) -> str:
     return (
         f"The lowest value is {value[i, j]:.2f}, at s = {float(ds['level'][i]):.2f}, k = {float(ds['shell_k'][j]):.2f}."
     )
+
+
+FIGURES: Figures = (
+    (has("S"), spectra_map),
+    (has("S"), spectra),
+    (has_gains, drift_rates),
+    (has_gains, softening),
+    (has_gains, gains),
+    (has("gain_eigenvector"), collective_mode),
+    (has("S"), lengths),
+    (has("response_deficit"), deficits),
+    (has("chi"), order_parameter),
+)

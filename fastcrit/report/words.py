@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import xarray as xr
 
-from fastcrit._estimates.attributes import config_of, is_guidance
+from fastcrit._estimates.attributes import config_of, is_guidance, sentences_of
+from fastcrit._estimates.extrema import WITHIN_NOISE
 from fastcrit.critical import (
     INSTABILITY,
     SIGNATURES,
@@ -19,6 +18,7 @@ from fastcrit.critical import (
 )
 from fastcrit.report.axes import levels_of
 from fastcrit.schedules import OrnsteinUhlenbeck
+from fastcrit.studies.guidance.verdict import AT_LEVELS
 from fastcrit.studies.result import signatures
 
 _WHAT = {
@@ -33,10 +33,9 @@ _WHAT = {
 
 def verdict(ds: xr.Dataset) -> list[str]:
     """Sentences with numbers and intervals, the main one first."""
-    if "verdict" in ds.attrs:
-        said = re.split(r"(?<=\.) (?=At the level|Of the sweep|The study found)", ds.attrs["verdict"])
+    if by_role := sentences_of(ds):
         # What the experiment asks comes first: a pulse at a critical level against random ones.
-        return sorted(said, key=lambda sentence: not sentence.startswith("At the level"))
+        return [text for _, text in sorted(by_role, key=lambda sentence: sentence[0] != AT_LEVELS)]
     stored = stored_critical_point(ds) or CriticalPoint({}, 0.95)
     found = stored.found
     others = [s for s in found.values() if s.name != INSTABILITY]
@@ -97,7 +96,7 @@ def _drift(ds: xr.Dataset, s: Signature) -> list[str]:
             "The reverse drift is unstable already at the highest recorded level: its zero lies above, start higher."
         ]
     else:
-        why = "its largest rate does not stand out of the noise" if "within noise" in s.reason else s.reason
+        why = "its largest rate does not stand out of the noise" if s.reason == WITHIN_NOISE else s.reason
         said = [f"The reverse drift shows neither an instability nor a weakening: {why}."]
     if "theory_instability_level" in ds.attrs:
         predicted = ds.attrs["theory_instability_level"]

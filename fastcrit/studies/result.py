@@ -46,7 +46,7 @@ def signatures(ds: xr.Dataset) -> dict[str, Signature]:
     for name in (name for name in GROWTHS if name in found.signatures):
         rows[f"{name} ({found[name].clock})" if found[name].clock else name] = found[name]
         if name in log_t:
-            again = type(found).from_json(strict_json({name: log_t[name]}))[name]
+            again = Signature.from_dict(log_t[name])
             rows[f"{name} ({again.clock})"] = again
     return rows
 

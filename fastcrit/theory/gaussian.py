@@ -8,7 +8,7 @@ import numpy as np
 import scipy  # submodules load on first use
 from numpy.typing import NDArray
 
-from fastcrit._edge.arrays import check_choice, check_levels, check_positive, to_numbers, to_real
+from fastcrit._edge.arrays import check_choice, check_integer, check_levels, check_positive, to_numbers, to_real
 from fastcrit._estimates.dispersion import dispersion_length
 from fastcrit._kernels.lattice import Lattice
 from fastcrit._kernels.lattice import lattice as lattice_tables
@@ -70,8 +70,7 @@ class GaussianTheory:
 
     def sample_data(self, n: int, seed: int = 0, dtype: Any = np.float64) -> Any:
         """``n`` exact fields (n, N1 .. Nd); ValueError for n below 1."""
-        if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
-            raise ValueError(f"n: expected an integer of at least 1, got {n!r}")
+        check_integer(n, "n", 1)
         return self._filter(_normal(seed, (n, *self.spectrum.shape)), np.sqrt(self._half)).astype(dtype)
 
     def denoise(self, y: Any, s: float) -> Any:
