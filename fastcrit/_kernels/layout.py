@@ -109,7 +109,7 @@ class Layout:
 
 def type_of(name: str) -> Any:
     """Numpy's type of a sum."""
-    return np.int64 if name.removeprefix(DENOISED) in _COUNTS else np.float64
+    return _TYPES.get(name.removeprefix(DENOISED), np.dtype(np.float64)).type
 
 
 def has_blocks(name: str) -> bool:
