@@ -38,6 +38,10 @@ runs/%/dataset.zarr: | .venv/study
 
 test: lint docs-check test-core test-python
 
+# Together less than a minute on two cores: a file of each storey, and what a change of names or files breaks.
+FAST := $(patsubst %,tests/test_%.py,imports public_names package extras environment study_options integers masks \
+  named_axes extreme_values lengths_of_nothing crops offsets observe schedules theory dictionary data denoiser guidance \
+  store untrusted_files)
 check: lint-quick docs-check
 	$(PYTEST) $(FAST)
 

@@ -47,7 +47,7 @@ def analyze(
     blocks: int = DEFAULT_BLOCKS,
     spacing: float | None = None,
     data_std: float = 1.0,
-    low_modes: int = 8,
+    low_modes: int | None = None,
     lengths: Sequence[str] | None = None,
     periodic: bool = True,
     block_bytes: int = _BLOCK,
@@ -75,8 +75,10 @@ def analyze(
         As for `Recorder`. Sample j is in jackknife block j mod ``blocks``.
     spacing : float, optional
         Distance between sites. Default: that of the lattice's coordinates, where ``data`` has them, otherwise 1.
-    data_std, low_modes
+    data_std
         As for `Recorder`.
+    low_modes : int, optional
+        As for `Recorder`, and 8 by default. Given, it also limits the fit of fields without a level.
     lengths, periodic
         As for `Recorder.dataset`: ``periodic=False`` for fields that were cut from larger ones.
     block_bytes : int
@@ -86,7 +88,8 @@ def analyze(
     -------
     xarray.Dataset
         As `Recorder.dataset` has it; without dim "level" where ``data`` has none. The lengths of fields without a level
-        are those of `correlation_length`: without a background, and ``xi_ornstein_zernike`` fitted to all modes.
+        are those of `correlation_length`: without a background, and ``xi_ornstein_zernike`` fitted to all modes
+        unless ``low_modes`` is given.
 
     Raises
     ------
@@ -119,7 +122,7 @@ def analyze(
     fields = _blocks(array, check_integer(block_bytes, "block_bytes", 1))
     options = {
         "shape": fields.shape[2:], "ndim": ndim, "blocks": blocks, "spacing": distance, "data_std": data_std,
-        "low_modes": low_modes,
+        "low_modes": 8 if low_modes is None else low_modes,
     }  # fmt: skip
     whole = Recorder(grid, **options)
     record, add = dask.delayed(_record, pure=True), dask.delayed(added, pure=True)
@@ -138,7 +141,7 @@ def analyze(
         sums.append(parts[0])
     for begin, end, state in zip(begins[:-1], begins[1:], dask.compute(*sums), strict=True):
         whole.set_sums(state, slice(begin, end))
-    ds = whole.dataset(lengths, periodic=periodic, k_max=None if trajectory else np.inf)
+    ds = whole.dataset(lengths, periodic=periodic, k_max=np.inf if low_modes is None and not trajectory else None)
     return ds if trajectory else ds.isel(level=0).drop_vars("level")
 
 

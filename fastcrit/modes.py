@@ -6,6 +6,7 @@ torch is loaded by `mode_response` alone.
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,8 +25,8 @@ from fastcrit._estimates.dispersion import (
 )
 from fastcrit._kernels.lattice import Lattice, lattice
 from fastcrit._response.derivative import METHODS, Derivative
-from fastcrit._response.evaluation import Survey, as_written
-from fastcrit._response.method_choice import choose_method
+from fastcrit._response.evaluation import Survey, as_written, check_repeatable
+from fastcrit._response.method_choice import choose_method, contradicted
 from fastcrit._response.probes import Measured, draw_waves, measure_random_phases, measure_waves
 
 if TYPE_CHECKING:
@@ -150,7 +151,8 @@ def mode_response(
         Forward-mode derivatives; twice reverse mode; central differences of fourth order. "auto" takes the first of
         them that runs and, at the first state, agrees with central differences in every shell asked for: a network
         that detaches or rounds inside has derivatives that say nothing of it. Of a network whose modules change device
-        or type as it runs (offloading, layerwise casting) it takes differences, which alone can go through it.
+        or type as it runs (offloading, layerwise casting) it takes differences, which alone can go through it. "jvp"
+        and "vjp" are held against differences once for each denoiser, and warned of where they say otherwise.
     step : float, optional
         Of central differences: largest change of a pixel. Default: of (1 + s)/4^n, n = 3 .. 10 (12 in float64), the one
         at which they change least at the first state; where the network rounds, one at which a state moves by less
@@ -166,9 +168,15 @@ def mode_response(
     ------
     ValueError
         States, level or labels that D refuses; shells that are not there; another probe or method; ``waves`` with
-        random phases, or ``probes`` with waves; "jvp" or "vjp" of a network whose modules move.
+        random phases, or ``probes`` with waves; "jvp" or "vjp" of a network whose modules move, or that has no such
+        derivative; a network that answers one state otherwise each time (dropout in training mode).
     FloatingPointError
         A gain is NaN or infinite.
+
+    Warns
+    -----
+    UserWarning
+        The denoised image of a state depends on the others in its batch; "jvp" or "vjp" loses a part of the derivative.
 
     Notes
     -----
@@ -210,6 +218,7 @@ def mode_response(
         few = None if prepared is None else prepared[:1]
         survey = Survey.of(lambda y: D(y, s, few), y[:1])
         rows = max(1, int(memory) // survey.bytes_a_row)
+        check_repeatable(D, s, y[:1], few, survey.answer, batched=rows > 1)
         if method == "auto" or (method == "central" and step is None):
             tried = METHODS[:2] if method == "auto" and not survey.moved else ()
             choose_method(take, y, prepared, chosen, tried, fixed=step is not None, rows=rows)
@@ -218,6 +227,15 @@ def mode_response(
                 f"method: {method!r} cannot go through D, whose modules change device or type while it runs "
                 '(offloading or layerwise casting); expected "central" or "auto", or a network without those hooks'
             )
+        elif method != "central" and method not in D.borne_out:
+            if contradicted(take, y, prepared, chosen, rows):
+                warnings.warn(
+                    f"method: {method!r} says other than central differences of {D.name}, which loses a part of its "
+                    "derivative on the way (a detached part, torch.no_grad inside, a compiled or quantised part); pass "
+                    'method="auto" or "central"',
+                    stacklevel=2,
+                )
+            D.borne_out.add(method)
         if probe == "waves":
             measured = measure_waves(take, y, prepared, draw_waves(grid.shape, chosen, len(y), waves, key), rows)
         else:
@@ -231,7 +249,8 @@ def mode_response(
 def _check_states(y: Any) -> None:
     import torch
 
-    if not isinstance(y, torch.Tensor) or y.ndim != 4 or not len(y) or y.dtype not in (torch.float32, torch.float64):
+    fits = isinstance(y, torch.Tensor) and 3 <= y.ndim <= 5 and len(y) > 0
+    if not fits or y.dtype not in (torch.float32, torch.float64):
         got = f"{y.dtype} {tuple(y.shape)}" if isinstance(y, torch.Tensor) else type(y).__name__
         raise ValueError(f"y: expected a float32 or float64 tensor (states, C, H, W), got {got}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import pickle
@@ -114,6 +115,50 @@ def diffusers_pipeline(folder, **config):
 
     DDPMPipeline(random_unet(**{"num_class_embeds": 4, **config}), DDPMScheduler()).save_pretrained(folder)
     return str(folder)
+
+
+@functools.cache
+def remote_flow(name):
+    """A class of remote code as SiT's and LightningDiT's are: times from the noise, x0 - noise, labels by keyword."""
+    from diffusers import ConfigMixin, ModelMixin
+    from diffusers.configuration_utils import register_to_config
+    from diffusers.models.unets.unet_2d import UNet2DOutput
+
+    class Flow(ModelMixin, ConfigMixin):
+        @register_to_config
+        def __init__(self, input_size=8, in_channels=1, num_classes=3, class_dropout_prob=0.1, learn_sigma=True):
+            super().__init__()
+            self.net = SmallConvolutional(in_channels, classes=num_classes + (class_dropout_prob > 0))
+
+        def forward(self, hidden_states, timestep, class_labels, force_drop_ids=None, return_dict=True):
+            assert ((timestep >= 0) & (timestep <= 1)).all()
+            sample = self.net(hidden_states, 20 * timestep, class_labels)
+            return UNet2DOutput(sample=sample) if return_dict else (sample,)
+
+    Flow.__name__ = name
+    return Flow
+
+
+@functools.cache
+def remote_edm2():
+    """A class of remote code as conversions of EDM2 are: one-hot labels that may be left out, and D itself."""
+    from diffusers import ConfigMixin, ModelMixin
+    from diffusers.configuration_utils import register_to_config
+    from diffusers.models.unets.unet_2d import UNet2DOutput
+
+    class EDM2UNet2DModel(ModelMixin, ConfigMixin):
+        @register_to_config
+        def __init__(self, sample_size=8, in_channels=3, out_channels=3, num_class_embeds=5, sigma_data=0.5):
+            super().__init__()
+            self.net = Edm2Contract(in_channels, sample_size, num_class_embeds)
+
+        def forward(
+            self, sample, sigma, class_labels=None, force_fp32=False, return_logvar=False, return_dict=True
+        ):  # fmt: skip
+            D = self.net(sample, sigma, class_labels, force_fp32)
+            return UNet2DOutput(sample=D) if return_dict else (D, None)
+
+    return EDM2UNet2DModel
 
 
 # Without attention, on 8 x 8 sites.

@@ -127,7 +127,7 @@ def test_a_recorder_and_stored_fields(crops):
     rec.update(0, crops[:300], denoised=crops[:300])
     ds = rec.dataset(periodic=False)
     names = [n for n in ds if n.startswith("xi_") and not n.endswith(("_stderr", "_jackknife", "_flags"))]
-    assert sorted(names) == sorted(f"xi_{m}{d}" for m in fc._dataset.OF_CROPS for d in ("", "_denoised"))
+    assert sorted(names) == sorted(f"xi_{m}{d}" for m in fc._estimates.dataset.OF_CROPS for d in ("", "_denoised"))
     direct = fc.correlation_length(crops[:300], periodic=False, k_max=rec.k_max)
     assert float(ds.xi_ornstein_zernike_denoised[0]) == pytest.approx(direct.value, rel=1e-6)
     stored = fc.analyze(crops[:300], periodic=False, low_modes=SIDE // 2)

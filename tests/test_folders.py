@@ -81,20 +81,58 @@ class TestWeights:
 
 
 class TestOtherNetworks:
-    def test_are_named_by_their_class(self, folder):
+    def test_that_need_prompts_say_which(self, folder):
+        tiny = diffusers.UNet2DConditionModel(
+            sample_size=8, in_channels=1, out_channels=1, block_out_channels=(4,), layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",), norm_num_groups=2,
+            cross_attention_dim=3, attention_head_dim=2,
+        )  # fmt: skip
+        tiny.save_pretrained(folder / "unet")
+        with pytest.raises(ValueError, match=r"conditioning: UNet2DConditionModel needs encoder_hidden_states \(P, to"):
+            load_diffusers(folder)
+        given = {"encoder_hidden_states": torch.randn(2, 5, 3)}
+        D = load_diffusers(folder, conditioning=given, null={"encoder_hidden_states": torch.zeros(1, 5, 3)})
+        assert (D.classes, D.null_label, D.unlabelled, D.card["pixels_per_site"]) == (3, 2, True, 1)
+        assert len(D.card["conditioning_sha256"]) == len(D.card["sha256"]) == 64
+        other = load_diffusers(folder, conditioning={"encoder_hidden_states": torch.zeros(2, 5, 3)})
+        assert other.card["sha256"] == D.card["sha256"]
+        assert other.card["conditioning_sha256"] != D.card["conditioning_sha256"]
+
+    @pytest.mark.parametrize("name", ["DiTTransformer2DModel", "Transformer2DModel"])
+    def test_in_transformer_are_read(self, folder, name):
+        dit = diffusers.DiTTransformer2DModel(
+            num_attention_heads=1, attention_head_dim=4, in_channels=1, num_layers=1, sample_size=8,
+            norm_num_groups=1, num_embeds_ada_norm=3,
+        )  # fmt: skip
+        (folder / "unet/config.json").unlink()
+        dit.save_pretrained(folder / "transformer")
+        config = json.loads((folder / "transformer/config.json").read_text())
+        # What older folders call it.
+        (folder / "transformer/config.json").write_text(json.dumps(config | {"_class_name": name}))
+        D = load_diffusers(folder)
+        assert (D.shape, D.classes, D.null_label, D.card["pixels_per_site"]) == ((1, 8, 8), 4, 3, None)
+        y = torch.randn(1, 1, 8, 8)
+        expected = fc.diffusion.from_diffusers(dit.eval(), diffusers.DDPMScheduler())
+        torch.testing.assert_close(D(y, 1.0, 2), expected(y, 1.0, 2))
+        torch.testing.assert_close(D(y, 1.0), expected(y, 1.0, 3))
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("UNet3DConditionModel", r"unet: holds a UNet3DConditionModel, which is none of those that .*call=\.\."),
+            ("EDM2UNet2DModel", "unet: holds a EDM2UNet2DModel, which is code that came with it; load it yourself"),
+        ],
+    )
+    def test_are_named_by_their_class(self, folder, name, message):
         config = json.loads((folder / "unet/config.json").read_text())
-        (folder / "unet/config.json").write_text(json.dumps(config | {"_class_name": "UNet2DConditionModel"}))
-        with pytest.raises(
-            fc.FileFormatError, match="unet: holds a UNet2DConditionModel, and only a UNet2DModel, called"
-        ):
+        (folder / "unet/config.json").write_text(json.dumps(config | {"_class_name": name}))
+        with pytest.raises(fc.FileFormatError, match=message):
             load_diffusers(folder)
 
     def test_in_other_parts_of_a_pipeline_are_named(self, folder):
-        (folder / "unet").rename(folder / "transformer")
-        (folder / "transformer/config.json").write_text('{"_class_name": "DiTTransformer2DModel"}')
-        with pytest.raises(
-            FileNotFoundError, match="transformer/ holds a DiTTransformer2DModel, and only a UNet2DModel"
-        ):
+        (folder / "unet").rename(folder / "prior")
+        (folder / "prior/config.json").write_text('{"_class_name": "PriorTransformer"}')
+        with pytest.raises(FileNotFoundError, match="prior/ holds a PriorTransformer, and a network is read from unet"):
             load_diffusers(folder)
 
     @pytest.mark.parametrize("content", ["{", "[1]"])

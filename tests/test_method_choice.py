@@ -21,6 +21,10 @@ def gains(D, y, shells, s=1.0, **options):
     return fc.mode_response(D, y, s, shells, **options)
 
 
+def column(values):
+    return torch.tensor(values)[:, None, None, None]
+
+
 def mean(y, *axes):
     return y.mean(axes, keepdim=True)
 
@@ -62,7 +66,7 @@ class TestCutDerivatives:
             np.testing.assert_allclose(g.gain_matrix, expected, atol=tolerance)
 
     def test_the_constant_has_no_gain_where_its_mean_is_subtracted(self):
-        for cut in (lambda y: y.mean((1, 2, 3), keepdim=True).detach(), lambda y: float(y.mean())):
+        for cut in (lambda y: y.mean((1, 2, 3), keepdim=True).detach(), lambda y: column([float(x.mean()) for x in y])):
             D = fc.diffusion.from_denoiser(lambda y, s, cut=cut: 0.5 * (y - cut(y)))
             for probe in ("waves", "random_phase"):
                 g = gains(D, states()[:1], [0], probe=probe)
@@ -190,6 +194,7 @@ class TestProbe:
                 counted.append(sum(calls))
             fixed, scanned, chosen = counted
             assert scanned - fixed == evaluations - 6
-            # jvp runs the network once, whatever the tangents: one of the probe, one of the measurement, one survey.
-            assert chosen == evaluations + 3
+            # jvp runs the network once, whatever the tangents: one of the probe, one of the measurement, one survey,
+            # and two states beside each other.
+            assert chosen == evaluations + 5
             assert g.method == "jvp"

@@ -13,7 +13,7 @@ import xarray as xr
 import fastcrit as fc
 from fastcrit._estimates.dataset import Recorded, _centred
 from tests.oracles.spectra import shell_average, wavevectors
-from tests.spectra_contract import cross_products
+from tests.spectra_contract import sums_of
 
 LEVELS = [5.0, 2.0, 0.5]
 
@@ -188,34 +188,7 @@ class TestMerging:
             for other in made[1:]:
                 np.testing.assert_array_equal(other[name], values)
 
-        block = (4 + np.arange(n)) % blocks
-        half = np.fft.rfft2(y.astype(np.float64))
-        columns = np.moveaxis(half, -1, 2).reshape(n, 3, -1)  # the core's order [kx][ky]
-
-        def by_block(values):
-            return np.stack([values[block == b].sum(axis=0) for b in range(blocks)])
-
-        def orbit_sums(power):
-            flat = np.moveaxis(power, -1, 2).reshape(n, 3, -1) * rec.grid.half_weights / rec.grid.sites
-            order = np.argsort(rec.grid.orbit_of_mode, kind="stable")
-            starts = np.searchsorted(rec.grid.orbit_of_mode[order], np.arange(len(rec.grid.orbit_k)))
-            return np.add.reduceat(flat[..., order], starts, axis=-1)
-
-        sign = np.where(y >= 0, 1.0, -1.0)
-        m = y.mean(axis=(2, 3), dtype=np.float64)
-        low = columns[..., [rec.grid.mode_index(k) for k in rec.low]]
-        axes = np.abs(half[..., [1, 0], [0, 1]]) ** 2 / rec.grid.sites
-        expected = {
-            "count": by_block(np.ones(n, np.int64)),
-            "power": by_block(orbit_sums(np.abs(half) ** 2)),
-            "low": by_block(np.stack([low.real, low.imag], axis=-1)),
-            "first": by_block(axes),
-            "moments": by_block(np.stack([m, np.abs(m), m**2, m**4], axis=-1)),
-            "field": y.sum(axis=0, dtype=np.float64).reshape(3, -1),
-            "sign_power": by_block(orbit_sums(np.abs(np.fft.rfft2(sign)) ** 2)),
-            "sign_field": sign.sum(axis=0).reshape(3, -1),
-            "cross": by_block(cross_products(low, rec)),
-        }
+        expected = sums_of(y.astype(np.float64), rec, first=4)
         # Sums of 429 samples a block, each right to a few eps of the field's own scale.
         tolerance = 1e-5 if dtype == np.float32 else 1e-12
         assert set(expected) == set(made[0])
@@ -302,6 +275,15 @@ class TestFiles:
             path.write_bytes(changed)
             with pytest.raises(fc.FileFormatError, match=r"state\.safetensors: damaged"):
                 fc.Recorder.load(path)
+
+    def test_a_sum_that_an_older_file_lacks_is_unknown_where_its_samples_are(self, rng):
+        rec, _ = recorded(rng)
+        kept = {name: values for name, values in rec.sums().items() if not name.startswith("denoised_")}
+        older = {name: values for name, values in kept.items() if name not in ("first", "cross", "eps")}
+        other = fc.Recorder(**rec.config())
+        other.set_sums(older)
+        for name, values in other.state.items():
+            assert np.isnan(values).all() if name in ("first", "cross") else np.array_equal(values, kept[name]), name
 
     def test_a_foreign_file_and_another_version(self, tmp_path):
         from fastcrit._edge.statefile import write_state

@@ -11,7 +11,7 @@ import torch
 
 import fastcrit as fc
 from fastcrit.diffusion import Constant, Interval, Pulse, from_diffusers, sample, scheduler_levels
-from fastcrit.diffusion.diffusers import step_level
+from fastcrit.diffusion.schedulers import step_level
 from tests.networks import SmallConvolutional
 
 diffusers = pytest.importorskip("diffusers")
@@ -25,6 +25,8 @@ STEPS = 10
 COSINE = {"beta_schedule": "squaredcos_cap_v2"}
 KARRAS = {"use_karras_sigmas": True}
 SNR = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+LEADING = {"timestep_spacing": "leading", "steps_offset": 1}
+TRAILING = {"timestep_spacing": "trailing"}
 LATENT = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 SVD = {
     "timestep_type": "continuous",
@@ -48,11 +50,23 @@ WITH_SIGMAS = [
     ("HeunDiscreteScheduler", KARRAS), ("KDPM2DiscreteScheduler", {}), ("KDPM2AncestralDiscreteScheduler", KARRAS),
     ("LMSDiscreteScheduler", KARRAS), ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
     ("FlowMatchHeunDiscreteScheduler", {}), ("FlowMatchEulerDiscreteScheduler", {"invert_sigmas": True}),
+    ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0, "shift_terminal": 0.1}),
+    ("FlowMatchEulerDiscreteScheduler", {"use_exponential_sigmas": True}),
+    ("FlowMatchHeunDiscreteScheduler", {"shift": 3.0}), ("EulerDiscreteScheduler", LATENT | LEADING),
+    ("EulerDiscreteScheduler", {"use_beta_sigmas": True}), ("EulerDiscreteScheduler", TRAILING),
+    ("EulerAncestralDiscreteScheduler", LEADING), ("DPMSolverMultistepScheduler", TRAILING),
+    ("DPMSolverMultistepScheduler", LEADING), ("DPMSolverMultistepScheduler", {"use_exponential_sigmas": True}),
+    ("DPMSolverSinglestepScheduler", {"lower_order_final": True}), ("UniPCMultistepScheduler", SNR),
+    ("UniPCMultistepScheduler", LEADING), ("DEISMultistepScheduler", TRAILING), ("LMSDiscreteScheduler", LEADING),
+    ("HeunDiscreteScheduler", TRAILING), ("KDPM2DiscreteScheduler", LEADING), ("EDMEulerScheduler", {}),
+    ("EDMEulerScheduler", {"sigma_schedule": "exponential", "prediction_type": "v_prediction"}),
+    ("EDMDPMSolverMultistepScheduler", {}), ("EDMDPMSolverMultistepScheduler", {"sigma_min": 0.1}),
 ]  # fmt: skip
 WITH_STEPS = [
     ("DDIMScheduler", {}), ("DDIMScheduler", SNR), ("DDIMScheduler", SNR | LATENT), ("DDPMScheduler", COSINE),
     ("PNDMScheduler", {"skip_prk_steps": True}), ("PNDMScheduler", {}), ("LCMScheduler", {}), ("TCDScheduler", {}),
-    ("UnCLIPScheduler", {}),
+    ("UnCLIPScheduler", {}), ("DDIMScheduler", LEADING), ("DDPMScheduler", TRAILING),
+    ("PNDMScheduler", {"skip_prk_steps": True} | TRAILING), ("PNDMScheduler", {"skip_prk_steps": True} | LEADING),
 ]  # fmt: skip
 ALL = [pytest.param(*case, id="-".join([case[0], *map(str, case[1].values())])) for case in WITH_SIGMAS + WITH_STEPS]
 
@@ -136,11 +150,61 @@ class TestLevels:
             ValueError, match=r"cannot take 10 steps by set_timesteps\(10\) \(.*mu.*call its set_timestep"
         ):
             scheduler_levels(scheduler, STEPS)
+        with pytest.raises(ValueError, match=r"by mu from base_shift 0\.5 to max_shift 1\.15.*steps\(10, mu=\.\."):
+            scheduler_levels(scheduler, STEPS)
         with pytest.raises(ValueError, match="n: FlowMatchEulerDiscreteScheduler was not told a number of steps"):
             scheduler_levels(scheduler)
         scheduler.set_timesteps(STEPS, mu=0.7)
         t = scheduler.sigmas.double().numpy()[1:]
         np.testing.assert_allclose(scheduler_levels(scheduler)[1:], t / (1 - t), rtol=FLOAT32)
+
+    def test_of_dynamic_shifting_begin_above_its_first_finite_one(self):
+        """The fixed shift of its config, which dynamic shifting takes the place of, moved the first level alone."""
+        for shift in (1.0, 3.0):
+            scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=shift)
+            scheduler.set_timesteps(STEPS, mu=0.7)
+            assert scheduler_levels(scheduler)[0] == 999
+
+    @pytest.mark.parametrize("n", [2, STEPS])
+    def test_of_a_shift_to_a_terminal_are_those_of_the_loop(self, n):
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift_terminal=0.1, shift=2.0)
+        levels = scheduler_levels(scheduler, n)
+        assert levels[-2:] == pytest.approx([1 / 9, 0])
+        scheduler.set_timesteps(n)
+        t = scheduler.sigmas.double().numpy()[1:]
+        np.testing.assert_allclose(levels[1:], t / (1 - t), rtol=FLOAT32)
+
+    @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+    def test_that_are_no_numbers_are_refused(self):
+        with pytest.raises(ValueError, match=r"levels that are no numbers, .*a single step, which it stretches by 0/0"):
+            scheduler_levels(diffusers.FlowMatchEulerDiscreteScheduler(shift_terminal=0.1), 1)
+
+    def test_of_times_that_are_not_those_of_the_sigmas_are_refused(self):
+        """Those are shifted, and times of one's own are not."""
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+        scheduler.set_timesteps(timesteps=[900.0, 500.0, 100.0])
+        with pytest.raises(ValueError, match=r"passes t = 500 at sigma = 0\.75; tell it sigmas"):
+            scheduler_levels(scheduler)
+        scheduler.set_timesteps(sigmas=[0.9, 0.5, 0.1])
+        np.testing.assert_allclose(scheduler_levels(scheduler), [27, 3, 1 / 3, 0], rtol=1e-5)
+
+    def test_of_every_scheduler_of_diffusers_fall_or_are_refused(self):
+        known = 0
+        for name in sorted(n for n in dir(diffusers) if n.endswith("Scheduler")):
+            try:
+                scheduler = getattr(diffusers, name)()
+            except (TypeError, ImportError):  # of other things than noise, or with a library that is not there
+                continue
+            try:
+                levels = scheduler_levels(scheduler, STEPS)
+            except (TypeError, ValueError) as error:
+                assert name in str(error) or "prediction_type" in str(error)  # noqa: PT017 (either is right)
+                continue
+            known += 1
+            assert np.isfinite(levels).all()
+            assert (np.diff(levels) < 0).all()
+            assert len(levels) >= STEPS
+        assert known >= 25
 
     def test_of_time_steps_of_ones_own(self):
         """DDPM then forgets the number of its steps."""
@@ -163,6 +227,36 @@ class TestLevels:
         np.testing.assert_allclose(levels, [*fc.schedules.EDM().levels(STEPS), 0], rtol=FLOAT32)
 
     @pytest.mark.parametrize(
+        "options",
+        [{}, {"sigma_schedule": "exponential"}, {"prediction_type": "v_prediction"}, {"sigma_min": 0.1, "rho": 5.0}],
+    )
+    @pytest.mark.parametrize("name", ["EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"])
+    def test_and_times_of_edms_schedulers_are_those_of_their_loops(self, name, options):
+        scheduler = scheduler_of(name, options)
+        scheduler.set_timesteps(STEPS)
+        levels = scheduler_levels(scheduler)
+        np.testing.assert_allclose(levels, scheduler.sigmas.double().numpy(), rtol=FLOAT32)
+        D, seen = told_times(scheduler)
+        for s in levels[:-1]:
+            D(torch.zeros(1, 1, 2, 2), s)
+        np.testing.assert_allclose(seen, scheduler.timesteps.numpy(), atol=1e-5)
+
+    @pytest.mark.filterwarnings("ignore:.*no posterior mean:fastcrit.errors.ConventionWarning")
+    @pytest.mark.parametrize("n", [1, 2, 40])
+    def test_and_times_of_consistency_models_are_those_of_their_loop(self, n):
+        """The lowest is the end: there D is the state itself."""
+        scheduler = diffusers.CMStochasticIterativeScheduler()
+        scheduler.set_timesteps(n)
+        levels = scheduler_levels(scheduler)
+        np.testing.assert_allclose(levels, np.unique(scheduler.sigmas.double().numpy())[::-1], rtol=FLOAT32)
+        D, seen = told_times(scheduler)
+        for s in levels[:-1]:
+            D(torch.zeros(1, 1, 2, 2), s)
+        np.testing.assert_allclose(seen, scheduler.timesteps[: len(seen)].numpy(), rtol=1e-5)
+        y = torch.randn(1, 1, 2, 2)
+        torch.testing.assert_close(D(y, scheduler.config.sigma_min), y)
+
+    @pytest.mark.parametrize(
         ("scheduler", "error", "message"),
         [
             (
@@ -170,7 +264,8 @@ class TestLevels:
                 ValueError,
                 "runs from the data to the noise; pass the one that samples",
             ),
-            (diffusers.CMStochasticIterativeScheduler(), TypeError, "how CMStochasticIterativeScheduler spells noise"),
+            (diffusers.ScoreSdeVeScheduler(), TypeError, "how ScoreSdeVeScheduler spells noise"),
+            (diffusers.FlowMapEulerDiscreteScheduler(), TypeError, "how FlowMapEulerDiscreteScheduler spells noise"),
             (
                 diffusers.DPMSolverMultistepScheduler(**FLOW, **KARRAS),
                 ValueError,
@@ -233,7 +328,7 @@ class TestTimes:
                 torch.testing.assert_close(D(y, s), expected, rtol=1e-4, atol=1e-5 * max(1.0, s))
 
     def test_of_a_network_whose_embedding_is_learned_are_steps(self):
-        table = torch.nn.Embedding(1000, 1)
+        table = torch.nn.Embedding(1000, 1).eval()
 
         def net(x, t):
             return x * table(t)[:, :, None, None]
@@ -335,8 +430,8 @@ class TestCallback:
     def test_refuses_what_is_no_weight_or_no_known_scheduler(self):
         with pytest.raises(TypeError, match="weight: expected a Weight"):
             fc.diffusion.to_diffusers_callback(2.0, diffusers.DDIMScheduler())
-        with pytest.raises(TypeError, match="CMStochasticIterativeScheduler"):
-            fc.diffusion.to_diffusers_callback(Constant(2.0), diffusers.CMStochasticIterativeScheduler())
+        with pytest.raises(TypeError, match="ScoreSdeVeScheduler"):
+            fc.diffusion.to_diffusers_callback(Constant(2.0), diffusers.ScoreSdeVeScheduler())
 
 
 class Level(fc.diffusion.Weight):

@@ -6,6 +6,7 @@
 #include "cuda/memory.hpp"
 #include "cuda/numbers.cuh"
 #include "fastcrit/cuda.hpp"
+#include "record_arrays.hpp"
 
 using fastcrit::Bins;
 using fastcrit::Selection;
@@ -90,17 +91,13 @@ void bench(std::int64_t side, Type type, const char* name, std::size_t size) {
         print("orbits", side, name, count, by_orbit, batch + of_fields(4 * orbits + 8 * low.size() + 8));
 
         constexpr std::int64_t blocks = 32;
-        const auto zeros = [](std::size_t size_of) { return DeviceArray<double>(std::vector<double>(size_of)); };
-        const DeviceArray<std::int64_t> samples{std::vector<std::int64_t>(blocks)};
         const DeviceArray<std::int64_t> bad(std::vector<std::int64_t>{INT64_MAX});
-        const auto power = zeros(blocks * orbits), low_sums = zeros(blocks * 2 * low.size()), axes = zeros(blocks * 2),
-                   moments = zeros(blocks * 4), field = zeros(sites);
-        const fastcrit::Record to{blocks,          1,           samples.data(), power.data(),
-                                  low_sums.data(), axes.data(), moments.data(), field.data(),
-                                  nullptr,         nullptr};
+        oracle::RecordArrays<DeviceArray> to(
+            {blocks, 1, spectrometer.bins(Bins::orbits), static_cast<std::int64_t>(low.size()), 2, side * side}, false,
+            {});
         const double step = microseconds([&] {
-            spectrometer.record({fields, 0, sums.data(), modes.data(), totals.data(), nullptr}, selected, to,
-                                bad.data(), nullptr);
+            spectrometer.record({fields, 0, sums.data(), modes.data(), totals.data(), nullptr}, selected,
+                                to.record(blocks, 1), bad.data(), nullptr);
         });
         print("record", side, name, count, step, batch + of_fields(4 * orbits + 8 * low.size() + 8));
     }

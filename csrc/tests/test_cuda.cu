@@ -9,6 +9,7 @@
 #include "cuda/memory.hpp"
 #include "cuda/numbers.cuh"
 #include "fastcrit/cuda.hpp"
+#include "record_arrays.hpp"
 
 using fastcrit::Bins;
 using fastcrit::Lattice;
@@ -21,6 +22,7 @@ using fastcrit::cuda::PowerResults;
 using fastcrit::cuda::SelectedModes;
 using fastcrit::cuda::Spectrometer;
 using fastcrit::cuda::Type;
+using oracle::same_bits;
 using oracle::Shape;
 
 namespace {
@@ -111,11 +113,6 @@ void use_order(unsigned seed) {
 #else
     static_cast<void>(seed);
 #endif
-}
-
-template <class T>
-bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
-    return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
 }
 
 std::vector<std::int32_t> some_modes(const Lattice& lattice) {
@@ -487,19 +484,12 @@ void first_modes_are_those_of_direct_sums(const Shape& shape, std::int64_t count
     }
 }
 
-/// A record on the device, or the values of one.
-template <class Integers, class Doubles>
-struct RecordArrays {
-    Integers count;
-    Doubles power, low, first, moments, field, sign_power, sign_field, offset;
+using HostRecord = oracle::RecordArrays<oracle::Values>;
+using DeviceRecord = oracle::RecordArrays<DeviceArray>;
 
-    fastcrit::Record record(std::int64_t blocks, std::int64_t channels) {
-        return {blocks,         channels,     count.data(),      power.data(),      low.data(),   first.data(),
-                moments.data(), field.data(), sign_power.data(), sign_field.data(), offset.data()};
-    }
-};
-using HostRecord = RecordArrays<std::vector<std::int64_t>, std::vector<double>>;
-using DeviceRecord = RecordArrays<DeviceArray<std::int64_t>, DeviceArray<double>>;
+HostRecord read_back(const DeviceRecord& device) {
+    return oracle::to_values(device, [](const auto& array) { return to_host(array); });
+}
 
 /// Batches of samples, one of which is not finite, against the processor's record of all others in double.
 template <class T>
@@ -518,20 +508,11 @@ void recording(std::int64_t side, std::int64_t samples, std::int64_t channels, s
     values[bad * per_sample + per_sample - 3] = std::numeric_limits<float>::infinity();
     const Batch<T> batch(values);
 
-    const auto zeros = [](std::size_t size) { return std::vector<double>(size, 0.0); };
-    const auto places = static_cast<std::size_t>(blocks * channels);
-    const std::vector<std::int64_t> no_counts(static_cast<std::size_t>(blocks));
+    const fastcrit::RecordSizes sizes{blocks,           channels,       spectrometer.bins(Bins::orbits),
+                                      selection.size(), lattice.ndim(), lattice.sites()};
     std::vector<double> offsets;
     for (std::int64_t c = 0; c < channels; ++c) offsets.push_back(static_cast<double>(c % 3 - 1) / 64.0);
-    HostRecord exact{no_counts,
-                     zeros(places * orbits),
-                     zeros(places * 10),
-                     zeros(places * 2),
-                     zeros(places * 4),
-                     zeros(per_sample),
-                     zeros(places * orbits),
-                     zeros(per_sample),
-                     offsets};
+    HostRecord exact(sizes, true, offsets);
     const fastcrit::Spectrometer reference({side, side});
     const auto to_reference = [&](std::size_t begin, std::size_t end) {
         const std::vector<double> part(batch.values.begin() + static_cast<std::ptrdiff_t>(begin * per_sample),
@@ -546,15 +527,7 @@ void recording(std::int64_t side, std::int64_t samples, std::int64_t channels, s
     for (const std::int64_t split : {samples, samples / 3 + 1, std::int64_t{1}}) {
         if (split == 1 && samples > 300) continue;
         use_order(static_cast<unsigned>(split % 3));
-        DeviceRecord device{DeviceArray<std::int64_t>(no_counts),
-                            DeviceArray<double>(zeros(places * orbits)),
-                            DeviceArray<double>(zeros(places * 10)),
-                            DeviceArray<double>(zeros(places * 2)),
-                            DeviceArray<double>(zeros(places * 4)),
-                            DeviceArray<double>(zeros(per_sample)),
-                            DeviceArray<double>(zeros(places * orbits)),
-                            DeviceArray<double>(zeros(per_sample)),
-                            DeviceArray<double>(offsets)};
+        DeviceRecord device(sizes, true, offsets);
         const DeviceArray<std::int64_t> first_bad(std::vector<std::int64_t>{INT64_MAX});
         const auto most = static_cast<std::size_t>(split * channels);
         const auto sums = unwritten<float>(most * orbits);
@@ -570,18 +543,11 @@ void recording(std::int64_t side, std::int64_t samples, std::int64_t channels, s
             spectrometer.record({fields, first + begin, sums.data(), modes.data(), totals.data(), sign_sums.data()},
                                 selected, device.record(blocks, channels), first_bad.data(), nullptr);
         }
-        found.push_back({to_host(device.count), to_host(device.power), to_host(device.low), to_host(device.first),
-                         to_host(device.moments), to_host(device.field), to_host(device.sign_power),
-                         to_host(device.sign_field), to_host(device.offset)});
+        found.push_back(read_back(device));
         CHECK(to_host(first_bad)[0] == (first + static_cast<std::int64_t>(bad)) * channels + channels - 1);
     }
     use_order(0);
-    for (const HostRecord& other : found) {
-        CHECK(other.count == found[0].count && same_bits(other.power, found[0].power));
-        CHECK(same_bits(other.low, found[0].low) && same_bits(other.first, found[0].first));
-        CHECK(same_bits(other.moments, found[0].moments) && same_bits(other.field, found[0].field));
-        CHECK(same_bits(other.sign_power, found[0].sign_power) && same_bits(other.sign_field, found[0].sign_field));
-    }
+    for (const HostRecord& other : found) CHECK(same_bits(other, found[0]));
     CHECK(found[0].count == exact.count);
     // Values of order 1 (modes: sqrt(sites), moments: far below) are summed over the samples of a block.
     const double in_block = static_cast<double>(samples) / static_cast<double>(blocks) + 1.0;
@@ -642,16 +608,8 @@ void calls_can_be_captured(std::int64_t side) {
     FASTCRIT_CUDA_CHECK(cudaStreamCreate(&stream));
     std::vector<HostRecord> found;
     for (const bool captured : {false, true}) {
-        const auto zeros = [](std::size_t n) { return DeviceArray<double>(std::vector<double>(n)); };
-        DeviceRecord device{DeviceArray<std::int64_t>(std::vector<std::int64_t>(blocks)),
-                            zeros(blocks * orbits),
-                            zeros(blocks * 6),
-                            zeros(blocks * 2),
-                            zeros(blocks * 4),
-                            zeros(sites),
-                            zeros(blocks * orbits),
-                            zeros(sites),
-                            zeros(1)};
+        DeviceRecord device({blocks, 1, spectrometer.bins(Bins::orbits), selection.size(), 2, side * side}, true,
+                            {0.0});
         const DeviceArray<std::int64_t> bad(std::vector<std::int64_t>{INT64_MAX});
         const auto sums = unwritten<float>(count * orbits);
         const auto sign_sums = unwritten<float>(count * orbits);
@@ -680,14 +638,11 @@ void calls_can_be_captured(std::int64_t side) {
         } else {
             calls();
         }
-        found.push_back({to_host(device.count), to_host(device.power), to_host(device.low), to_host(device.first),
-                         to_host(device.moments), to_host(device.field), to_host(device.sign_power),
-                         to_host(device.sign_field), to_host(device.offset)});
+        found.push_back(read_back(device));
     }
     FASTCRIT_CUDA_CHECK(cudaStreamDestroy(stream));
-    CHECK(found[0].count == std::vector<std::int64_t>(blocks, count / blocks) && found[1].count == found[0].count);
-    CHECK(same_bits(found[1].power, found[0].power) && same_bits(found[1].low, found[0].low));
-    CHECK(same_bits(found[1].field, found[0].field) && same_bits(found[1].moments, found[0].moments));
+    CHECK(found[0].count == std::vector<std::int64_t>(blocks, count / blocks));
+    CHECK(same_bits(found[1], found[0]));
 }
 #endif
 

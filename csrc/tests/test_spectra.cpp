@@ -7,10 +7,12 @@
 
 #include "check.hpp"
 #include "fastcrit/spectra.hpp"
+#include "record_arrays.hpp"
 
 using fastcrit::Bins;
 using fastcrit::Spectrometer;
 using oracle::Shape;
+using Arrays = oracle::RecordArrays<oracle::Values>;
 
 namespace {
 
@@ -200,33 +202,22 @@ void recording(const Shape& shape, std::int64_t samples, std::int64_t blocks) {
     const fastcrit::Selection selected(spectrometer.lattice(), {0, 1, static_cast<std::int32_t>(shape[0])});
     std::vector<T> values = oracle::normal<T>(sites * fields, 9);
 
-    struct Arrays {
-        std::vector<std::int64_t> count;
-        std::vector<double> power, low, first_modes, moments, field, sign_power, sign_field;
-    };
+    const fastcrit::RecordSizes sizes{blocks,
+                                      channels,
+                                      spectrometer.bins(Bins::orbits),
+                                      selected.size(),
+                                      spectrometer.lattice().ndim(),
+                                      spectrometer.lattice().sites()};
     const auto record = [&](int threads, Arrays& to) {
         fastcrit::set_num_threads(threads);
-        to.count.resize(blocks);
-        to.power.resize(blocks * channels * orbits);
-        to.low.resize(blocks * channels * 6);
-        to.first_modes.resize(blocks * channels * 2);
-        to.moments.resize(blocks * channels * 4);
-        to.field.resize(channels * sites);
-        to.sign_power.resize(to.power.size());
-        to.sign_field.resize(to.field.size());
-        return spectrometer.record<T>(
-            values.data(), samples, first, selected,
-            {blocks, channels, to.count.data(), to.power.data(), to.low.data(), to.first_modes.data(),
-             to.moments.data(), to.field.data(), to.sign_power.data(), to.sign_field.data()});
+        return spectrometer.record<T>(values.data(), samples, first, selected, to.record(blocks, channels));
     };
-    Arrays one;
+    Arrays one(sizes, true, {});
     CHECK(record(1, one) == fields);
     for (int threads : {2, 5}) {
-        Arrays other;
+        Arrays other(sizes, true, {});
         record(threads, other);
-        CHECK(other.count == one.count && other.power == one.power && other.low == one.low);
-        CHECK(other.field == one.field && other.sign_power == one.sign_power && other.moments == one.moments);
-        CHECK(other.first_modes == one.first_modes && other.sign_field == one.sign_field);
+        CHECK(oracle::same_bits(other, one));
     }
     std::vector<T> sums(orbits * fields);
     spectrometer.power<T>(values.data(), fields, nullptr, Bins::orbits, sums.data());
@@ -252,8 +243,7 @@ void recording(const Shape& shape, std::int64_t samples, std::int64_t blocks) {
     values[sites * static_cast<std::size_t>(fields - 10)] = std::numeric_limits<T>::quiet_NaN();
     const Arrays before = one;
     CHECK(record(2, one) == fields - 10);
-    CHECK(before.count == one.count && before.power == one.power && before.field == one.field);
-    CHECK(before.low == one.low && before.moments == one.moments && before.sign_field == one.sign_field);
+    CHECK(oracle::same_bits(before, one));
 }
 
 template <class T>
@@ -394,12 +384,9 @@ void recording_about_an_offset() {
     for (std::size_t i = 0; i < values.size(); ++i) values[i] += static_cast<T>(offsets[i / sites % channels] + 3.0);
     const auto orbits = static_cast<std::size_t>(spectrometer.bins(Bins::orbits));
     const fastcrit::Selection selected(spectrometer.lattice(), {0, 1, 12});
-    std::vector<std::int64_t> number(1);
-    std::vector<double> power(channels * orbits), low(channels * 6), first(channels * 2), moments(channels * 4),
-        field(channels * sites);
-    CHECK(spectrometer.record<T>(values.data(), samples, 0, selected,
-                                 {1, channels, number.data(), power.data(), low.data(), first.data(), moments.data(),
-                                  field.data(), nullptr, nullptr, offsets}) == samples * channels);
+    Arrays sums({1, channels, spectrometer.bins(Bins::orbits), selected.size(), 2, sites}, false,
+                {offsets[0], offsets[1]});
+    CHECK(spectrometer.record<T>(values.data(), samples, 0, selected, sums.record(1, channels)) == samples * channels);
     for (std::size_t c = 0; c < channels; ++c) {
         long double t = 0.0L;
         long double squares = 0.0L;
@@ -419,11 +406,11 @@ void recording_about_an_offset() {
         const auto close = [&](double a, long double b) {
             CHECK(std::abs(a - static_cast<double>(b)) <= error * std::abs(static_cast<double>(b)));
         };
-        close(power[c * orbits], squares);
-        close(low[c * 6], t);
-        close(moments[c * 4], u);
-        close(moments[c * 4 + 1], c == 0 ? u : -u);
-        close(moments[c * 4 + 2], u2);
+        close(sums.power[c * orbits], squares);
+        close(sums.low[c * 6], t);
+        close(sums.moments[c * 4], u);
+        close(sums.moments[c * 4 + 1], c == 0 ? u : -u);
+        close(sums.moments[c * 4 + 2], u2);
     }
 }
 

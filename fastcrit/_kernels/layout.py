@@ -89,11 +89,21 @@ class Layout:
         """Shapes of the sums of denoised images."""
         return {DENOISED + name: shape for name, shape in self._rows(OF_FIELDS).items()}
 
-    def of(self, prefix: str, sums: Iterable[str]) -> list[str]:
-        """Which of these sums are those of states (prefix "") or of denoised images (DENOISED); without the prefix."""
-        rows = OF_FIELDS if prefix else OF_FIELDS | CROSS
-        there = set(sums)
-        return [name for name in rows if prefix + name in there]
+    @staticmethod
+    def unknown(name: str, sums: Iterable[str]) -> float:
+        """What stands for a sum that is not among these, of an older version: NaN where its samples are, else 0."""
+        prefix = DENOISED if name.startswith(DENOISED) else ""
+        made_of_fields = name.removeprefix(prefix) in OF_FIELDS | CROSS
+        return np.nan if made_of_fields and f"{prefix}count" in sums else 0.0
+
+    @cached_property
+    def added(self) -> dict[str, tuple[str, ...]]:
+        """Names of the sums that a batch of states ("") or of denoised images (DENOISED) is added to, without that."""
+        images = len(DENOISED)
+        return {
+            "": tuple(name for name in self.states if name not in GAINS),
+            DENOISED: tuple(name[images:] for name in self.images),
+        }
 
     def _rows(self, table: dict[str, Sides], but: tuple[str, ...] = ()) -> dict[str, tuple[int, ...]]:
         sizes = {

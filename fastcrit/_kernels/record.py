@@ -115,8 +115,8 @@ class Record(ABC):
         for name, array in self.sums.items():
             if name in sums:
                 array[levels] = placed_as(array, sums[name])
-            else:  # of an older version: unknown where there are samples, not 0
-                array[levels] = np.nan if name == "cross" else 0
+            else:
+                array[levels] = self.layout.unknown(name, sums)
         for prefix, offsets in self.offsets.items():
             offsets[levels] = placed_as(offsets, sums[f"{prefix}offset"]) if f"{prefix}offset" in sums else 0.0
         self.eps[levels] = sums.get("eps", 0.0)  # older files do not say
@@ -137,15 +137,16 @@ class Record(ABC):
             new = common(to_host(self.sums[prefix + "count"]), mine, theirs)
             offsets[...] = placed_as(offsets, new)
             if (theirs != new).any():
-                names = self.layout.of(prefix, other.sums)
+                names = self.layout.added[prefix]
                 sums = {name: to_host(other.sums[prefix + name]) for name in names}
                 changed |= {prefix + name: x for name, x in about(sums, theirs, new, self.layout.grid.shape).items()}
         return changed
 
     def _level(self, i: int, prefix: str) -> dict[str, Any]:
         """Sums of states or of denoised images at a level, with their offset."""
-        level = {name: self.sums[prefix + name][i] for name in self.layout.of(prefix, self.sums)}
-        return level | {"offset": self.offsets[prefix][i]}
+        level = {name: self.sums[prefix + name][i] for name in self.layout.added[prefix]}
+        level["offset"] = self.offsets[prefix][i]
+        return level
 
 
 class HostRecord(Record):

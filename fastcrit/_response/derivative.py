@@ -65,7 +65,7 @@ class Derivative:
         products = []
         with torch.no_grad():
             for t in tangents:
-                largest = t.abs().amax(dim=(1, 2, 3), keepdim=True)
+                largest = t.abs().amax(dim=tuple(range(1, t.ndim)), keepdim=True)
                 h = self.step / torch.where(largest > 0, largest, 1.0)
                 near = f(y + h * t) - f(y - h * t)
                 far = f(y + 2 * h * t) - f(y - 2 * h * t)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -11,6 +12,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fastcrit.diffusion.denoiser import Denoiser
+
+# Shares of the denoised image. What is more than this, and than rounding, is no accident of the order of sums ..
+_REPEATED = 1e-4
+# .. and what is more than this shows in gains.
+_BATCHED = 0.01
+# An image of less than this, in units of the noise, is as good as none.
+_LEAST = 1e-3
+
 
 @dataclass(frozen=True)
 class Survey:
@@ -18,6 +28,7 @@ class Survey:
 
     bytes_a_row: int  # what operations on one state return, all together, and once more for their derivatives
     moved: bool  # modules went to another device or type on the way, and back
+    answer: Tensor  # what f returned
 
     @classmethod
     def of(cls, f: Callable[[Tensor], Tensor], y: Tensor) -> Survey:
@@ -54,13 +65,58 @@ class Survey:
         with torch.no_grad():
             try:
                 with Watch(), Count():  # type: ignore[no-untyped-call]  # likewise
-                    f(y)
+                    answer = f(y)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError:  # of f, or of frozen TorchScript, whose constants dispatch modes cannot take
-                f(y)
+                answer = f(y)
                 total = sys.maxsize // 2  # unknown: one row at a time
-        return cls(2 * max(total, 1), moved)
+        return cls(2 * max(total, 1), moved, answer)
+
+
+def check_repeatable(D: Denoiser, s: float, y: Tensor, labels: Tensor | None, answer: Tensor, batched: bool) -> None:
+    """ValueError where D answers one state ``y`` otherwise than before, and a warning where its batch changes that.
+
+    ``answer`` is what it said at first; ``batched``: memory holds two states.
+    """
+    import torch
+
+    rounding = max(4 * _eps(D, y), _REPEATED)
+    # Where symmetry makes D vanish, of what the noise would make of it.
+    scale: float = max(float(answer.double().norm()), _LEAST * s * answer.numel() ** 0.5)
+
+    def differs(again: Tensor) -> float:
+        apart: Tensor = (again - answer).double()
+        return float(apart.norm()) / scale
+
+    with torch.no_grad():
+        # Another state of three times the size: any mean or largest value of the batch becomes another.
+        pair = None if labels is None else torch.cat([labels, labels])
+        beside = D(torch.cat([y, 3 * y]), s, pair)[:1] if batched else D(y, s, labels)
+        if not differs(beside) > rounding:
+            return
+        random = differs(D(y, s, labels))
+    if random > rounding:
+        raise ValueError(
+            f"D: {D.name} answers the same state otherwise each time (by {random:.2g} of the denoised image), so that "
+            "differences of it say nothing: dropout or noise inside; call .eval() on the network"
+        )
+    if differs(beside) > rounding + _BATCHED:
+        warnings.warn(
+            f"D: the denoised image of a state depends on the others in its batch (by {differs(beside):.2g} of it "
+            "beside one three times as large): batch normalisation in training mode, or rounding with one scale for a "
+            "batch; call .eval() on the network, or evaluate states one by one",
+            stacklevel=3,
+        )
+
+
+def _eps(D: Denoiser, y: Tensor) -> float:
+    """Relative rounding of the type that D computes in."""
+    import torch
+
+    autocast = torch.is_autocast_enabled(y.device.type)
+    kinds = [y.dtype, D.dtype or y.dtype, torch.get_autocast_dtype(y.device.type) if autocast else y.dtype]
+    return max(torch.finfo(kind).eps for kind in kinds)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ all modes of the shells, and shells are compared one by one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -40,22 +41,24 @@ _STEPS = {4: 10, 8: 12}
 
 
 def probe_tangents(shape: tuple[int, ...], channels: int, shells: list[int]) -> Floats:
-    """Two fields (2, C, H, W) of all modes of these shells, a quarter wave apart: no mode is orthogonal to both.
+    """Two fields (2, C, *shape) of all modes of these shells, a quarter wave apart: no mode is orthogonal to both.
 
     Phases differ at random from mode to mode, and between channels by up to 120 degrees, so that neither their sum nor
     their differences cancel.
     """
-    H, W = shape
-    phase = np.angle(np.fft.rfft2(np.random.default_rng(0).standard_normal(shape)))
-    row, column = np.arange(H)[:, None], np.arange(W // 2 + 1)
-    edge = 2 * column % W == 0  # columns that hold both k and -k
-    own = edge & (2 * row % H == 0)  # their own opposites, and real
+    *lead, last = shape
+    axes = tuple(range(-len(shape), 0))
+    phase = np.angle(np.fft.rfftn(np.random.default_rng(0).standard_normal(shape), axes=axes))
+    place = np.arange(math.prod(lead)).reshape(lead)  # of a wavevector but for its last component
+    opposite = place[np.ix_(*(-np.arange(side) % side for side in lead))] if lead else place
+    edge = 2 * np.arange(last // 2 + 1) % last == 0  # where the half spectrum holds both k and -k
+    own = edge & (place == opposite)[..., None]  # their own opposites, and real
     phase[own] = np.pi / 4
     turn = 2 * np.pi / 3 * (np.arange(channels) * 0.618034 % 1) - np.array([0.0, np.pi / 2])[:, None]
-    turn = turn[..., None, None] * np.where(edge & (2 * row > H), -1.0, 1.0)
+    turn = turn.reshape(*turn.shape, *(1,) * len(shape)) * np.where(edge & (place > opposite)[..., None], -1.0, 1.0)
     modes = np.where(own, np.cos(phase + turn), np.exp(1j * (phase + turn)))
-    inside = np.isin(lattice(shape).shell_of_mode, shells).reshape(W // 2 + 1, H).T
-    return np.fft.irfft2(modes * inside, s=shape, norm="ortho")
+    inside = np.moveaxis(np.isin(lattice(shape).shell_of_mode, shells).reshape(last // 2 + 1, *lead), 0, -1)
+    return np.fft.irfftn(modes * inside, s=shape, axes=axes, norm="ortho")
 
 
 def choose_method(
@@ -66,16 +69,17 @@ def choose_method(
     methods: tuple[str, ...],
     fixed: bool,
     rows: int,
-) -> None:
+) -> bool:
     """Set the step of central differences, unless it is fixed, and the first of ``methods`` that they bear out.
 
-    "central" where they bear out none. On the first state. The first field takes two evaluations at each of 10 steps
-    (12 in float64), the second at 3, and each method that is tried two products.
+    "central" where they bear out none; False if that is because the differences follow nothing. On the first state. The
+    first field takes two evaluations at each of 10 steps (12 in float64), the second at 3, and each method that is
+    tried two products.
     """
     import torch
 
     y, labels = y[:1], None if labels is None else labels[:1]
-    shape = (int(y.shape[-2]), int(y.shape[-1]))
+    shape = tuple(int(n) for n in y.shape[2:])
     tangents = torch.from_numpy(probe_tangents(shape, y.shape[1], shells)).to(y)[:, None]
     judge = _Judge(lambda y: take.D(y, take.s, labels), y, shells)
     # A fixed step stands for two of the scan's, twice and half as long, which have the same error.
@@ -87,17 +91,42 @@ def choose_method(
     if not fixed:
         # Of fourth order from h and 2 h; where the network rounds, as long as it may be.
         take.step = float(sizes[best] / 2 if rounds else np.sqrt(2) * sizes[best + 2])
-    if not methods or rounds or not first.change[best] <= _SETTLED:
-        return
-    second = judge.scan(tangents[1], sizes[best : best + 3])
-    expected = torch.stack([first.products[best + 1], second.products[1]])
-    noise = torch.stack([first.products[best + 1] - first.products[best], second.products[1] - second.products[0]])
+    if not methods or not (rounds or first.change[best] <= _SETTLED):
+        return False
+    # Three steps in a row. Of a network that rounds, the two longer ones tell, and the third what rounding does to it,
+    # four times as much as to them.
+    at, which, share = (best - 1, 0, 0.25) if rounds else (best, 1, 1.0)
+    second = judge.scan(tangents[1], sizes[at : at + 3])
+    expected = torch.stack([first.products[at + which], second.products[which]])
+    noise = share * torch.stack([first.products[at + 1] - first.products[at], second.products[1] - second.products[0]])
     for method in methods:
         take.method = method
         found = _products(take, y, tangents, labels, rows)
-        if found is not None and judge.agree(found, expected, noise, float(first.rounding[best + 2])):
-            return
+        if (
+            found is not None
+            and judge.agree(found, expected, noise, float(first.rounding[at + 2]))
+            and (not rounds or judge.agree_in_gains(tangents, found, expected))
+        ):
+            return True
     take.method = "central"
+    return True
+
+
+def contradicted(take: Derivative, y: Tensor, labels: Tensor | None, shells: list[int], rows: int) -> bool:
+    """Whether central differences at the first state say other than take's method, where they say anything.
+
+    ValueError where the network has no derivatives of the kind.
+    """
+    tried = Derivative(take.D, take.s, take.method, 0.0)
+    try:
+        tried(y[:1], y.new_ones(1, 1, *y.shape[1:]), None if labels is None else labels[:1])
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        raise ValueError(
+            f'method: {take.method!r} cannot go through D; expected "central" or "auto", or a network without what '
+            f"torch has no such derivative of, such as reentrant checkpoints ({error})"
+        ) from error
+    judged = choose_method(tried, y, labels, shells, (take.method,), False, rows)
+    return judged and tried.method != take.method
 
 
 @dataclass(frozen=True)
@@ -119,7 +148,7 @@ class _Judge:
         self.f = f
         self.y = y
         self.shells = shells
-        self.shape = (int(y.shape[-2]), int(y.shape[-1]))
+        self.shape = tuple(int(n) for n in y.shape[2:])
 
     def scan(self, tangent: Tensor, sizes: Floats) -> _Scan:
         """Products by differences over ``sizes``, each a fourth of the one before."""
@@ -170,17 +199,25 @@ class _Judge:
         excused = np.maximum(np.minimum(_DEVIATIONS * noisy, _SETTLED * whole.max()), _DEVIATIONS * rounding)
         return bool((missed <= _TOLERANCE * whole + excused).all())
 
+    def agree_in_gains(self, tangents: Tensor, found: Tensor, expected: Tensor) -> bool:
+        """Whether gains are not unlike the expected ones: the noise of a shell's modes averages out over them."""
+        one, other = (
+            np.mean([self._gains(v, product) for v, product in zip(tangents, products, strict=True)], axis=0)
+            for products in (found, expected)
+        )
+        return bool((np.abs(one - other) <= _UNLIKE * np.abs(other).max()).all())
+
     def _amplitude(self, products: Tensor) -> Floats:
         """Root mean square of a mode, by shells."""
-        power = mode_amplitudes(products.double()).abs().square()
+        power = mode_amplitudes(products.double(), len(self.shape)).abs().square()
         return np.asarray(np.sqrt(shell_averages(power, self.shape, self.shells).mean(dim=(0, 1, 2)).cpu().numpy()))
 
     def _gains(self, tangent: Tensor, product: Tensor) -> Floats:
         """<v, Jv>/<v, v> by shells."""
-        v = mode_amplitudes(tangent.double())
+        v, Jv = (mode_amplitudes(x.double(), len(self.shape)) for x in (tangent, product))
         overlap, norm = (
             shell_averages(x, self.shape, self.shells).sum(dim=(0, 1)).cpu().numpy()
-            for x in ((v.conj() * mode_amplitudes(product)).real, v.abs().square())
+            for x in ((v.conj() * Jv).real, v.abs().square())
         )
         return np.asarray(overlap / norm)
 

@@ -6,6 +6,7 @@ tells the gains of all shells at once, and nothing else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -57,7 +58,7 @@ class WavePlan:
     """Waves to measure at every state."""
 
     column: NDArray[np.int64]  # (waves,): which of the chosen shells
-    k: Floats  # (states, waves, 2)
+    k: Floats  # (states, waves, ndim)
     own: NDArray[np.bool_]  # (states, waves): k is its own opposite
     share: Floats  # (waves,): mean of the weights below over all waves of the shell
 
@@ -111,11 +112,13 @@ def _respond(
     """
     import torch
 
-    H, W = y.shape[2:]
-    k = np.moveaxis(k, 0, 1)[..., None, None]  # (waves, states, 2, 1, 1)
-    phase = k[:, :, 0] * np.arange(H)[:, None] + k[:, :, 1] * np.arange(W)
-    cosine, sine = np.cos(phase), np.where(own.T[..., None, None], 0.0, np.sin(phase))
-    c, s = (torch.from_numpy(wave * np.sqrt(2.0 / (H * W))).to(y) for wave in (cosine, sine))
+    sides = tuple(y.shape[2:])
+    ones = (1,) * len(sides)
+    k = k.transpose(2, 1, 0)  # (ndim, waves, states)
+    places = np.ogrid[tuple(slice(side) for side in sides)]
+    phase = sum(ki.reshape(*ki.shape, *ones) * x for ki, x in zip(k, places, strict=True))
+    cosine, sine = np.cos(phase), np.where(own.T.reshape(*own.T.shape, *ones), 0.0, np.sin(phase))
+    c, s = (torch.from_numpy(wave * np.sqrt(2.0 / math.prod(sides))).to(y) for wave in (cosine, sine))
     waves_with_sine = torch.from_numpy(~own.all(axis=0)).to(y.device)
     fields = torch.cat([c, s[waves_with_sine]])
     products = take(y, _in_channel(y, fields, channel), labels).double()
@@ -123,14 +126,16 @@ def _respond(
     Js[waves_with_sine] = products[len(c) :]
     c, s = c.double()[:, :, None], s.double()[:, :, None]
 
-    def dot(a: Tensor, b: Tensor) -> Tensor:  # (waves, states, channels, 1, 1)
-        return (a * b).sum((3, 4), keepdim=True)
+    def dot(a: Tensor, b: Tensor) -> Tensor:  # (waves, states, channels, 1, ..)
+        return (a * b).sum(tuple(range(3, a.ndim)), keepdim=True)
 
     re, im = (dot(c, Jc) + dot(s, Js)) / 2, (dot(c, Js) - dot(s, Jc)) / 2
-    rest = ((Jc - re * c + im * s).square() + (Js - re * s - im * c).square()).sum((2, 3, 4))
-    whole = (Jc.square() + Js.square()).sum((2, 3, 4)).clamp_min(torch.finfo(torch.float64).tiny)
+    field = tuple(range(2, Jc.ndim))
+    rest = ((Jc - re * c + im * s).square() + (Js - re * s - im * c).square()).sum(field)
+    whole = (Jc.square() + Js.square()).sum(field).clamp_min(torch.finfo(torch.float64).tiny)
     leakage = (rest / whole).sqrt()
-    return _numpy(re[..., 0, 0].permute(2, 1, 0)), _numpy(im[..., 0, 0].permute(2, 1, 0)), _numpy(leakage.T)
+    re, im = (x.flatten(2).permute(2, 1, 0) for x in (re, im))
+    return _numpy(re), _numpy(im), _numpy(leakage.T)
 
 
 def random_phases(shape: tuple[int, ...], key: list[int]) -> Floats:
@@ -138,10 +143,11 @@ def random_phases(shape: tuple[int, ...], key: list[int]) -> Floats:
 
     White noise has such phases, and signs at the modes that are their own opposite; its amplitudes are divided out.
     """
-    modes = np.fft.rfft2(np.random.default_rng(key).standard_normal(shape))
+    axes = tuple(range(len(shape)))
+    modes = np.fft.rfftn(np.random.default_rng(key).standard_normal(shape), axes=axes)
     modes /= np.abs(modes)
-    modes[0, 0] = 0.0
-    return np.fft.irfft2(modes, s=shape, norm="ortho")
+    modes[(0,) * len(shape)] = 0.0
+    return np.fft.irfftn(modes, s=shape, axes=axes, norm="ortho")
 
 
 def measure_random_phases(
@@ -166,7 +172,8 @@ def measure_random_phases(
         v = torch.from_numpy(np.array(fields)).to(y.device)
         channels = torch.tensor([c for _, c in tangents[part]], device=y.device)
         products = take(y[some], _in_channel(y[some], v.to(y.dtype), channels), few).double()
-        overlaps = (mode_amplitudes(v)[:, :, None].conj() * mode_amplitudes(products)).real
+        of_v, of_products = (mode_amplitudes(x, len(shape)) for x in (v, products))
+        overlaps = (of_v[:, :, None].conj() * of_products).real
         gains = _numpy(shell_averages(overlaps, shape, shells).transpose(2, 3))  # (n, states, shells, C)
         # The constant wave and the others share no shell: both are 0 at each other's modes.
         for (n, c), gain in zip(tangents[part], gains, strict=True):
@@ -180,12 +187,12 @@ def _field(shape: tuple[int, ...], number: int, key: list[int]) -> Floats:
     return np.full(shape, np.prod(shape) ** -0.5) if number == _CONSTANT else random_phases(shape, key)
 
 
-def mode_amplitudes(fields: Tensor) -> Tensor:
-    """<e_k, f> of real fields (.., H, W): (.., modes) in the order of the lattice's half spectrum, last axis first."""
+def mode_amplitudes(fields: Tensor, ndim: int) -> Tensor:
+    """<e_k, f> of real fields, on the last ``ndim`` axes: (.., modes) as in a half spectrum, last axis first."""
     import torch
 
-    half: Tensor = torch.fft.rfft2(fields, norm="ortho")
-    return half.transpose(-1, -2).flatten(-2)
+    half: Tensor = torch.fft.rfftn(fields, dim=tuple(range(-ndim, 0)), norm="ortho")
+    return half.movedim(-1, -ndim).flatten(-ndim)
 
 
 def shell_averages(values: Tensor, shape: tuple[int, ...], shells: list[int]) -> Tensor:
@@ -201,7 +208,7 @@ def shell_averages(values: Tensor, shape: tuple[int, ...], shells: list[int]) ->
 
 
 def _in_channel(y: Tensor, fields: Tensor, channel: int | Tensor) -> Tensor:
-    """Tangents (n, states, C, H, W) that are fields (n, states, H, W) in one channel: the same or each its own."""
+    """Tangents (n, states, C, ..) that are fields (n, states, ..) in one channel: the same or each its own."""
     import torch
 
     tangents = y.new_zeros(len(fields), *y.shape)

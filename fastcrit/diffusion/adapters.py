@@ -20,6 +20,9 @@ from fastcrit._edge.arrays import check_positive
 from fastcrit.diffusion.denoiser import Denoiser, Level, _column
 from fastcrit.diffusion.network import dtype_of, parameters_of_call, unwrapped
 
+# What fastcrit.diffusion has of this file.
+__all__ = ["from_denoiser", "from_edm", "from_epsilon", "from_velocity"]
+
 # What keyword-only labels are called in k-diffusion and its kin.
 _LABEL_NAMES = ("class_labels", "class_cond", "class_label", "labels", "label", "classes", "y")
 
@@ -32,9 +35,9 @@ class Convention:
     ----------
     schedule : Schedule
         Which time belongs to a noise level.
-    kind : "epsilon", "sample", "v_prediction" or "velocity"
+    kind : "epsilon", "sample", "v_prediction", "velocity" or "preconditioned"
         epsilon: D = y - s eps. sample: D itself. v = alpha eps - sigma x0 (Salimans and Ho 2202.00512): D = alpha x -
-        sigma v. velocity v = eps - x0: D = x - t v.
+        sigma v. velocity v = eps - x0: D = x - t v. preconditioned: D = c_skip y + c_out F, which the schedule has.
     time_scale : float
         What the time is multiplied by before it is handed over.
     reverse : bool
@@ -139,6 +142,29 @@ def from_epsilon(
         wants the original times: ``schedules.VP(.., time_map=..)``.
     shape, classes, unlabelled
         As for `from_denoiser`.
+
+    Examples
+    --------
+    ADM's networks, ``model(x, timesteps, y)`` with half of their channels a variance, and the table they were trained
+    with; ``time_map`` of the schedule where the table is a respaced one:
+
+    >>> import numpy as np, torch, fastcrit as fc
+    >>> table = fc.schedules.VP(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)))
+    >>> def adm(x, timesteps, y):
+    ...     return torch.cat([0.1 * x, x], dim=1)
+    >>> D = fc.diffusion.from_epsilon(adm, table, classes=1000, shape=(3, 8, 8))
+    >>> D(torch.ones(2, 3, 8, 8), 1.0, [3, 7]).shape
+    torch.Size([2, 3, 8, 8])
+
+    U-ViT's take a label more, 1000, for none:
+
+    >>> def uvit(x, timesteps, y):
+    ...     return 0.1 * x * (y == 1000)[:, None, None, None]
+    >>> def call(x, t, labels):
+    ...     return uvit(x, t, labels if labels is not None else torch.full((len(x),), 1000))
+    >>> D = fc.diffusion.from_epsilon(call, table, classes=1001, unlabelled=True, shape=(4, 8, 8))
+    >>> round(float(D(torch.ones(1, 4, 8, 8), 1.0).mean()), 4)  # 1 - 0.1 / sqrt(2)
+    0.9293
     """
     _check_callable(fn, "fn")
     scheme: Any = schedules.EDM() if schedule is None else schedule
@@ -274,6 +300,9 @@ def _scheduled(
             return out
         if kind == "velocity":
             return x - sign * (1 - alpha) * out
+        if kind == "preconditioned":
+            denoised: Tensor = convention.schedule.skip(level) * y + convention.schedule.out(level) * out
+            return denoised
         return alpha * x - alpha * level * out
 
     return denoise
@@ -300,18 +329,24 @@ def _explained(dtype: torch.dtype | None) -> Iterator[None]:
 
 
 def _prediction(out: Any, y: Tensor) -> Tensor:
-    """The tensor of y's shape in what a network returned: itself, ``.sample``, or the first of a tuple."""
-    tensor = out if isinstance(out, Tensor) else getattr(out, "sample", None)
-    if tensor is None and isinstance(out, tuple) and out:
-        tensor = out[0]
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"the network returned {type(out).__name__}, expected a tensor or an object with .sample")
+    """The tensor of y's shape in what a network returned."""
+    tensor = tensor_of(out)
     if tensor.ndim == y.ndim and tensor.shape[1] == 2 * y.shape[1]:
         tensor = tensor[:, : y.shape[1]]  # the other half is a learned variance
     if tensor.shape != y.shape:
         raise ValueError(
             f"the network returned shape {tuple(tensor.shape)}, expected a result of shape {tuple(y.shape)}"
         )
+    return tensor
+
+
+def tensor_of(out: Any) -> Tensor:
+    """The tensor in what a network returned: itself, ``.sample``, or the first of a tuple."""
+    tensor = out if isinstance(out, Tensor) else getattr(out, "sample", None)
+    if tensor is None and isinstance(out, tuple) and out:
+        tensor = out[0]
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"the network returned {type(out).__name__}, expected a tensor or an object with .sample")
     return tensor
 
 

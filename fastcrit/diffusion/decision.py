@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,12 @@ from tqdm.auto import tqdm
 
 from fastcrit._edge.arrays import check_integer, check_levels, to_tensor
 from fastcrit.diffusion.denoiser import Denoiser
+from fastcrit.diffusion.retention import Retention
 from fastcrit.diffusion.sample import PhiloxNoise, sample
 
 Floats = NDArray[np.float64]
 
-__all__ = ["EntropyRate", "Retention", "class_entropy_rate", "forward_backward"]
+__all__ = ["EntropyRate", "class_entropy_rate", "forward_backward"]
 
 
 @dataclass(frozen=True)
@@ -74,33 +76,6 @@ class EntropyRate:
         """
         each = np.asarray(-np.trapezoid(self.samples * self.levels[:, None], np.log(self.levels), axis=0))
         return float(each.mean()), float(each.std(ddof=1) / np.sqrt(len(each)))
-
-
-@dataclass(frozen=True)
-class Retention:
-    """How often an image keeps its class when it is noised and denoised again.
-
-    Attributes
-    ----------
-    levels : (levels,)
-    samples : (levels, n) of 0 and 1
-        Whether the classifier gives the result the class it gave the image.
-    """
-
-    levels: Floats
-    samples: Floats
-
-    @property
-    def retained(self) -> Floats:
-        """Share of images that kept their class."""
-        return np.asarray(self.samples.mean(axis=1))
-
-    def interval(self, confidence: float = 0.95) -> tuple[Floats, Floats]:
-        """Wilson's interval of `retained`."""
-        n = self.samples.shape[1]
-        tests = [scipy.stats.binomtest(int(k), n) for k in self.samples.sum(axis=1)]
-        ends = [test.proportion_ci(confidence, method="wilson") for test in tests]
-        return np.array([e.low for e in ends]), np.array([e.high for e in ends])
 
 
 def class_entropy_rate(
@@ -174,10 +149,13 @@ def class_entropy_rate(
 
 def forward_backward(
     D: Denoiser, images: Any, classifier: Callable[[Tensor], Tensor], levels: Any, *, steps: int = 40,
-    lowest: float = 0.02, solver: str = "euler", seed: int = 0, first_sample: int = 0, batch_size: int = 256,
-    progress: bool = False,
+    lowest: float = 0.02, solver: str = "euler", clones: int = 1, patch: int | None = None, seed: int = 0,
+    first_sample: int = 0, batch_size: int = 256, progress: bool = False,
 ) -> Retention:  # fmt: skip
-    """Noise images to each level, denoise them without labels, and ask whether they kept their class.
+    r"""Noise images to each level, denoise them without labels, and ask whether they kept their class.
+
+    The same run says how far the classifier's scores have turned; with ``clones`` how often two reverse runs from one
+    noisy state end in one class; with ``patch`` how many patches change together. See `Retention`.
 
     Parameters
     ----------
@@ -185,7 +163,8 @@ def forward_backward(
         That works without labels.
     images : tensor or array (n, C, H, W)
     classifier : callable
-        ``f(images) -> scores (n, classes)``.
+        ``f(images) -> scores (n, classes)``. The cosine is of these scores as they are: where all images share most of
+        them, have the classifier return them standardised, as Sclocchi et al. do.
     levels : sequence of float
         Decreasing and positive.
     steps : int
@@ -194,6 +173,11 @@ def forward_backward(
         The level before 0.
     solver : str
         As in `sample`.
+    clones : int
+        Reverse runs from every noisy state, each with noise of its own, at so many times the cost. More than one needs
+        ``solver="sde"``; an ODE brings them all to one result. Class, cosine and changes are of the first.
+    patch : int, optional
+        Side of square patches whose changes are followed, in sites; a divisor of both sides of an image.
     seed, first_sample : int
         As in `class_entropy_rate`.
     batch_size : int
@@ -203,11 +187,13 @@ def forward_backward(
     Raises
     ------
     ValueError
-        Fewer than two images, a network that needs labels, ``lowest`` not below the levels.
+        Fewer than two images, a network that needs labels, ``lowest`` not below the levels, clones with a solver that
+        adds no noise, a patch that does not tile the images.
 
     Notes
     -----
-    Source: Sclocchi, Favero and Wyart 2402.16991.
+    Sources: Sclocchi, Favero and Wyart 2402.16991 (class, cosine); Biroli et al. 2402.18491 (cloning); Sclocchi et al.
+    2410.13770 (susceptibility). Exact values for mixtures: `fastcrit.theory.GaussianMixture.agreement`.
 
     Examples
     --------
@@ -220,6 +206,11 @@ def forward_backward(
     >>> found = fc.diffusion.forward_backward(D, images, judge, [80.0, 0.5])
     >>> bool(abs(found.retained[0] - 0.5) < 0.15), float(found.retained[1])
     (True, 1.0)
+    >>> found = fc.diffusion.forward_backward(D, images, judge, [80.0, 0.5], solver="sde", clones=2, patch=2)
+    >>> bool(abs(found.agreement[0] - 0.5) < 0.15), float(found.agreement[1])
+    (True, 1.0)
+    >>> bool(found.susceptibility[0] > 3.5), bool(found.susceptibility[1] < 1.5)  # all four patches; each its own
+    (True, True)
     """
     x0, s = _checked(D, images, levels)
     if not D.unlabelled:
@@ -227,21 +218,54 @@ def forward_backward(
     check_integer(steps, "steps", 2)
     if not 0 < lowest < s[-1]:
         raise ValueError(f"lowest: expected a positive level below {s[-1]:.6g}, the lowest of the levels, got {lowest}")
+    if check_integer(clones, "clones", 1) > 1 and solver != "sde":
+        raise ValueError(f'clones: expected 1 with solver={solver!r}, from which all end alike, or solver="sde"')
+    if patch is not None and any(side % check_integer(patch, "patch", 1) for side in x0.shape[2:]):
+        raise ValueError(f"patch: expected a divisor of both sides of images {tuple(x0.shape)}, got {patch}")
     x0 = x0.to(D.device or "cpu")
-    classes = classifier(x0).argmax(dim=1)
-    found = np.empty((len(s), len(x0)))
+    scores = classifier(x0)
+    shape = (len(s), len(x0))
+    kept, cosines, agreements = np.empty((3, *shape))
+    changes = None if patch is None else np.empty((*shape, x0.shape[2] // patch * (x0.shape[3] // patch)))
+    seeds = [seed, *_seeds_of_clones(seed, clones - 1)]
     with tqdm(total=len(s), disable=None if progress else True, unit="level") as bar:
         for i, level in enumerate(s.tolist()):
             own = max(2, round(steps * np.log(level / lowest) / np.log(s[0] / lowest)))
             path = np.append(np.geomspace(level, lowest, own), 0.0)
             noise = PhiloxNoise(seed, range(first_sample, first_sample + len(x0)), tuple(x0.shape[1:]), x0)(level)
-            back = sample(
-                D, n_samples=len(x0), levels=path, solver=solver, seed=seed, initial=x0 + level * noise,
-                first_sample=first_sample, batch_size=batch_size,
-            )  # fmt: skip
-            found[i] = (classifier(back).argmax(dim=1) == classes).cpu().numpy()
+            noisy, ends = x0 + level * noise, []
+            for clone, own_seed in enumerate(seeds):
+                back = sample(
+                    D, n_samples=len(x0), levels=path, solver=solver, seed=own_seed, initial=noisy,
+                    first_sample=first_sample, batch_size=batch_size,
+                )  # fmt: skip
+                after = classifier(back)
+                ends.append(after.argmax(dim=1))
+                if not clone:
+                    cosines[i] = _cosine(scores, after)
+                    if changes is not None and patch is not None:
+                        changes[i] = _changes(x0, back, patch)
+            kept[i] = (ends[0] == scores.argmax(dim=1)).cpu().numpy()
+            pairs = [(one == other).cpu().numpy() for one, other in combinations(ends, 2)]
+            agreements[i] = np.mean(pairs, axis=0) if pairs else np.nan
             bar.update()
-    return Retention(s, found)
+    return Retention(s, kept, cosines, agreements if clones > 1 else None, changes)
+
+
+def _seeds_of_clones(seed: int, clones: int) -> list[int]:
+    """Seeds of reverse runs beyond the first, which has ``seed`` itself."""
+    return [int(x) for x in np.random.SeedSequence(seed).generate_state(clones, np.uint64)]
+
+
+def _cosine(before: Tensor, after: Tensor) -> Floats:
+    cosine = torch.nn.functional.cosine_similarity(before.double(), after.double(), dim=1)
+    return np.asarray(cosine.detach().cpu().numpy())
+
+
+def _changes(before: Tensor, after: Tensor, patch: int) -> Floats:
+    """Mean squares of the difference (n, patches), over channels and the sites of each patch."""
+    square = (after - before).double().square().mean(dim=1)
+    return np.asarray(torch.nn.functional.avg_pool2d(square, patch).flatten(1).cpu().numpy())
 
 
 def _checked(D: Denoiser, images: Any, levels: Any) -> tuple[Tensor, Floats]:

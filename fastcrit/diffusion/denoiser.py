@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastcrit._edge.arrays import check_integer, to_array, to_tensor
-from fastcrit.diffusion.network import device_of, dtype_of, unwrapped
+from fastcrit.diffusion.network import check_forgetful, device_of, dtype_of, training_mode, unwrapped
 
 Level = float | Tensor
 
@@ -26,7 +26,10 @@ class Denoiser:
     Attributes
     ----------
     shape : tuple of int or None
-        (C, H, W) of a state, where the network says so.
+        (C, H, W) of a state, where the network or its adapter says so; (C, L) on a line, (C, T, H, W) of videos and
+        volumes. None: any (C, H, W); states on lattices of one or three axes need a shape.
+    ndim : int
+        Number of lattice axes of a state: those of ``shape`` behind the channels, or 2.
     classes : int
         Number of classes that labels can name; 0: the network takes no labels.
     unlabelled : bool
@@ -56,6 +59,12 @@ class Denoiser:
     >>> D = fc.diffusion.from_denoiser(lambda y, sigma: y / (1 + sigma[:, None, None, None] ** 2), shape=(1, 4, 4))
     >>> float(D(torch.ones(2, 1, 4, 4), 1.0)[0, 0, 0, 0])
     0.5
+
+    On a line of 64 sites, with two channels:
+
+    >>> line = fc.diffusion.from_denoiser(lambda y, sigma: y / (1 + sigma[:, None, None] ** 2), shape=(2, 64))
+    >>> line.ndim, tuple(line(torch.ones(3, 2, 64), 1.0).shape)
+    (1, (3, 2, 64))
     """
 
     def __init__(
@@ -74,8 +83,8 @@ class Denoiser:
         if shape is not None and (isinstance(shape, str) or not isinstance(shape, Sequence)):
             raise TypeError(f"shape: expected (C, H, W), got {shape!r}")
         self.shape = None if shape is None else tuple(operator.index(n) for n in shape)
-        if self.shape is not None and (len(self.shape) < 2 or min(self.shape) < 1):
-            raise ValueError(f"shape: expected positive numbers (C, H, W), got {shape!r}")
+        if self.shape is not None and (not 2 <= len(self.shape) <= 4 or min(self.shape) < 1):
+            raise ValueError(f"shape: expected positive numbers (C, H, W), or (C, L), or (C, T, H, W), got {shape!r}")
         self.classes = check_integer(classes, "classes", 0)
         self.unlabelled = self.classes == 0 if unlabelled is None else bool(unlabelled)
         self.highest = float(highest)
@@ -86,13 +95,22 @@ class Denoiser:
         self.flow: str | None = None
         self.card: dict[str, Any] = {}
         network = unwrapped(network)
-        if isinstance(network, torch.nn.Module) and getattr(network, "training", False):  # frozen ones have no mode
-            warnings.warn(f"{name} is in training mode, where dropout makes D random; call .eval()", stacklevel=3)
+        check_forgetful(network, name)
         self._network = network
+        self._warned = training_mode(network, name)
+        if self._warned is not None:
+            warnings.warn(self._warned, stacklevel=3)
+        # Ways of taking its derivatives that `mode_response` has held against differences.
+        self.borne_out: set[str] = set()
         self.device = device_of(network)
         self.dtype = dtype_of(network)
         self._function = function
         self._one_hot = one_hot
+
+    @property
+    def ndim(self) -> int:
+        """Number of lattice axes of a state."""
+        return 2 if self.shape is None else len(self.shape) - 1
 
     def __repr__(self) -> str:
         shape = "any shape" if self.shape is None else " x ".join(map(str, self.shape))
@@ -104,7 +122,7 @@ class Denoiser:
         Parameters
         ----------
         y : tensor (batch, C, H, W)
-            States y = x0 + s noise.
+            States y = x0 + s noise; (batch, *shape) where ``shape`` is known.
         s : float or tensor (batch,)
             Noise level. A float costs no look at the device; a tensor may, where a schedule has to be inverted. Values
             are checked unless they lie on an accelerator.
@@ -134,7 +152,15 @@ class Denoiser:
         if not batch:
             return y.clone()
         D = self._function(y, s, prepared)
-        return D.to(y.dtype)
+        # A copy: what a network returns may be a buffer that its next call overwrites, as of CUDA graphs.
+        return D.to(y.dtype, copy=True)
+
+    def check_mode(self) -> None:
+        """UserWarning for a network that was put in training mode since this denoiser was made."""
+        said = training_mode(self._network, self.name)
+        if said is not None and said != self._warned:
+            self._warned = said
+            warnings.warn(said, stacklevel=4)
 
     def check_level(self, s: Any) -> float:
         """``s`` as a float, if this denoiser covers it; ValueError otherwise."""
@@ -204,7 +230,10 @@ class Denoiser:
         if self.shape is not None and tuple(y.shape[1:]) != self.shape:
             raise ValueError(f"y: {self.name} takes states of shape (batch, *{self.shape}), got {tuple(y.shape)}")
         if y.ndim != 4 and self.shape is None:
-            raise ValueError(f"y: expected states (batch, C, H, W), got shape {tuple(y.shape)}")
+            raise ValueError(
+                f"y: expected states (batch, C, H, W), got shape {tuple(y.shape)}; of other lattices tell the "
+                "adapter the shape, as shape=(C, L) or shape=(C, T, H, W)"
+            )
         if self.device is not None and y.device != self.device:
             raise ValueError(f"y: {self.name} is on {self.device}, the states are on {y.device}")
 

@@ -1,12 +1,11 @@
-"""Folders that save_pretrained of diffusers wrote: a U-Net, its scheduler, and of latent models the decoder."""
+"""Folders that save_pretrained of diffusers wrote: a network, its scheduler, and of latent models the decoder."""
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,11 @@ from safetensors import SafetensorError
 from fastcrit._edge.extras import need
 from fastcrit._edge.placement import usable_device
 from fastcrit._edge.statefile import digest_of_files
+from fastcrit.diffusion.decoders import decode_by, pixels_per_site
 from fastcrit.diffusion.denoiser import Denoiser
 from fastcrit.diffusion.diffusers import from_diffusers
 from fastcrit.diffusion.network import built_plainly
+from fastcrit.diffusion.network_classes import TABLE
 from fastcrit.errors import FileFormatError
 
 _STEM = "diffusion_pytorch_model"
@@ -26,35 +27,54 @@ _STEM = "diffusion_pytorch_model"
 _VARIANT = re.compile(
     rf"{_STEM}(?:\.(?P<one>\w+)(?:-\d+-of-\d+)?\.safetensors|\.safetensors\.index\.(?P<many>\w+)\.json)"
 )
-# Where pipelines keep their decoders, and what their configurations call the channels of each resolution.
+# Where pipelines keep their networks.
+_NETWORKS = ("unet", "transformer")
+# What older folders call by another name, as diffusers tells the two apart.
+_BY_NORM = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
+# Where pipelines keep their decoders.
 _DECODERS = ("vae", "vqvae")
-_RESOLUTIONS = ("block_out_channels", "encoder_block_out_channels", "down_block_out_channels")
 
 
-def load_diffusers(folder: str | os.PathLike[str], *, null_label: int | None = None, device: str = "cpu") -> Denoiser:
-    """A UNet2DModel with its scheduler: a folder with unet/ and scheduler/, as a pipeline's save_pretrained writes it.
+def load_diffusers(
+    folder: str | os.PathLike[str],
+    *,
+    null_label: int | None = None,
+    device: str = "cpu",
+    conditioning: Mapping[str, Any] | None = None,
+    null: Mapping[str, Any] | None = None,
+    shape: Sequence[int] | None = None,
+) -> Denoiser:
+    """A network with its scheduler: a folder with unet/ or transformer/ and scheduler/, as save_pretrained writes it.
 
     Parameters
     ----------
     folder : path
         On disk; nothing is downloaded. Weights must be safetensors; of those in half precision ("fp16") it is computed
-        in float32.
+        in float32. The network is one of diffusers' own classes that `from_diffusers` knows.
     null_label : int, optional
-        The class that stands for "no label", where the network was trained with one.
+        The class that stands for "no label", where the network was trained with one and its class does not say.
     device : str
+    conditioning, null : dict of tensor, optional
+        As for `from_diffusers`: what text models need.
+    shape : (C, H, W), optional
+        Default: what the network's config says (nothing, of Flux).
 
     Returns
     -------
     Denoiser
-        ``card`` has the ``sha256`` of all its files, and ``pixels_per_site``: 1, or where there is a vae/ or vqvae/
-        what the decoder's own configuration says (None where it does not). ``decode`` is that decoder.
+        ``card`` has the ``sha256`` of all its files, ``pixels_per_site``: 1 of a U-Net and None of a transformer, or
+        where there is a vae/ or vqvae/ what the decoder's own configuration says (None where it does not), and the
+        checksum of what it is conditioned on. ``decode`` is that decoder.
 
     Raises
     ------
     FileNotFoundError
         A part of the folder is missing.
     FileFormatError
-        It holds a network of another class, or weights that are pickles; diffusers cannot read it.
+        It holds a network of a class that is not known or of remote code, or weights that are pickles; diffusers cannot
+        read it.
+    TypeError, ValueError
+        As for `from_diffusers`.
 
     Examples
     --------
@@ -65,9 +85,10 @@ def load_diffusers(folder: str | os.PathLike[str], *, null_label: int | None = N
     wrote
     """
     root = Path(folder)
-    for part in ("unet/config.json", "scheduler/scheduler_config.json"):
-        if not (root / part).is_file():
-            raise FileNotFoundError(f"diffusers: {root / part}: no such file; {_what_else(root)}")
+    part = next((p for p in _NETWORKS if (root / p / "config.json").is_file()), _NETWORKS[0])
+    for needed in (f"{part}/config.json", "scheduler/scheduler_config.json"):
+        if not (root / needed).is_file():
+            raise FileNotFoundError(f"diffusers: {root / needed}: no such file; {_what_else(root)}")
     device = usable_device(device)
     library: Any = need("diffusers", f"loading {root}")
     settings = root / "scheduler/scheduler_config.json"
@@ -75,34 +96,45 @@ def load_diffusers(folder: str | os.PathLike[str], *, null_label: int | None = N
     kind: Any = getattr(library, str(name), None)
     if not hasattr(kind, "set_timesteps"):
         raise FileFormatError(f"diffusers: {settings}: expected the name of a scheduler as _class_name, got {name!r}")
-    said = _config(root / "unet/config.json").get("_class_name", "UNet2DModel")
-    if said != "UNet2DModel":
-        raise FileFormatError(
-            f"diffusers: {root}/unet: holds a {said}, and only a UNet2DModel, called as model(x, t), is read from a "
-            f"folder; load it by diffusers.{said}.from_pretrained and say how it is called: "
-            "fc.diffusion.from_diffusers(lambda x, t: ..)"
-        )
-    net = _loaded(library.UNet2DModel, root / "unet", "a UNet2DModel").to(device)
+    net = _network(library, root / part).to(device)
     with built_plainly():
         scheduler = kind.from_pretrained(root / "scheduler")
-    D = from_diffusers(net, scheduler, null_label=null_label)
-    files = sorted(p for part in ("unet", "scheduler") for p in (root / part).rglob("*") if p.is_file())
-    D.card = {"sha256": digest_of_files(files), "pixels_per_site": 1}
-    for part in _DECODERS:
-        if (root / part).is_dir():
-            D.decode, D.card["pixels_per_site"] = _decoder(library, root / part, device)
+    D = from_diffusers(net, scheduler, null_label=null_label, conditioning=conditioning, null=null, shape=shape)
+    files = sorted(p for each in (part, "scheduler") for p in (root / each).rglob("*") if p.is_file())
+    D.card |= {"sha256": digest_of_files(files), "pixels_per_site": 1 if part == "unet" else None}
+    for decoder in _DECODERS:
+        if (root / decoder).is_dir():
+            D.decode, D.card["pixels_per_site"] = _decoder(library, root / decoder, device)
             break
     return D
 
 
+def _network(library: Any, folder: Path) -> Any:
+    """The network in a folder, if its class is one of diffusers' own whose call is known."""
+    config = _config(folder / "config.json")
+    said = str(config.get("_class_name", "UNet2DModel"))
+    if said == "Transformer2DModel":
+        said = _BY_NORM.get(str(config.get("norm_type")), said)
+    known = [name for row in TABLE if not row.remote for name in row.names]
+    if said in known:
+        article = "an" if said[0] in "AEIO" else "a"
+        return _loaded(getattr(library, said), folder, f"{article} {said}")
+    remote = any(said in row.names for row in TABLE)
+    why = "which is code that came with it" if remote else f"which is none of those that are known ({', '.join(known)})"
+    how = "scheduler)" if remote else "scheduler, call=..)"
+    raise FileFormatError(
+        f"diffusers: {folder}: holds a {said}, {why}; load it yourself, by its own from_pretrained, and wrap it: "
+        f"fc.diffusion.from_diffusers(model, {how}"
+    )
+
+
 def _what_else(root: Path) -> str:
     """What a folder is instead of what is read here."""
-    others = [p.parent for p in sorted(root.glob("*/config.json")) if p.parent.name in ("transformer", "prior", "unet")]
-    if others and others[0].name != "unet":
-        kind = _config(others[0] / "config.json").get("_class_name", "another network")
+    if (root / "prior/config.json").is_file():
+        kind = _config(root / "prior/config.json").get("_class_name", "another network")
         return (
-            f"{others[0].name}/ holds a {kind}, and only a UNet2DModel is read from a folder; load it with diffusers "
-            "and wrap it by fc.diffusion.from_diffusers or from_velocity"
+            f"prior/ holds a {kind}, and a network is read from {' or '.join(_NETWORKS)}; load it with diffusers and "
+            "wrap it by fc.diffusion.from_diffusers or from_velocity"
         )
     return "expected a folder that save_pretrained wrote"
 
@@ -176,25 +208,6 @@ def _decoder(library: Any, folder: Path, device: str) -> tuple[Callable[[torch.T
     def decode(y: torch.Tensor) -> torch.Tensor:
         if not loaded:
             loaded.append(_loaded(kind, folder, f"an {name}").to(device))
-        settings = loaded[0].config
-        scale, mean, std = (settings.get(key) for key in ("scaling_factor", "latents_mean", "latents_std"))
-        latents = y.float() / (scale or 1.0)
-        if mean is not None and std is not None:
-            mean, std = (torch.as_tensor(v, dtype=latents.dtype, device=y.device)[:, None, None] for v in (mean, std))
-            latents = latents * std + mean
-        images: torch.Tensor = loaded[0].decode(latents + (settings.get("shift_factor") or 0.0)).sample
-        return images
+        return decode_by(loaded[0], y)
 
-    return decode, _pixels_per_site(kind, config)
-
-
-def _pixels_per_site(kind: Any, config: dict[str, Any]) -> int | None:
-    """Image pixels along a side to one of a latent, by a decoder's configuration or its class's defaults."""
-    defaults = {name: p.default for name, p in inspect.signature(kind.__init__).parameters.items()}
-    known = {name: value for name, value in defaults.items() if value is not inspect.Parameter.empty} | config
-    ratio = known.get("spatial_compression_ratio")
-    if isinstance(ratio, int):
-        return ratio
-    channels = next((known[name] for name in _RESOLUTIONS if known.get(name)), None)
-    # Every resolution but the last is halved.
-    return 2 ** (len(channels) - 1) if isinstance(channels, (list, tuple)) else None
+    return decode, pixels_per_site(kind, config)

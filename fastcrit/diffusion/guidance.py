@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastcrit._edge.arrays import check_choice, check_finite_number, check_positive, to_numbers
 from fastcrit.diffusion.denoiser import Denoiser, Level
-from fastcrit.diffusion.diffusers import check_levels_known, step_level
+from fastcrit.diffusion.schedulers import check_levels_known, step_level
 
 # Edges compare to this: a level of 5.42 from a float32 table is 5.4200000763, and lies in an interval that ends there.
 _EDGE = 8 * float(np.finfo(np.float32).eps)

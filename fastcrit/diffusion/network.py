@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 
 @contextmanager
@@ -61,9 +64,58 @@ def dtype_of(net: Any) -> torch.dtype | None:
         dtype = getattr(hook, "compute_dtype", None)
         if dtype is not None:
             return dtype  # type: ignore[no-any-return]  # a hook's attribute
-    # Quantised weights are integers or of one byte, and no type of states.
-    wide = (w.dtype for w in _weights(net) if w.is_floating_point() and w.element_size() > 1)
-    return next(wide, None)
+    # Quantised weights are integers or of one byte, and no type of states. What diffusers keeps in float32 inside a
+    # network of half precision casts its own input, and does not say what the network's is.
+    kept = tuple(getattr(unwrapped(net), "_keep_in_fp32_modules", None) or ())
+    named = unwrapped(net).named_parameters() if isinstance(net, torch.nn.Module) else ()
+    wide = [(name, w.dtype) for name, w in named if w.is_floating_point() and w.element_size() > 1]
+    told = (dtype for name, dtype in wide if not any(part in name for part in kept))
+    return next(told, wide[0][1] if wide else None)
+
+
+def training_mode(net: Any, name: str) -> str | None:
+    """What is wrong with a network in training mode, in words; None for one in evaluation mode.
+
+    Of one that is not, also modules inside that drop at random or average over the batch; of a function, the networks
+    that it calls, where they are names of its own.
+    """
+    said = "is in training mode, where dropout makes D random; call .eval()"
+    for module in _called(net):
+        if getattr(module, "training", False):  # frozen ones have no mode
+            return f"{name} {said}" if module is net else f"{name} calls {type(module).__name__}, which {said}"
+        for path, inner in module.named_modules():
+            if not isinstance(inner, (_BatchNorm, _DropoutNd)) or not inner.training:
+                continue
+            if isinstance(inner, _BatchNorm) or inner.p > 0:
+                return (
+                    f"{name}: its {path} ({type(inner).__name__}) is in training mode, where D is random or depends on "
+                    "the batch; call .eval()"
+                )
+    return None
+
+
+def check_forgetful(net: Any, name: str) -> None:
+    """ValueError for a network of diffusers that answers with parts of what it said before."""
+    if getattr(net, "is_cache_enabled", False) is True:
+        raise ValueError(
+            f"{name} keeps parts of earlier answers (enable_cache), so that it is no function of state and level; call "
+            ".disable_cache()"
+        )
+
+
+def _called(net: Any) -> Iterator[torch.nn.Module]:
+    """A network, or those that a function, method or partial calls by names of its own."""
+    if isinstance(net, torch.nn.Module):
+        yield net
+    elif isinstance(net, functools.partial):
+        yield from _called(unwrapped(net.func))
+    elif inspect.ismethod(net):
+        yield from _called(net.__self__)
+    elif inspect.isfunction(net):
+        names = inspect.getclosurevars(net)
+        for value in (*names.nonlocals.values(), *names.globals.values()):
+            if isinstance(unwrapped(value), torch.nn.Module):
+                yield unwrapped(value)
 
 
 def _weights(net: Any) -> Iterator[Tensor]:

@@ -75,13 +75,14 @@ def sample(
         What guidance leads away from; default: ``D`` without labels.
     observers : sequence of callables or Recorders
         Each is called for every batch at every level as ``observer(i, s, y, D)`` with y and D = D(y; s) of shape
-        (batch, C, H, W), without waiting for the device. Tensors belong to the solver: copy what you change or keep.
+        (batch, *shape), without waiting for the device. Tensors belong to the solver: copy what you change or keep.
         At the last level D costs one evaluation more, for a recorder of denoised images too; at s = 0 it is the state.
     shape : (C, H, W), optional
-        Of a state, where ``D.shape`` is None.
+        Of a state, where ``D.shape`` is None. (Of a line, (C, L), and of volumes and videos, (C, T, H, W), the adapter
+        has to know it: see `Denoiser`. A recorder of theirs is made with ``ndim=1`` or ``ndim=3``.)
     first_sample : int
         Number of the first sample: 0..63 and then 64..127 with ``first_sample=64`` equals 128 samples.
-    initial : tensor (n_samples, C, H, W), optional
+    initial : tensor (n_samples, *shape), optional
         States at levels[0] instead of levels[0] times normal noise.
     batch_size : int
         States that are evaluated together.
@@ -97,7 +98,7 @@ def sample(
 
     Returns
     -------
-    tensor (n_samples, C, H, W)
+    tensor (n_samples, *shape)
         States at levels[-1].
 
     Raises
@@ -155,6 +156,8 @@ def sample(
     watchers = [_Watcher(o, s, state_shape) for o in ([] if recorder is None else [recorder]) + list(observers)]
     place = torch.device(device if device is not None else D.device or "cpu")
     prepared = D.prepare_labels(labels, n_samples, place)
+    for used in (D._conditional, D._unguided) if isinstance(D, Guided) else (D,):
+        used.check_mode()
 
     states = torch.empty((n_samples, *state_shape), dtype=dtype, device=place)
     steps = -(-n_samples // batch_size) * (len(s) - 1)
@@ -279,6 +282,11 @@ class _Watcher:
             if observer.shape != shape and (1, *observer.shape) != shape:
                 raise ValueError(
                     f"recorder: made for states of shape {observer.shape}, sampling those of shape {shape}"
+                )
+            if observer.ndim != len(shape) - 1:
+                raise ValueError(
+                    f"recorder: made with ndim={observer.ndim}, sampling states of shape {shape}, channels first; make "
+                    f"it with ndim={len(shape) - 1}"
                 )
             self.steps = observer.positions_in(levels)
         elif not callable(observer):

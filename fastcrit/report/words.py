@@ -193,6 +193,9 @@ def facts(ds: xr.Dataset) -> list[str]:
     said = []
     if is_guidance(ds):
         said.append(f"{ds.sizes['sample']} samples in each of {ds.sizes['arm']} arms")
+    if "prompts" in config:
+        n = len(config["prompts"])
+        said.append(f"{n} prompt{'s' * (n > 1)}")
     if "n_samples" in ds.coords:
         said.append(f"{int(ds['n_samples'].max())} trajectories")
     if "lattice" in ds.attrs:

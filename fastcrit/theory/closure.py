@@ -170,7 +170,12 @@ class Closure:
         return Point(to, state, self.respond(state, to))
 
     def march(self, levels: Floats, substeps: int | None = None) -> Iterator[Point]:
-        """The points at ``levels``, with ``substeps`` steps from each to the next (default: small enough ones)."""
+        """The points at ``levels``, with ``substeps`` steps from each to the next (default: small enough ones).
+
+        Yields
+        ------
+        Point
+        """
         s = float(levels[0])
         state = self.start(s)
         point = Point(s, state, self.respond(state, s))

@@ -1,4 +1,4 @@
-"""What theory predicts: linear response of patch models, the exact Gaussian model, and the non-local pitchfork."""
+"""What theory predicts of patch models: linear response at y = 0, and along trajectories by the closure."""
 
 from __future__ import annotations
 
@@ -23,20 +23,9 @@ from fastcrit.errors import NoTransitionError
 from fastcrit.patch.dictionary import Dictionary, lattice_shape
 from fastcrit.schedules import Schedule
 from fastcrit.theory import closure as _closure
-from fastcrit.theory.gaussian import GaussianTheory
-from fastcrit.theory.mixture import GaussianMixture
-from fastcrit.theory.order_parameter import Pitchfork, pitchfork, speciation_level
 from fastcrit.theory.site_modes import largest_eigenvalue_by_site
 
-__all__ = [
-    "GaussianMixture",
-    "GaussianTheory",
-    "GinzburgLandau",
-    "PatchTheory",
-    "Pitchfork",
-    "pitchfork",
-    "speciation_level",
-]
+__all__ = ["GinzburgLandau", "PatchTheory"]
 
 Floats = NDArray[np.float64]
 

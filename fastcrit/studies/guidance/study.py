@@ -22,6 +22,7 @@ from fastcrit.studies import checks
 from fastcrit.studies.guidance.plan import GuidancePlan
 from fastcrit.studies.guidance.subject import Subject, subject_of
 from fastcrit.studies.guidance.verdict import MEASURES, summary, verdict_attributes
+from fastcrit.studies.prompts import config_of_prompts
 from fastcrit.studies.shared.chunks import Chunks
 from fastcrit.studies.shared.ranks import Rank
 from fastcrit.studies.shared.run import shared_run
@@ -44,13 +45,14 @@ class GuidanceStudy(GuidancePlan):
     run_path : path
         Folder of a finished `FashionMnistStudy` or `ImageNetStudy`: which network, and its critical levels.
     edm2, diffusers : path, optional
-        Of an `ImageNetStudy`: where its network is.
+        Of an `ImageNetStudy`: where its network is. Its prompts, where it has some, are those of its configuration.
     guide : path, optional
         Pickle of the network to lead away from. Default: the same without labels.
     trust_pickle : bool
         Pickles run code; without this they are refused.
     judge : path, optional
         Of an `ImageNetStudy`, needed: who says which class a sample is, as `fastcrit.diffusion.load_judge` reads it.
+        Where classes are prompts, its class j has to be what the j-th prompt asks for.
     samples : int
         In every arm, each class equally often.
     steps : int
@@ -140,7 +142,7 @@ class _Job:
             "device": "cpu" if subject.D.device is None else subject.D.device.type,
             "weights": subject.D.card["sha256"],
             "guide": None if subject.guide is None else subject.guide.card["sha256"],
-            "judge": subject.judge.sha256, "critical": subject.critical,
+            "judge": subject.judge.sha256, "critical": subject.critical, **config_of_prompts(subject.D),
         }  # fmt: skip
 
     @property

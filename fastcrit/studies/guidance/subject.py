@@ -14,6 +14,7 @@ from fastcrit._estimates.attributes import config_of
 from fastcrit.studies import checks, result
 from fastcrit.studies.finish import DATASET, is_finished
 from fastcrit.studies.labels import classes_but, labels_of
+from fastcrit.studies.prompts import load_prompted
 
 if TYPE_CHECKING:
     from fastcrit.diffusion.denoiser import Denoiser
@@ -135,12 +136,17 @@ def subject_of(study: GuidancePlan, device: str) -> Subject:
             raise ValueError(f"run: expected a study without guidance, {folder} has guidance_weight")
         if study.judge is None:
             raise ValueError("judge: needed to say whether samples look like their class, got None")
-        null_label = config["null_label"]
-        D, guide = load_pair(
-            study.edm2, study.diffusers, study.guide, trust_pickle=study.trust_pickle, null_label=null_label,
-            device=device,
-        )  # fmt: skip
+        if "prompts" in config:
+            if study.edm2 or study.guide:
+                raise ValueError(f"edm2, guide: {folder} is a study of prompts, whose negative one is led away from")
+            D = load_prompted(study.diffusers, config["prompts"], config["negative"], config["threads"], device)
+        else:
+            D, guide = load_pair(
+                study.edm2, study.diffusers, study.guide, trust_pickle=study.trust_pickle,
+                null_label=config["null_label"], device=device,
+            )  # fmt: skip
         checks.check_leads_away(D, guide)
+        null_label = D.null_label
         judge = load_judge(study.judge, device=device)
         known = classes_but(D.classes, null_label) if config["classes"] is None else config["classes"]
     else:

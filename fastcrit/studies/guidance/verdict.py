@@ -11,6 +11,7 @@ from fastcrit._edge.arrays import check_choice
 from fastcrit._edge.plain import strict_json
 from fastcrit._estimates.attributes import carried_levels, config_of, pulses_of
 from fastcrit.alignment import Paired, paired
+from fastcrit.studies.prompts import lines_of_prompts
 
 MEASURES = ("top1", "log_probability", "margin")
 # Names of the arms without a pulse.
@@ -196,7 +197,7 @@ def summary(ds: xr.Dataset) -> str:
             "than the posterior would.",
         ]
     warned = ["", f"warning: {ds.attrs['warning']}"] if "warning" in ds.attrs else []
-    return "\n".join([*lines, "", ds.attrs["verdict"], *warned])
+    return "\n".join([*lines, "", ds.attrs["verdict"], *warned, *lines_of_prompts(config_of(ds))])
 
 
 def as_json(ds: xr.Dataset) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from fastcrit._kernels.lattice import lattice
 from fastcrit.studies import checks
 from fastcrit.studies.labels import classes_but, labels_of
 from fastcrit.studies.options import check_options, option, seed, threads
+from fastcrit.studies.prompts import check_without_prompts, config_of_prompts, load_prompted, prompts, text
 from fastcrit.studies.shared.spans import InChunks
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ Floats = NDArray[np.float64]
 _SHELLS = 6
 # Where the model lies on this machine; what it is, its checksum says.
 _PLACES = ("edm2", "guide", "diffusers", "trust_pickle")
+# Fields that runs were begun without: a configuration has them where they are given.
+_WHERE_GIVEN = ("prompts", "negative")
 
 
 def _share(value: float, name: str) -> float:
@@ -45,7 +49,8 @@ class ImageNetPlan(InChunks):
     )
     trust_pickle: bool = field(default=False, metadata=option("Pickles run code: say that you may."))
     diffusers: str | None = field(
-        default=None, metadata=option("Folder with unet/ and scheduler/, as save_pretrained writes it.", path=True)
+        default=None,
+        metadata=option("Folder with unet/ or transformer/, and scheduler/, as save_pretrained writes it.", path=True),
     )
     null_label: int | None = field(default=None, metadata=option("With --diffusers: the class for no label."))
     samples: int = field(default=50_000, metadata=option("Trajectories.", lowest=3))
@@ -88,6 +93,16 @@ class ImageNetPlan(InChunks):
         default=1,
         metadata=option("Of torch on a CPU, for each rank; others round otherwise.", lowest=1, check=threads),
     )
+    prompts: Sequence[str] | None = field(
+        default=None,
+        metadata=option(
+            "With --diffusers, then a whole text pipeline: file with a prompt, which is a class, a line.",
+            path=True, check=prompts,
+        ),
+    )  # fmt: skip
+    negative: str | None = field(
+        default=None, metadata=option("With --prompts: the prompt that stands for no label; default: none.", check=text)
+    )
 
     def __post_init__(self) -> None:
         if (self.edm2 is None) == (self.diffusers is None):
@@ -98,6 +113,13 @@ class ImageNetPlan(InChunks):
             raise ValueError("guidance_center: given without guidance_weight")
         if self.null_label is not None and self.diffusers is None:
             raise ValueError("null_label: given without diffusers")
+        if self.prompts is None and self.negative is not None:
+            raise ValueError("negative: given without prompts")
+        for name in ("edm2", "guide", "null_label") if self.prompts is not None else ():
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name}: given with prompts, which are those of a pipeline in the folder diffusers")
+        if self.prompts is not None and self.negative is None:
+            object.__setattr__(self, "negative", "")
         if self.batch == 0:
             check_integer(self.chunk, "chunk", 2)
             object.__setattr__(self, "batch", max(n for n in range(1, 65) if self.chunk % n == 0))
@@ -123,18 +145,19 @@ class ImageNetPlan(InChunks):
     def labels(self, D: Denoiser, samples: range) -> NDArray[np.int64] | None:
         """Classes of these samples, as `labels_of` has them; None without labels."""
         classes = self.known_classes(D) if self.classes is None else self.classes
-        return labels_of(samples, classes, self.null_label) if classes else None
+        return labels_of(samples, classes, D.null_label) if classes else None
 
     def known_classes(self, D: Denoiser) -> int:
         """Number of classes but the one that stands for "no label"."""
-        return classes_but(D.classes, self.null_label)
+        return classes_but(D.classes, D.null_label)
 
     def config(self, D: Denoiser) -> dict[str, Any]:
         """What the result follows from: the fields, the kind of device, the networks by their files' checksums."""
-        fields = {name: value for name, value in asdict(self).items() if name not in _PLACES}
+        fields = {name: value for name, value in asdict(self).items() if name not in (*_PLACES, *_WHERE_GIVEN)}
         device = "cpu" if D.device is None else D.device.type
         return {
-            "study": "imagenet", **fields, "device": device, "weights": D.card["sha256"], "guide": D.card.get("guide")
+            "study": "imagenet", **fields, "device": device, "weights": D.card["sha256"], "guide": D.card.get("guide"),
+            **config_of_prompts(D),
         }  # fmt: skip
 
     def denoiser(self, device: str = "cpu") -> Denoiser:
@@ -144,17 +167,22 @@ class ImageNetPlan(InChunks):
         ------
         ValueError
             A pickle that is not trusted; more classes than the network knows; guidance without a network to lead away
-            from, or at none of the levels.
+            from, or at none of the levels; a text model without prompts, or prompts that it cannot tell apart.
         FileNotFoundError, FileFormatError, ModuleNotFoundError
             As for `fastcrit.diffusion.load_edm2` and `fastcrit.diffusion.load_diffusers`.
         """
         from fastcrit import diffusion
         from fastcrit.diffusion.checkpoints import load_pair
 
-        D, unguided = load_pair(
-            self.edm2, self.diffusers, self.guide, trust_pickle=self.trust_pickle, null_label=self.null_label,
-            device=device,
-        )  # fmt: skip
+        if self.prompts is not None:
+            assert self.negative is not None
+            D, unguided = load_prompted(self.diffusers, self.prompts, self.negative, self.threads, device), None
+        else:
+            check_without_prompts(self.diffusers)
+            D, unguided = load_pair(
+                self.edm2, self.diffusers, self.guide, trust_pickle=self.trust_pickle, null_label=self.null_label,
+                device=device,
+            )  # fmt: skip
         if D.shape is None:
             raise ValueError(f"edm2, diffusers: {D.name} does not say what shape its states have")
         if (self.classes or 0) > self.known_classes(D):

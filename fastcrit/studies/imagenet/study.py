@@ -23,6 +23,7 @@ from fastcrit.critical import gaussian_rates
 from fastcrit.observe import Recorder
 from fastcrit.studies import checks, result
 from fastcrit.studies.imagenet.plan import ImageNetPlan
+from fastcrit.studies.prompts import lines_of_prompts
 from fastcrit.studies.shared.chunks import Chunks
 from fastcrit.studies.shared.ranks import Rank
 from fastcrit.studies.shared.run import shared_run
@@ -48,7 +49,7 @@ class ImageNetStudy(ImageNetPlan):
     trust_pickle : bool
         Pickles run code; without this they are refused.
     diffusers : path, optional
-        Folder with unet/ and scheduler/, as `fastcrit.diffusion.load_diffusers` reads it.
+        Folder with unet/ or transformer/, and scheduler/, as `fastcrit.diffusion.load_diffusers` reads it.
     null_label : int, optional
         With ``diffusers``: the class that stands for "no label".
     samples, chunk, batch : int
@@ -79,6 +80,12 @@ class ImageNetStudy(ImageNetPlan):
         Keep all states in RUN/states.zarr.
     threads : int
         Of torch, on a CPU: sums of other numbers of threads are rounded otherwise.
+    prompts : path or sequence of str, optional
+        With ``diffusers``, which is then the folder of a whole text pipeline: different texts, or a file with one a
+        line. Each is a class, as `fastcrit.diffusion.from_pipeline` makes it: sample j has the prompt of the number
+        j mod ``classes``.
+    negative : str, optional
+        With ``prompts``: the one that stands for no label, from which guidance leads away. Default: an empty one.
 
     Examples
     --------
@@ -238,4 +245,4 @@ def summary(ds: xr.Dataset) -> str:
         )
     if "warning" in ds.attrs:
         lines += ["", f"warning: {ds.attrs['warning']}"]
-    return "\n".join(lines)
+    return "\n".join(lines + lines_of_prompts(config))
