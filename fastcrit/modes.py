@@ -176,7 +176,9 @@ def mode_response(
     Warns
     -----
     UserWarning
-        The denoised image of a state depends on the others in its batch; "jvp" or "vjp" loses a part of the derivative.
+        The denoised image of a state depends on the others in its batch; "jvp" or "vjp" loses a part of the derivative;
+        a part of the network is quantised by torch. (A lost part that is less than a tenth of the response of a shell
+        is not seen.)
 
     Notes
     -----
@@ -219,6 +221,12 @@ def mode_response(
         survey = Survey.of(lambda y: D(y, s, few), y[:1])
         rows = max(1, int(memory) // survey.bytes_a_row)
         check_repeatable(D, s, y[:1], few, survey.answer, batched=rows > 1)
+        if survey.quantised:
+            warnings.warn(
+                f"D: a part of {D.name} computes in integers, which have no derivative and make differences noisy: "
+                "gains are right to some tenth of the largest; measure the network before it was quantised",
+                stacklevel=2,
+            )
         if method == "auto" or (method == "central" and step is None):
             tried = METHODS[:2] if method == "auto" and not survey.moved else ()
             choose_method(take, y, prepared, chosen, tried, fixed=step is not None, rows=rows)
@@ -231,7 +239,7 @@ def mode_response(
             if contradicted(take, y, prepared, chosen, rows):
                 warnings.warn(
                     f"method: {method!r} says other than central differences of {D.name}, which loses a part of its "
-                    "derivative on the way (a detached part, torch.no_grad inside, a compiled or quantised part); pass "
+                    "derivative on the way (a detached part, torch.no_grad inside, a compiled part); pass "
                     'method="auto" or "central"',
                     stacklevel=2,
                 )

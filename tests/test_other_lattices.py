@@ -163,9 +163,8 @@ class TestSampling:
                 down_block_types=("DownBlock1DNoSkip", "DownBlock1D"), up_block_types=("UpBlock1D", "UpBlock1DNoSkip"),
             ).double().eval()  # fmt: skip
         scheduler = diffusers.DDPMScheduler(prediction_type="epsilon")
-        D = fc.diffusion.from_diffusers(
-            net, scheduler, shape=(2, 32), call=lambda model, x, t, labels, conditions: model(x, t).sample
-        )
+        D = fc.diffusion.from_diffusers(net, scheduler)
+        assert D.shape == (2, 32)
         y, s = states((2, 32)), 1.3
         vp = fc.schedules.VP(scheduler.alphas_cumprod.double().numpy())
         with torch.no_grad():

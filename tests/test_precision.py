@@ -196,6 +196,15 @@ class TestExplicitMethods:
                 np.testing.assert_allclose(gains(D, method).matrix_samples, plain["gains"], atol=EXACT[1])
 
 
+class TestEightBits:
+    def test_quantised_layers_of_torch_are_warned_of(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch is about to replace this way of quantising
+            net = torch.ao.quantization.quantize_dynamic(network(), {torch.nn.Linear}, dtype=torch.qint8)
+        with pytest.warns(UserWarning, match="D: a part of Net computes in integers, .* before it was quantised"):
+            gains(denoiser(net), waves=1)
+
+
 class TestTrainingMode:
     def test_is_warned_of_where_it_can_be_seen(self):
         net = network()

@@ -28,6 +28,7 @@ class Survey:
 
     bytes_a_row: int  # what operations on one state return, all together, and once more for their derivatives
     moved: bool  # modules went to another device or type on the way, and back
+    quantised: bool  # a part computes in integers: no derivative goes through it
     answer: Tensor  # what f returned
 
     @classmethod
@@ -38,14 +39,15 @@ class Survey:
         from torch.utils._python_dispatch import TorchDispatchMode
         from torch.utils._pytree import tree_leaves
 
-        total, moved = 0, False
+        total, moved, quantised = 0, False, False
         set_data = torch.Tensor.data.__set__  # type: ignore[attr-defined]  # torch does not type its properties
 
         class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not type it
             """Adds up what operations return."""
 
             def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-                nonlocal total
+                nonlocal total, quantised
+                quantised = quantised or func.namespace == "quantized"
                 out = func(*args, **(kwargs or {}))
                 total += sum(t.numel() * t.element_size() for t in tree_leaves(out) if isinstance(t, torch.Tensor))
                 return out
@@ -71,7 +73,7 @@ class Survey:
             except RuntimeError:  # of f, or of frozen TorchScript, whose constants dispatch modes cannot take
                 answer = f(y)
                 total = sys.maxsize // 2  # unknown: one row at a time
-        return cls(2 * max(total, 1), moved, answer)
+        return cls(2 * max(total, 1), moved, quantised, answer)
 
 
 def check_repeatable(D: Denoiser, s: float, y: Tensor, labels: Tensor | None, answer: Tensor, batched: bool) -> None:
@@ -81,7 +83,7 @@ def check_repeatable(D: Denoiser, s: float, y: Tensor, labels: Tensor | None, an
     """
     import torch
 
-    rounding = max(4 * _eps(D, y), _REPEATED)
+    rounding = max(4 * eps_of(D, y), _REPEATED)
     # Where symmetry makes D vanish, of what the noise would make of it.
     scale: float = max(float(answer.double().norm()), _LEAST * s * answer.numel() ** 0.5)
 
@@ -110,7 +112,7 @@ def check_repeatable(D: Denoiser, s: float, y: Tensor, labels: Tensor | None, an
         )
 
 
-def _eps(D: Denoiser, y: Tensor) -> float:
+def eps_of(D: Denoiser, y: Tensor) -> float:
     """Relative rounding of the type that D computes in."""
     import torch
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from fastcrit._kernels.lattice import lattice
 from fastcrit._response.derivative import Derivative
+from fastcrit._response.evaluation import eps_of
 from fastcrit._response.probes import mode_amplitudes, shell_averages
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ _DEVIATIONS = 3.0
 # Gains at several steps that are called alike, and unlike, as shares of the largest.
 _ALIKE, _UNLIKE = 0.15, 0.25
 _TINY = 1e-300
+# Types that round by more than this are of half precision: what they round has derivatives all the same.
+_HALF = 2.0**-12
 # Largest change of a pixel in units of 1 + s, from too long for the curvature of most networks, and how many steps,
 # each a fourth of the one before, lead to where rounding shows, by the bytes of a number.
 _LONGEST = 1 / 6
@@ -93,8 +96,10 @@ def choose_method(
         take.step = float(sizes[best] / 2 if rounds else np.sqrt(2) * sizes[best + 2])
     if not methods or not (rounds or first.change[best] <= _SETTLED):
         return False
-    # Three steps in a row. Of a network that rounds, the two longer ones tell, and the third what rounding does to it,
-    # four times as much as to them.
+    if rounds and eps_of(take.D, y) < _HALF:
+        return True  # not by its type: what rounds so (integers, 8 bits) has no derivative, or none of a part
+    # Three steps in a row. Of a network in half precision the two longer ones tell, and the third what rounding does to
+    # it, four times as much as to them.
     at, which, share = (best - 1, 0, 0.25) if rounds else (best, 1, 1.0)
     second = judge.scan(tangents[1], sizes[at : at + 3])
     expected = torch.stack([first.products[at + which], second.products[which]])

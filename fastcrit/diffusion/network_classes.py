@@ -243,7 +243,8 @@ TABLE = (
         ("UNet2DModel",), "sample", labels="class_labels", classes="num_class_embeds", variance=True,
         only={"class_embed_type": (None,)},
     ),
-    NetworkClass(("UNet1DModel",), "sample", dims=1, only={"extra_in_channels": (0, None)}),
+    # Its extra_in_channels are those of the time, which the network puts beside the state itself.
+    NetworkClass(("UNet1DModel",), "sample", dims=1),
     # SD 1.5 and 2; SDXL is told pooled embeddings and sizes besides.
     NetworkClass(
         ("UNet2DConditionModel",), "sample", variance=True,
