@@ -124,6 +124,12 @@ def check_options(config: Any) -> None:
         object.__setattr__(config, each.name, value)
 
 
+def check_falling(high: float, low: float) -> None:
+    """ValueError unless the first noise level is above the last."""
+    if not high > low:
+        raise ValueError(f"high, low: expected high > low, got {high} and {low}")
+
+
 @cache
 def described(config: type) -> tuple[Described, ...]:
     """Every field of a configuration, in order."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fastcrit import schedules
 from fastcrit._edge.arrays import check_positive
-from fastcrit.studies.options import check_options, option
+from fastcrit.studies.options import check_falling, check_options, option
 
 if TYPE_CHECKING:
     from fastcrit.diffusion.denoiser import Denoiser
@@ -56,8 +56,7 @@ class FashionMnistPlan:
         check_options(self)
         if self.gain_samples > self.samples:
             raise ValueError(f"gain_samples: expected at most {self.samples} (samples), got {self.gain_samples}")
-        if not self.high > self.low:
-            raise ValueError(f"high, low: expected high > low, got {self.high} and {self.low}")
+        check_falling(self.high, self.low)
 
     @property
     def grid(self) -> Floats:

@@ -13,7 +13,7 @@ from fastcrit import schedules
 from fastcrit._edge.arrays import check_finite_number, check_positive
 from fastcrit.studies import checks
 from fastcrit.studies.guidance.verdict import CONSTANT, DOSE, INTERVAL, NONE, SHARED
-from fastcrit.studies.options import check_options, option, seed, threads
+from fastcrit.studies.options import check_falling, check_options, option, seed, threads
 from fastcrit.studies.shared.spans import InChunks
 
 if TYPE_CHECKING:
@@ -119,8 +119,7 @@ class GuidancePlan(InChunks):
         check_options(self)
         if self.weight == 1.0:
             raise ValueError("weight: expected another one than 1, which is no guidance")
-        if not self.high > self.low:
-            raise ValueError(f"high, low: expected high > low, got {self.high} and {self.low}")
+        check_falling(self.high, self.low)
         if not 0 < self.guided_steps < self.steps // 2:
             raise ValueError(
                 f"guided_steps: expected less than half of the {self.steps} steps, got {self.guided_steps}"

@@ -14,7 +14,7 @@ from fastcrit._edge.arrays import check_finite_number, check_integer, check_posi
 from fastcrit._kernels.lattice import lattice
 from fastcrit.studies import checks
 from fastcrit.studies.labels import classes_but, labels_of
-from fastcrit.studies.options import check_options, option, seed, threads
+from fastcrit.studies.options import check_falling, check_options, option, seed, threads
 from fastcrit.studies.prompts import check_without_prompts, config_of_prompts, load_prompted, prompts, text
 from fastcrit.studies.shared.spans import InChunks
 
@@ -130,8 +130,7 @@ class ImageNetPlan(InChunks):
             raise ValueError("guidance_weight: expected another one than 1, which is no guidance")
         if self.guidance_weight is not None and self.classes == 0 and self.guide is None:
             raise ValueError("guidance_weight: a network is guided by itself with labels alone, got classes = 0")
-        if not self.high > self.low:
-            raise ValueError(f"high, low: expected high > low, got {self.high} and {self.low}")
+        check_falling(self.high, self.low)
 
     @property
     def blocks_a_chunk(self) -> int:
