@@ -18,7 +18,7 @@ from fastcrit._kernels import device as torch_spectra
 from fastcrit._kernels.device import DeviceSums, TorchSpectrometer, cuda_kernels_for
 from fastcrit._kernels.lattice import lattice
 
-SIDES = (32, 64, 128, 256)
+SIDES = (32, 64, 96, 128, 224, 256)
 DTYPES = (torch.float32, torch.bfloat16)
 # Much more than any cache holds, and the batch that a sampler of 64 RGB images gives.
 SITES = 1 << 26
@@ -69,8 +69,9 @@ def recorder(fields: torch.Tensor, kind: Callable[..., TorchSpectrometer] | None
     """A call that records the batch; by ``kind`` of spectrometer instead of the best."""
     rec = fc.Recorder([1.0], shape=tuple(fields.shape[1:]), device=fields.device)
     if kind is not None:
-        spectrometer = kind(tuple(fields.shape[-2:]), fields.device)
-        rec._record._spectrometer = spectrometer
+        record = rec._record
+        record._spectrometer = kind(tuple(fields.shape[-2:]), fields.device)
+        record._spectrometer.prepare(record.layout)
     return lambda: rec.update(0, fields, sample=0)
 
 

@@ -21,6 +21,7 @@ from fastcrit.critical import CriticalPoint, critical_point
 from fastcrit.errors import FileFormatError, NoTransitionError
 from fastcrit.modes import ModeResponse, dispersion_length, mode_response
 from fastcrit.observe import Recorder
+from fastcrit.response import ResponseFunction, response_function
 from fastcrit.spectra import (
     RadialCorrelation,
     RadialSpectrum,
@@ -43,6 +44,7 @@ __all__ = [
     "RadialCorrelation",
     "RadialSpectrum",
     "Recorder",
+    "ResponseFunction",
     "StructureFactor",
     "alignment",
     "analyze",
@@ -59,6 +61,7 @@ __all__ = [
     "plot",
     "power_spectrum",
     "report",
+    "response_function",
     "schedules",
     "set_num_threads",
     "store",

@@ -76,6 +76,12 @@ cuda_compiled: bool
 cuda_host: bool
 """Whether its kernels were compiled for the processor: device pointers are then pointers to host memory."""
 
+def cuda_launches() -> int:
+    """Launches so far; where the kernels were compiled for the processor."""
+
+def set_cuda_idle(idle: bool) -> None:
+    """Whether launches are counted and do nothing; where the kernels were compiled for the processor."""
+
 class CudaSpectrometer:
     """Tables and kernels for fields of one shape on one CUDA device; see csrc/include/fastcrit/cuda.hpp.
 
@@ -92,7 +98,7 @@ class CudaSpectrometer:
     def device(self) -> int: ...
     @property
     def fused(self) -> bool:
-        """Whether `power` serves this shape: squares of side 16, 32, 64 or 128."""
+        """Whether `power` serves it: an even height, sides without a prime factor above 7, as far as they fit."""
 
     def power(
         self,
@@ -144,31 +150,11 @@ class CudaSpectrometer:
         With correlation = irfftn(abs(rfftn(phi)) ** 2) / N the result is that of `Spectrometer.autocorrelation`.
         """
 
-    def record(
-        self,
-        fields: int,
-        dtype: str,
-        samples: int,
-        channels: int,
-        first: int,
-        selected: CudaSelection,
-        blocks: int,
-        sums: int,
-        modes: int,
-        totals: int,
-        sign_sums: int,
-        state: dict[str, int],
-        bad: int,
-        stream: int,
-    ) -> None:
-        """Add a batch of samples (samples, channels, N1, .., Nd), already measured, to sums by block; one launch.
+    def shell_means(self, fields: int, dtype: str, count: int, means: int, kept: int, bad: int, stream: int) -> None:
+        """Means of ``|phi^|^2 / N`` over the first shells' modes, float32 (count, kept). RuntimeError unless `fused`.
 
-        sums (orbits), modes and totals are what `power` wrote for the batch (or `power_from_half_spectrum`, with the
-        first row of `first_modes` as totals); sign_sums likewise with signs, or 0. state: addresses of the arrays of
-        `record_rows` by name, with sign_sums also those of the signs. Sample j goes to block (first + j) mod blocks.
-
-        A sample with a NaN among its totals is left out, and the number (first + j) * channels + channel of its first
-        such field lowers bad, one int64 that the caller sets to 2^63 - 1.
+        The number of the first field with a result that is not finite, or whose square is too small for float32 to hold
+        to its last digit, lowers bad, one int64 that the caller sets to 2^63 - 1.
         """
 
 class CudaSelection:
@@ -176,6 +162,62 @@ class CudaSelection:
 
     def __init__(self, spectrometer: CudaSpectrometer, indices: Sequence[int]) -> None: ...
     def __len__(self) -> int: ...
+
+class CudaChannelProducts:
+    """Which of the selected modes make up shells: of shell s at[begin[s]] to at[begin[s + 1] - 1], with weights."""
+
+    def __init__(
+        self, selected: CudaSelection, begin: Sequence[int], at: Sequence[int], weight: Sequence[float]
+    ) -> None: ...
+
+class CudaRecording:
+    """The sums of one level of a record, and what adds batches of samples (samples, channels, N1, .., Nd) to them.
+
+    state: addresses of the arrays of `record_rows` by name, of the signs all or none, and of "offset" (channels) and
+    "cross" (blocks, shells, channels, channels), which ``products`` need. Sample j goes to block (first + j) mod
+    blocks. A sample with a result that is not finite is left out, and the number (first + j) * channels + channel of
+    its first such field lowers bad, one int64 that the caller sets to 2^63 - 1. The same batches give the same bits.
+    """
+
+    def __init__(
+        self,
+        spectrometer: CudaSpectrometer,
+        selected: CudaSelection,
+        channels: int,
+        blocks: int,
+        state: dict[str, int],
+        products: CudaChannelProducts | None,
+        bad: int,
+    ) -> None: ...
+    def workspace(self, dtype: str, samples: int) -> int:
+        """Bytes of device memory (16-byte aligned) that `add` and `add_measured` need."""
+
+    def fix_offset(self, fields: int, dtype: str, samples: int, stream: int) -> None:
+        """Set the offsets of a level without samples from the first of a batch; one launch. See offset.py."""
+
+    def add(self, fields: int, dtype: str, samples: int, first: int, workspace: int, stream: int) -> None:
+        """Measure a batch and add it; RuntimeError unless the spectrometer is `fused`. Two launches, with signs three.
+
+        One more for a batch so large that it is summed in pieces.
+        """
+
+    def add_measured(
+        self,
+        fields: int,
+        dtype: str,
+        samples: int,
+        first: int,
+        sums: int,
+        modes: int,
+        totals: int,
+        sign_sums: int,
+        workspace: int,
+        stream: int,
+    ) -> None:
+        """Add a batch of which `power_from_half_spectrum` found sums (orbits) and modes; sign_sums of the signs, or 0.
+
+        totals: the first row of `first_modes`, NaN for fields that are to be left out.
+        """
 
 def record_rows() -> list[tuple[str, tuple[str | int, ...], np.dtype[Any], str]]:
     """The arrays that `record` adds to: name, sides, dtype, and when one is there; csrc/include/fastcrit/record.hpp.

@@ -6,7 +6,6 @@ torch is loaded by `mode_response` alone.
 from __future__ import annotations
 
 import operator
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcrit._edge.arrays import check_choice, check_integer, check_positive
+from fastcrit._edge.arrays import check_choice, check_integer
 from fastcrit._edge.extras import need
 from fastcrit._estimates.dispersion import (
     collective_modes,
@@ -24,9 +23,9 @@ from fastcrit._estimates.dispersion import (
     response_deficit,
 )
 from fastcrit._kernels.lattice import Lattice, lattice
-from fastcrit._response.derivative import METHODS, Derivative
-from fastcrit._response.evaluation import Survey, as_written, check_repeatable
-from fastcrit._response.method_choice import choose_method, contradicted
+from fastcrit._response.derivative import METHODS
+from fastcrit._response.evaluation import as_written
+from fastcrit._response.preparation import check_response, check_states, prepare
 from fastcrit._response.probes import Measured, draw_waves, measure_random_phases, measure_waves
 
 if TYPE_CHECKING:
@@ -208,59 +207,21 @@ def mode_response(
         raise TypeError(f"D: expected a Denoiser, such as fc.diffusion.from_edm(net), got {type(D).__name__}")
     s = D.check_level(s)
     check_choice(method, ("auto", *METHODS), "method")
-    _check_states(y)
+    check_states(y)
     _check_draws(probe, waves, probes)
     key = [check_integer(seed, "seed", 0), check_integer(first_sample, "first_sample", 0)]
     grid = lattice(tuple(int(n) for n in y.shape[2:]))
     chosen = _chosen_shells(shells, grid, 6 if probe == "waves" else None)
     y = y.detach().contiguous()  # forward derivatives take no expanded states
     prepared = D.prepare_labels(labels, len(y), y.device)
-    take = Derivative(D, s, method, 0.0 if step is None else check_positive(step, "step"))
     with as_written():
-        few = None if prepared is None else prepared[:1]
-        survey = Survey.of(lambda y: D(y, s, few), y[:1])
-        rows = max(1, int(memory) // survey.bytes_a_row)
-        check_repeatable(D, s, y[:1], few, survey.answer, batched=rows > 1)
-        if survey.quantised:
-            warnings.warn(
-                f"D: a part of {D.name} computes in integers, which have no derivative and make differences noisy: "
-                "gains are right to some tenth of the largest; measure the network before it was quantised",
-                stacklevel=2,
-            )
-        if method == "auto" or (method == "central" and step is None):
-            tried = METHODS[:2] if method == "auto" and not survey.moved else ()
-            choose_method(take, y, prepared, chosen, tried, fixed=step is not None, rows=rows)
-        elif method != "central" and survey.moved:
-            raise ValueError(
-                f"method: {method!r} cannot go through D, whose modules change device or type while it runs "
-                '(offloading or layerwise casting); expected "central" or "auto", or a network without those hooks'
-            )
-        elif method != "central" and method not in D.borne_out:
-            if contradicted(take, y, prepared, chosen, rows):
-                warnings.warn(
-                    f"method: {method!r} says other than central differences of {D.name}, which loses a part of its "
-                    "derivative on the way (a detached part, torch.no_grad inside, a compiled part); pass "
-                    'method="auto" or "central"',
-                    stacklevel=2,
-                )
-            D.borne_out.add(method)
+        take, rows = prepare(D, y, s, prepared, chosen, method=method, step=step, memory=memory)
         if probe == "waves":
             measured = measure_waves(take, y, prepared, draw_waves(grid.shape, chosen, len(y), waves, key), rows)
         else:
             measured = measure_random_phases(take, y, prepared, chosen, probes, key, rows)
-    finite = np.isfinite(measured.matrix).all(axis=(1, 2, 3))
-    if not finite.all():
-        raise FloatingPointError(f"y: the response of state {int(np.argmin(finite))} at s = {s:.6g} is NaN or infinite")
+    check_response(measured.matrix, s)
     return _summary(measured, chosen, grid, s, take.method)
-
-
-def _check_states(y: Any) -> None:
-    import torch
-
-    fits = isinstance(y, torch.Tensor) and 3 <= y.ndim <= 5 and len(y) > 0
-    if not fits or y.dtype not in (torch.float32, torch.float64):
-        got = f"{y.dtype} {tuple(y.shape)}" if isinstance(y, torch.Tensor) else type(y).__name__
-        raise ValueError(f"y: expected a float32 or float64 tensor (states, C, H, W), got {got}")
 
 
 def _check_draws(probe: str, waves: int | None, probes: int) -> None:

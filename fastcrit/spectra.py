@@ -16,7 +16,7 @@ import numpy as np
 import scipy  # its submodules load when they are first used, which keeps `import fastcrit` fast
 from numpy.typing import NDArray
 
-from fastcrit._edge.arrays import check_choice, check_grid, same_kind, to_fields
+from fastcrit._edge.arrays import check_choice, check_grid, on_device, same_kind, to_fields
 from fastcrit._edge.dims import arrange
 from fastcrit._edge.placement import to_host
 from fastcrit._estimates.averages import DEFAULT_BLOCKS, ModeAverages, check_center, fewest_for_errors, mode_averages
@@ -37,6 +37,32 @@ class RadialSpectrum:
     k: Any
     power: Any
     counts: Any
+
+    def check(self) -> None:
+        """ValueError or OverflowError, naming the field, unless all powers are numbers; waits for a device.
+
+        Of a spectrum with ``check="deferred"``; all others have been checked.
+        """
+
+
+class _OnDevice(RadialSpectrum):
+    """A spectrum on a device: its axis, which takes longer than the spectrum, comes there when it is asked for."""
+
+    def __init__(self, power: Any, axis: Callable[[], tuple[Any, Any]], check: Callable[[], None]) -> None:
+        vars(self).update(power=power, _axis=axis, _check=check)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("k", "counts"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        k, counts = self._axis()
+        vars(self).update(k=k, counts=counts)
+        return vars(self)[name]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RadialSpectrum, (self.k, self.power, self.counts)
+
+    def check(self) -> None:
+        self._check()
 
 
 @dataclass(frozen=True)
@@ -69,6 +95,7 @@ def power_spectrum(
     detrend: str | None = None,
     window: str | tuple[Any, ...] | None = None,
     corners: bool = False,
+    check: str = "now",
 ) -> RadialSpectrum:
     r"""Radially averaged power spectrum of every field.
 
@@ -90,6 +117,10 @@ def power_spectrum(
         Applied along every axis and divided by its root mean square, so that white noise keeps its level.
     corners : bool
         Keep shells beyond the Nyquist wavenumber of the axes. With them, sum(power * counts) = sum(field**2).
+    check : "now" or "deferred"
+        When NaN and Inf are named. "deferred" only launches work on a device, can be captured in a CUDA graph, and
+        leaves it to the result's ``check()``; fields whose squares leave the range of float32 are then refused there,
+        not measured again in float64. Elsewhere both are the same.
 
     Returns
     -------
@@ -121,23 +152,34 @@ def power_spectrum(
     check_grid(array, ndim, 0, "field", "shape (..., N1 .. Nd)")
     if detrend is not None:
         check_choice(detrend, ("constant", "linear"), "detrend")
+    check_choice(check, ("now", "deferred"), "check")
     grid = lattice(tuple(array.shape[-ndim:]))
     lead = tuple(array.shape[: array.ndim - ndim])
     keep = grid.kept_shells(corners)
-    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused by name
-        power = sums_for(array, grid).shell_power(
-            array.reshape(-1, *grid.shape),
-            keep,
-            None if detrend is None else Trend.of(detrend, grid.shape),
-            None if window is None else _taper(window, grid.shape),
-            lead,
-        )
+    fields = array.reshape(-1, *grid.shape)
+    trend = None if detrend is None else Trend.of(detrend, grid.shape)
+    taper = None if window is None else _taper(window, grid.shape)
     kind = same_kind(field)
-    return RadialSpectrum(
-        k=kind(grid.shell_k[:keep] / spacing),
-        power=kind(power.reshape(*lead, keep)),
-        counts=kind(grid.shell_modes[:keep]),
-    )
+    sums = sums_for(array, grid)
+    confirm = _nothing
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused by name
+        if check == "deferred":
+            power, confirm = sums.shell_power_unchecked(fields, keep, trend, taper, lead)
+        else:
+            power = sums.shell_power(fields, keep, trend, taper, lead)
+    power = kind(power.reshape(*lead, keep))
+
+    def axis() -> tuple[Any, Any]:
+        return kind(grid.shell_k[:keep] / spacing), kind(grid.shell_modes[:keep])
+
+    if on_device(array):
+        return _OnDevice(power, axis, confirm)
+    k, counts = axis()
+    return RadialSpectrum(k=k, power=power, counts=counts)
+
+
+def _nothing() -> None:
+    """Nothing is left to be checked."""
 
 
 def structure_factor(

@@ -11,6 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastcrit as fc
+from fastcrit import _core
 from fastcrit._edge import arrays as _arrays
 from fastcrit._kernels.cuda import CudaSpectrometer
 from fastcrit._kernels.device import TorchSpectrometer
@@ -103,6 +104,51 @@ def nothing_is_read():
         for name in METHODS:
             patch.setattr(torch.Tensor, name, forbidden(name))
         yield
+
+
+class Counting(TorchDispatchMode):
+    """What torch does in a call: allocations, launches, waits."""
+
+    ALLOCATE = {"empty", "full", "zeros", "arange", "clone", "cat", "_to_copy", "empty_strided", "scalar_tensor"}
+    VIEWS = {"view", "_unsafe_view", "slice", "select", "alias", "detach", "split", "as_strided", "unsqueeze",
+             "_reshape_alias"}  # fmt: skip
+
+    def __init__(self):
+        super().__init__()
+        self.allocations = self.launches = self.waits = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.__name__.split(".")[0]
+        self.waits += name in WAITS
+        self.allocations += name in self.ALLOCATE
+        self.launches += name not in self.VIEWS | WAITS | {"empty", "empty_strided"}
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(not kernels_on_the_host(), reason="this core has no CUDA kernels for the processor")
+class TestLaunches:
+    """What one call costs a device once tables are there: (launches, allocations, waits)."""
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    @pytest.mark.parametrize("shape", [(16, 16), (12, 10)])
+    def test_of_a_call(self, shape, dtype, rng, monkeypatch):
+        with in_use(IMPLEMENTATIONS["CUDA kernels on the processor"], monkeypatch):
+            y = torch.from_numpy(rng.standard_normal((64, 3, *shape))).to(dtype)
+            plain, signs = (fc.Recorder([1.0], shape=(3, *shape), binarized=b, device="cpu") for b in (False, True))
+            assert self.cost(lambda: fc.power_spectrum(y)) == (2, 2, 1)
+            assert self.cost(lambda: fc.power_spectrum(y, check="deferred")) == (2, 2, 0)
+            assert self.cost(lambda: plain.update(0, y)) == (2, 1, 0)
+            assert self.cost(lambda: signs.update(0, y)) == (3, 1, 0)
+            many = torch.from_numpy(rng.standard_normal((600, 3, *shape))).to(dtype)
+            assert self.cost(lambda: plain.update(0, many)) == (3, 1, 0)  # the sums of pieces are added up
+
+    @staticmethod
+    def cost(call):
+        call()
+        before = _core.cuda_launches()
+        with Counting() as counted:
+            call()
+        return counted.launches + _core.cuda_launches() - before, counted.allocations, counted.waits
 
 
 class TestUpdatingNeverWaits:
@@ -241,7 +287,7 @@ class TestWhereThingsAre:
         fields = [y[:, 0].clone() for _ in recs]
         found = []
         for rec, field, size in zip(recs, fields, (2**30, 3 * 120 * 4 * 4), strict=True):
-            for module in ("device", "torch_kernels", "torch_record"):
+            for module in ("device", "torch_recording"):
                 monkeypatch.setattr(f"fastcrit._kernels.{module}.PIECE_BYTES", size)
             rec.update(0, y, sample=2)
             found.append([fc.power_spectrum(field).power, fc.structure_factor(field).S, fc.autocorrelation(field).C])

@@ -17,6 +17,7 @@ WITH_TORCH = (
     "_kernels.device_record",
     "_kernels.torch_kernels",
     "_kernels.torch_record",
+    "_kernels.torch_recording",
 )
 # Each may import those before it, and what has no storey: the compiled core and names of errors.
 STOREYS = ("_edge", "_kernels", "_estimates")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 
 import pytest
@@ -19,7 +20,7 @@ pytest.importorskip("transformers")
 
 TEXT = (
     "stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "pixart_sigma", "pixart_alpha", "flux",
-    "aura_flow", "sana",
+    "aura_flow", "sana", "lumina_2",
 )  # fmt: skip
 WEIGHT = 3.0
 # Of a pipeline's call, and states' sides, where it has other defaults than what its small network was made for.
@@ -27,6 +28,7 @@ CALLS = {
     "pixart_sigma": {"use_resolution_binning": False}, "pixart_alpha": {"use_resolution_binning": False},
     "flux": {"height": 16, "width": 16}, "aura_flow": {"height": 16, "width": 16},
     "sana": {"height": 32, "width": 32, "use_resolution_binning": False},
+    "lumina_2": {"cfg_normalization": False},  # which gives what is guided the norm of what is not
 }  # fmt: skip
 SHAPES = {"flux": (4, 8, 8), "sana": (4, 16, 16)}
 # FLUX's loop has no guidance without a negative prompt.
@@ -185,6 +187,81 @@ class TestTextPipelines:
         D = from_pipeline(pipe, PROMPTS)
         torch.testing.assert_close(D.decode(torch.ones(1, 4, 8, 8)), wide, rtol=0, atol=0.02)  # rounded weights
         assert pipe.vae.dtype == torch.float16
+
+
+class TestPulse:
+    """In whole pipelines, whose loops go on with the weight that the callback has set."""
+
+    @staticmethod
+    def weights(pipe, pulse, monkeypatch, steps=12):
+        """Of each step its level, its weight, by what the network returned and the scheduler was given, and its x."""
+        part = "unet" if hasattr(pipe, "unet") else "transformer"
+        network, step, seen, answers = getattr(pipe, part), pipe.scheduler.step, [], []
+
+        @functools.wraps(step)
+        def told(output, t, sample, *args, **kwargs):
+            (without,), (labelled,) = answers[-1].chunk(2)
+            change = (labelled - without).double().flatten()
+            weight = float((output[0] - without).double().flatten() @ change / (change @ change))
+            if "FlowMatch" in type(pipe.scheduler).__name__:
+                level = float(t) / (1000 - float(t)) if t < 1000 else float("inf")
+            else:
+                alpha_bar = float(pipe.scheduler.alphas_cumprod[round(float(t))].double())
+                level = ((1 - alpha_bar) / alpha_bar) ** 0.5
+            seen.append((level, weight, sample.clone()))
+            return step(output, t, sample, *args, **kwargs)
+
+        handle = network.register_forward_hook(lambda net, given, out: answers.append(out[0].clone()))
+        try:
+            with monkeypatch.context() as patch:
+                patch.setattr(pipe.scheduler, "step", told)
+                images = pipe(
+                    PROMPTS[1], negative_prompt=NEGATIVE, num_inference_steps=steps, guidance_scale=1.001,
+                    generator=torch.Generator().manual_seed(3), output_type="latent",
+                    callback_on_step_end=fc.diffusion.to_diffusers_callback(pulse, pipe.scheduler),
+                ).images  # fmt: skip
+        finally:
+            handle.remove()
+        return images, seen
+
+    @staticmethod
+    def assert_guided_in_the_pulse_alone(seen, pulse):
+        inside = [abs(math.log(s / pulse.center)) <= pulse.width / 2 for s, *_ in seen]
+        assert 0 < sum(inside) < len(inside)
+        expected = [pulse.weight if each else 1.0 for each in inside]
+        # The first step has what the pipeline was begun with; weights are quotients of differences in float32.
+        assert [w for _, w, _ in seen] == pytest.approx([1.001, *expected[1:]], abs=2e-3)
+
+    @pytest.mark.parametrize("name", ["stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3"])
+    def test_guides_the_steps_inside_it_and_no_others(self, pipelines, monkeypatch, name):
+        pulse = fc.diffusion.Pulse(center=2.0, width=1.5, weight=4.0)
+        _, seen = self.weights(pipelines(name), pulse, monkeypatch)
+        self.assert_guided_in_the_pulse_alone(seen, pulse)
+
+    # It is random, and does not know what noise is.
+    @pytest.mark.filterwarnings("ignore:.*at the noise level:fastcrit.errors.ConventionWarning")
+    def test_that_was_found_in_a_pipeline_does_there_what_it_does_in_its_samples(self, pipelines, monkeypatch):
+        pipe = pipelines("stable_diffusion_3")
+        D = from_pipeline(pipe, PROMPTS, NEGATIVE)
+        found = fc.diffusion.find_pulse(
+            D, 1, samples=8, levels=9, gain_every=1, high=20.0, low=0.2, solver="euler", width=1.5
+        )
+        assert found.low < found.pulse.center < found.high
+        images, seen = self.weights(pipe, found.pulse, monkeypatch)
+        self.assert_guided_in_the_pulse_alone(seen, found.pulse)
+        levels, (s, _, x) = [s for s, *_ in seen[1:]], seen[1]  # the first is t = 1, that of no state y
+        expected = fc.diffusion.sample(
+            D, 1, 1, [*levels, 0.0], "euler", initial=x * (1 + s), guidance=found.pulse
+        )  # fmt: skip
+        torch.testing.assert_close(images, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+    @pytest.mark.parametrize("name", ["sana", "aura_flow", "flux", "lumina_2"])
+    def test_is_refused_by_pipelines_that_keep_their_first_scale(self, pipelines, monkeypatch, name):
+        """Their loops call the callback and read a variable of their own."""
+        pipe = pipelines(name)
+        callback = fc.diffusion.to_diffusers_callback(fc.diffusion.Pulse(2.0, 1.5, 4.0), pipe.scheduler)
+        with pytest.raises(TypeError, match=f"pipeline: {type(pipe).__name__} keeps the guidance scale that it began"):
+            run(pipe, name, monkeypatch, output_type="latent", callback_on_step_end=callback)
 
 
 class TestOtherPipelines:

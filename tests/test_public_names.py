@@ -20,18 +20,18 @@ REFERENCE = Path(__file__).parent.parent / "docs" / "reference"
 PUBLIC = {
     "fastcrit": """
         METHODS CorrelationLength CriticalPoint FileFormatError ModeResponse NoTransitionError RadialCorrelation
-        RadialSpectrum Recorder StructureFactor alignment analyze autocorrelation core_info correlation_length
-        critical_point data diffusion dispersion_length errors mode_response patch plot power_spectrum report schedules
-        set_num_threads store structure_factor studies theory""",
+        RadialSpectrum Recorder ResponseFunction StructureFactor alignment analyze autocorrelation core_info
+        correlation_length critical_point data diffusion dispersion_length errors mode_response patch plot
+        power_spectrum report response_function schedules set_num_threads store structure_factor studies theory""",
     "fastcrit.alignment": """
         Alignment Paired class_alignment coverage minimal_detectable_difference paired pairwise_distance""",
     "fastcrit.data": "FASHION_MNIST_CLASSES LabelledImages fashion_mnist roll",
     "fastcrit.diffusion": """
-        SHIPPED Constant Denoiser EntropyRate FoundPulse Guided Interval Judge Net NetConfig Probe Pulse Retention
-        Training Weight
+        SHIPPED Constant Denoiser EntropyRate FoundPulse Guided Interval Judge LocalityGap Net NetConfig Probe Pulse
+        Retention Training Weight
         class_entropy_rate fashion_mnist find_pulse forward_backward from_denoiser from_diffusers from_edm from_epsilon
         from_gaussian from_mixture from_patch from_pipeline from_velocity guided load_diffusers load_edm2 load_judge
-        load_net pretrained sample save_net scheduler_levels to_diffusers_callback""",
+        load_net locality_gap pretrained sample save_net scheduler_levels to_diffusers_callback""",
     "fastcrit.errors": "ConventionWarning FileFormatError IncompleteRunError NoTransitionError",
     "fastcrit.patch": "Dictionary denoise response sample",
     "fastcrit.plot": """

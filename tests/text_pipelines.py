@@ -79,6 +79,28 @@ def t5_encoder(width=32):
     return T5EncoderModel(config).eval()
 
 
+def gemma_tokenizer():
+    """Of Gemma: a token a letter."""
+    import tokenizers
+    from transformers import GemmaTokenizerFast
+
+    letters = {t: i for i, t in enumerate(["<pad>", "<eos>", "<bos>", "<unk>", "▁", *string.ascii_lowercase])}
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=letters, merges=[], unk_token="<unk>"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    return GemmaTokenizerFast(tokenizer_object=made)
+
+
+def gemma_encoder():
+    """Of Gemma 2."""
+    from transformers import Gemma2Config, Gemma2Model
+
+    config = Gemma2Config(
+        vocab_size=31, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=8,
+    )  # fmt: skip
+    return Gemma2Model(config).eval()
+
+
 def vae(channels=4, **config):
     """A decoder with 2 image pixels to a site."""
     from diffusers import AutoencoderKL
@@ -213,23 +235,12 @@ def aura_flow():
 @_seeded
 def sana():
     """Sana: linear attention, Gemma, a decoder of its own."""
-    import tokenizers
     from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaPipeline, SanaTransformer2DModel
-    from transformers import Gemma2Config, Gemma2Model, GemmaTokenizerFast
 
-    letters = {t: i for i, t in enumerate(["<pad>", "<eos>", "<bos>", "<unk>", "▁", *string.ascii_lowercase])}
-    made = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=letters, merges=[], unk_token="<unk>"))
-    made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
     net = SanaTransformer2DModel(
         in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8, num_layers=1,
         num_cross_attention_heads=2, cross_attention_head_dim=8, cross_attention_dim=16, caption_channels=8,
         sample_size=8, patch_size=1,
-    ).eval()  # fmt: skip
-    encoder = Gemma2Model(
-        Gemma2Config(
-            vocab_size=31, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-            num_key_value_heads=2, head_dim=8,
-        )
     ).eval()  # fmt: skip
     decoder = AutoencoderDC(
         latent_channels=4, attention_head_dim=4, encoder_block_types=("ResBlock",) * 2, scaling_factor=0.41,
@@ -239,6 +250,22 @@ def sana():
         decoder_norm_types="rms_norm", decoder_act_fns="silu",
     ).eval()  # fmt: skip
     return SanaPipeline(
-        tokenizer=GemmaTokenizerFast(tokenizer_object=made), text_encoder=encoder, vae=decoder, transformer=net,
+        tokenizer=gemma_tokenizer(), text_encoder=gemma_encoder(), vae=decoder, transformer=net,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )  # fmt: skip
+
+
+@_seeded
+def lumina_2():
+    """Lumina Image 2.0: times from the noise on, x0 - noise, Gemma behind a system prompt."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, Lumina2Pipeline, Lumina2Transformer2DModel
+
+    net = Lumina2Transformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, hidden_size=24, num_layers=1, num_refiner_layers=1,
+        num_attention_heads=1, num_kv_heads=1, multiple_of=8, axes_dim_rope=(8, 8, 8), axes_lens=(300, 16, 16),
+        cap_feat_dim=8,
+    ).eval()  # fmt: skip
+    return Lumina2Pipeline(
+        transformer=net, scheduler=FlowMatchEulerDiscreteScheduler(), vae=vae(scaling_factor=0.4, shift_factor=0.1),
+        text_encoder=gemma_encoder(), tokenizer=gemma_tokenizer(),
     )  # fmt: skip

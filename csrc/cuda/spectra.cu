@@ -1,6 +1,7 @@
 // What a spectrometer keeps on its device, and how its methods launch the kernels with it.
 #include <algorithm>
 #include <array>
+#include <cfloat>
 #include <stdexcept>
 
 #include "common/roots.hpp"
@@ -63,8 +64,9 @@ struct Spectrometer::Tables {
     Tables(const std::vector<std::int64_t>& shape, int device_number)
         : lattice(shape),
           device(device_number),
-          fused(has_fused(lattice)) {
+          square(has_fused(lattice)) {
         const DeviceGuard guard(device);
+        fused = square || has_rectangle(lattice);
         const auto [n0, n1, n2] = lattice.sides();
         for (const Bins b : {Bins::shells, Bins::orbits}) {
             const auto& of_mode = b == Bins::shells ? lattice.shell_of_mode() : lattice.orbit_of_mode();
@@ -74,16 +76,23 @@ struct Spectrometer::Tables {
         lags = make_segments(half_lattice(lattice, lattice.lag_shell_of_site(), n2),
                              static_cast<std::int32_t>(lattice.lag_shells().size()));
         for (int axis = 0; axis < 3; ++axis) waves[axis] = make_roots(lattice.sides()[axis]);
-        if (fused) fused_tables = make_fused_tables(lattice);
+        if (square) {
+            fields = FieldTables(lattice, fused_places(lattice));
+        } else if (fused) {
+            rectangle = RectangleTables(lattice);
+            fields = FieldTables(lattice, rectangle.places());
+        }
     }
 
     Lattice lattice;
     int device;
-    bool fused;
+    bool square;
+    bool fused = false;
     SegmentTables<std::int32_t> bins[2];
     SegmentTables<std::int32_t> lags;
     DeviceArray<Complex> waves[3];
-    FusedTables fused_tables;
+    RectangleTables rectangle;
+    FieldTables fields;
 };
 
 struct SelectedModes::Tables {
@@ -109,7 +118,11 @@ SelectedModes::SelectedModes(const Spectrometer& spectrometer, const Selection& 
     auto tables = std::make_unique<Tables>();
     tables->size = selection.size();
     tables->at = DeviceArray<std::int32_t>(at);
-    if (spectrometer.fused()) tables->places = DeviceArray<ModePlace>(mode_places(lattice, modes));
+    if (spectrometer.fused()) {
+        std::vector<ModePlace> places;
+        for (const std::int32_t mode : modes) places.push_back(spectrometer.tables_->fields.places.mode(mode));
+        tables->places = DeviceArray<ModePlace>(places);
+    }
     tables->first_modes = selection.first_modes();
     tables->of = &spectrometer;
     tables_ = std::move(tables);
@@ -118,6 +131,33 @@ SelectedModes::~SelectedModes() = default;
 SelectedModes::SelectedModes(SelectedModes&&) noexcept = default;
 
 std::int64_t SelectedModes::size() const { return tables_->size; }
+const Spectrometer& SelectedModes::of() const { return *tables_->of; }
+
+struct ChannelProducts::Tables {
+    std::int64_t shells;
+    DeviceArray<std::int32_t> begin, at;
+    DeviceArray<double> weight;
+};
+
+ChannelProducts::ChannelProducts(const SelectedModes& selected, const std::vector<std::int32_t>& begin,
+                                 const std::vector<std::int32_t>& at, const std::vector<double>& weight) {
+    const auto n = static_cast<std::int32_t>(at.size());
+    if (begin.empty() || begin.front() != 0 || begin.back() != n || weight.size() != at.size() ||
+        !std::is_sorted(begin.begin(), begin.end())) {
+        throw std::invalid_argument("begin, at, weight: expected ascending bounds of as many modes as weights");
+    }
+    for (const std::int32_t i : at) {
+        if (i < 0 || i >= selected.size()) throw std::invalid_argument("at: expected places among the selected modes");
+    }
+    const DeviceGuard guard(selected.of().device());
+    tables_ = std::make_unique<const Tables>(Tables{static_cast<std::int64_t>(begin.size()) - 1,
+                                                    DeviceArray<std::int32_t>(begin), DeviceArray<std::int32_t>(at),
+                                                    DeviceArray<double>(weight)});
+}
+ChannelProducts::~ChannelProducts() = default;
+ChannelProducts::ChannelProducts(ChannelProducts&&) noexcept = default;
+
+std::int64_t ChannelProducts::shells() const { return tables_->shells; }
 
 void SelectedModes::check(const Spectrometer& spectrometer) const {
     if (tables_->of != &spectrometer) throw std::invalid_argument("selected: modes of another spectrometer");
@@ -134,23 +174,36 @@ std::int64_t Spectrometer::bins(Bins bins) const { return count_bins(lattice(), 
 
 void Spectrometer::power(const Fields& fields, const View& view, Bins bins, const PowerResults& results,
                          void* stream) const {
-    if (!fused()) throw std::logic_error("power: only squares of 16, 32, 64 and 128; see power_from_half_spectrum");
+    if (!fused()) throw std::logic_error("power: not for this shape; see power_from_half_spectrum");
     if (fields.count == 0) return;
     const DeviceGuard guard(device());
-    FusedRequest request{};
+    const FieldTables& tables = tables_->fields;
+    FieldRequest request{};
     request.fields = fields;
     request.view = view;
-    request.roots = tables_->fused_tables.roots.data();
-    request.bins = tables_->fused_tables.bins[static_cast<int>(bins)].segments();
+    request.roots = tables.roots.data();
+    request.pairs = tables.pairs.data();
+    request.n_pairs = static_cast<std::int32_t>(tables.pairs.size());
+    request.zero = 2 * tables.places.hole;
+    request.sites = static_cast<float>(lattice().sites());
+    request.bins = tables.bins[static_cast<int>(bins)].gather();
     request.sums = results.sums;
+    request.kept = results.kept > 0 ? results.kept : request.bins.bins;
+    if (results.means && bins == Bins::shells) request.scale = tables.per_mode.data();
     request.totals = results.totals;
+    request.bad = reinterpret_cast<long long*>(results.bad);
+    request.least = FLT_MIN * request.sites * (results.bad != nullptr ? 2.0F / FLT_EPSILON : 1.0F);
     if (results.selected != nullptr) {
         results.selected->check(*this);
         request.selected = results.selected->tables_->places.data();
         request.n_selected = results.selected->tables_->size;
         request.modes = reinterpret_cast<Complex*>(results.modes);
     }
-    launch_fused(lattice().sides()[2], request, stream);
+    if (tables_->square) {
+        launch_fused(lattice().sides()[2], request, stream);
+    } else {
+        launch_rectangle(tables_->rectangle.plan(), request, stream);
+    }
 }
 
 void Spectrometer::power_from_half_spectrum(const float* spectrum, std::int64_t count, Bins bins,
@@ -205,6 +258,26 @@ void Spectrometer::lag_sums(const float* correlation, std::int64_t count, float*
     launch_segments(correlation, request, stream);
 }
 
+namespace {
+
+RecordSize size_of(const SelectedModes& selected, const Record& record, const ChannelProducts* products) {
+    const Lattice& lattice = selected.of().lattice();
+    return {record.blocks,
+            record.channels,
+            static_cast<std::int64_t>(lattice.orbits().size()),
+            selected.size(),
+            lattice.sites(),
+            products != nullptr ? products->shells() : 0,
+            record.sign_field != nullptr};
+}
+
+}  // namespace
+
+std::int64_t Spectrometer::record_scratch(Type type, std::int64_t samples, const SelectedModes& selected,
+                                          const Record& record, const ChannelProducts* products) const {
+    return cuda::record_scratch(size_of(selected, record, products), type, samples);
+}
+
 void Spectrometer::record(const Batch& batch, const SelectedModes& selected, const Record& record, std::int64_t* bad,
                           void* stream) const {
     selected.check(*this);
@@ -215,14 +288,23 @@ void Spectrometer::record(const Batch& batch, const SelectedModes& selected, con
     RecordRequest request{};
     request.batch = batch;
     request.record = record;
-    request.sites = lattice().sites();
-    request.orbits = bins(Bins::orbits);
-    request.n_selected = selected.size();
+    request.size = size_of(selected, record, batch.products);
+    if (batch.products != nullptr) {
+        const ChannelProducts::Tables& tables = *batch.products->tables_;
+        request.cross = {batch.cross, tables.begin.data(), tables.at.data(), tables.weight.data(),
+                         static_cast<std::int32_t>(tables.shells)};
+    }
     request.ndim = lattice().ndim();
     const std::array<std::int32_t, 3>& along = selected.tables_->first_modes.at;
     std::copy(along.begin(), along.end(), request.along);
     request.bad = bad;
     launch_record(request, stream);
+}
+
+void Spectrometer::fix_offset(const Fields& fields, const Record& record, double* offset, void* stream) const {
+    if (fields.count < record.channels) return;
+    const DeviceGuard guard(device());
+    launch_fix_offset(fields, record.channels, lattice().sites(), record.count, record.blocks, offset, stream);
 }
 
 }  // namespace fastcrit::cuda

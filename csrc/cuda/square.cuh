@@ -1,7 +1,4 @@
-// A square of 16, 32, 64 or 128 real values a side in shared memory. Rows 2 p and 2 p + 1 are the real and imaginary
-// part of row p of a complex array, half as high, whose transform holds that of the square:
-//   E = Z(ky, kx) + conj Z(-ky, -kx),  O = -i (Z(ky, kx) - conj Z(-ky, -kx)),  2 phi^(ky or ky + height, kx) = E +- w O
-// with w = exp(-2 pi i ky / side).
+// A square of 16, 32, 64 or 128 real values a side in shared memory, as a complex array of half the height: finish.cuh.
 #pragma once
 
 #include "transform.cuh"
@@ -50,29 +47,6 @@ struct Square : SquarePasses<Side> {
     /// Place of a complex value. One of every 17 is left out, so that the 8-byte accesses of a half warp, which runs
     /// along x or along x in steps of a radix, meet no bank twice.
     __host__ __device__ static constexpr int place(int row, int x) { return row * (Side + Side / 16) + x + x / 16; }
-
-    /// Place of the frequency (ky mod height, kx mod side) after all passes.
-    __host__ __device__ static constexpr int place_of_mode(int ky, int kx) {
-        return place(Columns::position(ky & (height - 1)), Rows::position(kx & (Side - 1)));
-    }
-};
-
-/// The array after the transform.
-template <int Side>
-struct HalfHeightSpectrum {
-    Shared<Complex> values;
-    int base;  ///< of the field
-    const Complex* roots;
-
-    struct Pair {
-        Complex lower, upper;  ///< 2 phi^ at (ky, kx) and (ky + height, kx)
-    };
-    __device__ Pair separate(int here, int mirror, int ky) const {
-        const Complex a = values[base + here];
-        const Complex b = conj(values[base + mirror]);
-        const Complex turned = minus_i(a - b) * roots[ky];
-        return {a + b + turned, a + b - turned};
-    }
 };
 
 }  // namespace fastcrit::cuda

@@ -1,6 +1,10 @@
 // Times of the kernels on a device, beside a plain copy of as many bytes: a line for each kernel, size and type.
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <string>
 #include <vector>
 
 #include "cuda/memory.hpp"
@@ -20,7 +24,7 @@ using fastcrit::cuda::Type;
 namespace {
 
 constexpr std::size_t kBytes = std::size_t{512} << 20;  // of a batch: well above any cache
-constexpr int kRuns = 20;
+int runs = 20;
 
 /// Median microseconds of a call.
 template <class Call>
@@ -30,7 +34,7 @@ double microseconds(const Call& call) {
     FASTCRIT_CUDA_CHECK(cudaEventCreate(&begin));
     FASTCRIT_CUDA_CHECK(cudaEventCreate(&end));
     std::vector<float> times;
-    for (int run = -3; run < kRuns; ++run) {
+    for (int run = -3; run < runs; ++run) {
         FASTCRIT_CUDA_CHECK(cudaEventRecord(begin));
         call();
         FASTCRIT_CUDA_CHECK(cudaEventRecord(end));
@@ -41,8 +45,29 @@ double microseconds(const Call& call) {
     }
     FASTCRIT_CUDA_CHECK(cudaEventDestroy(begin));
     FASTCRIT_CUDA_CHECK(cudaEventDestroy(end));
-    std::nth_element(times.begin(), times.begin() + kRuns / 2, times.end());
-    return 1e3 * static_cast<double>(times[kRuns / 2]);
+    std::nth_element(times.begin(), times.begin() + runs / 2, times.end());
+    return 1e3 * static_cast<double>(times[static_cast<std::size_t>(runs / 2)]);
+}
+
+/// Values of random sign and fraction, 0.5 to 1 in size.
+std::vector<char> half_to_one(Type type, std::size_t n) {
+    std::mt19937 random(1);
+    std::vector<char> bytes;
+    const std::size_t size = type == Type::float32 ? 4 : 2;
+    std::vector<char> some(size << 20);
+    for (std::size_t i = 0; i < some.size(); i += size) {
+        const auto bits = static_cast<std::uint32_t>(random());
+        const std::uint32_t value = type == Type::float32   ? 0x3f000000U | (bits & 0x807fffffU)
+                                    : type == Type::float16 ? 0x3800U | (bits & 0x83ffU)
+                                                            : 0x3f00U | (bits & 0x807fU);
+        std::memcpy(some.data() + i, &value, size);  // the low bytes come first
+    }
+    bytes.reserve(n * size);
+    while (bytes.size() < n * size) {
+        const std::size_t more = std::min(some.size(), n * size - bytes.size());
+        bytes.insert(bytes.end(), some.begin(), some.begin() + static_cast<std::ptrdiff_t>(more));
+    }
+    return bytes;
 }
 
 /// `bytes` is what the kernel has to read and write; a copy reads and writes half of that each.
@@ -62,7 +87,7 @@ void bench(std::int64_t side, Type type, const char* name, std::size_t size) {
     const auto sites = static_cast<std::size_t>(side * side);
     const auto count = static_cast<std::int64_t>(kBytes / sites / size);
     const auto n = static_cast<std::size_t>(count);
-    const DeviceArray<char> data(std::vector<char>(n * sites * size, 0x38));  // small finite values in every type
+    const DeviceArray<char> data(half_to_one(type, n * sites));
     const Fields fields{data.data(), type, count};
     const auto orbits = static_cast<std::size_t>(spectrometer.bins(Bins::orbits));
     const auto shells = static_cast<std::size_t>(spectrometer.bins(Bins::shells));
@@ -95,9 +120,12 @@ void bench(std::int64_t side, Type type, const char* name, std::size_t size) {
         oracle::RecordArrays<DeviceArray> to(
             {blocks, 1, spectrometer.bins(Bins::orbits), static_cast<std::int64_t>(low.size()), 2, side * side}, false,
             {});
+        const DeviceArray<char> pieces(std::vector<char>(static_cast<std::size_t>(
+            spectrometer.record_scratch(type, count, selected, to.record(blocks, 1), nullptr))));
         const double step = microseconds([&] {
-            spectrometer.record({fields, 0, sums.data(), modes.data(), totals.data(), nullptr}, selected,
-                                to.record(blocks, 1), bad.data(), nullptr);
+            spectrometer.record(
+                {fields, 0, sums.data(), modes.data(), totals.data(), nullptr, nullptr, nullptr, pieces.data()},
+                selected, to.record(blocks, 1), bad.data(), nullptr);
         });
         print("record", side, name, count, step, batch + of_fields(4 * orbits + 8 * low.size() + 8));
     }
@@ -108,12 +136,17 @@ void bench(std::int64_t side, Type type, const char* name, std::size_t size) {
 
 }  // namespace
 
-int main() {
+/// bench_cuda [SIDE [TYPE [RUNS]]]: one side or 0 for all, one type or "all"; a profiler wants few runs.
+int main(int argc, char** argv) {
+    const long only_side = argc > 1 ? std::strtol(argv[1], nullptr, 10) : 0;
+    const std::string only_type = argc > 2 ? argv[2] : "all";
+    if (argc > 3) runs = static_cast<int>(std::strtol(argv[3], nullptr, 10));
     std::printf("%-12s %6s %-9s %8s %10s %8s %8s %6s\n", "kernel", "side", "type", "fields", "us", "GB/s", "copy",
                 "ratio");
-    for (const std::int64_t side : {16, 28, 32, 64, 128, 256}) {
-        bench(side, Type::float32, "float32", 4);
-        bench(side, Type::float16, "float16", 2);
-        bench(side, Type::bfloat16, "bfloat16", 2);
+    for (const std::int64_t side : {16, 24, 28, 32, 40, 48, 64, 80, 96, 112, 128, 192, 224, 256}) {
+        if (only_side != 0 && side != only_side) continue;
+        if (only_type == "all" || only_type == "float32") bench(side, Type::float32, "float32", 4);
+        if (only_type == "all" || only_type == "float16") bench(side, Type::float16, "float16", 2);
+        if (only_type == "all" || only_type == "bfloat16") bench(side, Type::bfloat16, "bfloat16", 2);
     }
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <exception>
+#include <iterator>
 #include <limits>
 
 #include "check.hpp"
@@ -169,8 +170,8 @@ Found fused_power(const Spectrometer& spectrometer, const Batch<T>& batch, std::
 }
 
 template <class T>
-void fused_power_is_that_of_direct_sums(std::int64_t side, std::int64_t count, unsigned seed) {
-    const Spectrometer spectrometer({side, side}, 0);
+void fused_power_is_that_of_direct_sums(const Shape& shape, std::int64_t count, unsigned seed) {
+    const Spectrometer spectrometer(shape, 0);
     CHECK(spectrometer.fused());
     const Lattice& lattice = spectrometer.lattice();
     const auto sites = static_cast<std::size_t>(lattice.sites());
@@ -224,14 +225,14 @@ void fused_power_is_that_of_direct_sums(std::int64_t side, std::int64_t count, u
             CHECK(same_bits(again.totals, shells.totals));
         }
         use_order(0);
-        if (kLargeBatch < 1000 && side > 32) break;
+        if (kLargeBatch < 1000 && sites > 32 * 32) break;
     }
 }
 
 /// Noise about a large mean against the same noise without it, whose modes but for k = 0 are the same; and fields whose
 /// squares float does not hold.
-void fused_power_in_other_units(std::int64_t side) {
-    const Spectrometer spectrometer({side, side}, 0);
+void fused_power_in_other_units(const Shape& shape) {
+    const Spectrometer spectrometer(shape, 0);
     const Lattice& lattice = spectrometer.lattice();
     const auto sites = static_cast<std::size_t>(lattice.sites());
     constexpr std::size_t count = 7;
@@ -286,10 +287,10 @@ void fused_power_in_other_units(std::int64_t side) {
 
 /// A large batch: every field against the processor's kernels in double, which have the same oracle.
 template <class T>
-void fused_power_of_many_fields(std::int64_t side) {
-    const Spectrometer spectrometer({side, side}, 0);
-    const fastcrit::Spectrometer reference({side, side});
-    const auto sites = static_cast<std::size_t>(side * side);
+void fused_power_of_many_fields(const Shape& shape) {
+    const Spectrometer spectrometer(shape, 0);
+    const fastcrit::Spectrometer reference(shape);
+    const auto sites = static_cast<std::size_t>(spectrometer.lattice().sites());
     const auto count = static_cast<std::size_t>(kLargeBatch);
     const Batch<T> batch(oracle::normal<float>(sites * count, 17));
     const SelectedModes none(spectrometer, Selection(spectrometer.lattice(), {}));
@@ -493,16 +494,22 @@ HostRecord read_back(const DeviceRecord& device) {
 
 /// Batches of samples, one of which is not finite, against the processor's record of all others in double.
 template <class T>
-void recording(std::int64_t side, std::int64_t samples, std::int64_t channels, std::int64_t blocks) {
+void recording(const Shape& shape, std::int64_t samples, std::int64_t channels, std::int64_t blocks) {
     constexpr std::int64_t first = 4;
-    const Spectrometer spectrometer({side, side}, 0);
+    const Spectrometer spectrometer(shape, 0);
     const Lattice& lattice = spectrometer.lattice();
     const auto sites = static_cast<std::size_t>(lattice.sites());
     const auto orbits = static_cast<std::size_t>(spectrometer.bins(Bins::orbits));
     const auto per_sample = static_cast<std::size_t>(channels) * sites;
     const auto n = static_cast<std::size_t>(samples);
-    const Selection selection(lattice, {0, 1, 2, static_cast<std::int32_t>(side), static_cast<std::int32_t>(side) + 3});
+    const auto plane = static_cast<std::int32_t>(shape[0]);
+    const Selection selection(lattice, {0, 1, 2, plane, plane + 3});
     const SelectedModes selected(spectrometer, selection);
+    // "Shells" of some of the selected modes, the first with k = 0.
+    const std::vector<std::int32_t> begin{0, 1, 4};
+    const std::vector<std::int32_t> at{0, 1, 3, 4};
+    const std::vector<double> weight{1.0 / 256.0, 0.5 / 256.0, 0.25 / 256.0, 0.125 / 256.0};
+    const fastcrit::cuda::ChannelProducts products(selected, begin, at, weight);
     const std::size_t bad = n / 2;
     std::vector<float> values = oracle::normal<float>(per_sample * n, 9);
     values[bad * per_sample + per_sample - 3] = std::numeric_limits<float>::infinity();
@@ -513,54 +520,172 @@ void recording(std::int64_t side, std::int64_t samples, std::int64_t channels, s
     std::vector<double> offsets;
     for (std::int64_t c = 0; c < channels; ++c) offsets.push_back(static_cast<double>(c % 3 - 1) / 64.0);
     HostRecord exact(sizes, true, offsets);
-    const fastcrit::Spectrometer reference({side, side});
-    const auto to_reference = [&](std::size_t begin, std::size_t end) {
-        const std::vector<double> part(batch.values.begin() + static_cast<std::ptrdiff_t>(begin * per_sample),
+    const fastcrit::Spectrometer reference(shape);
+    const auto to_reference = [&](std::size_t from, std::size_t end) {
+        const std::vector<double> part(batch.values.begin() + static_cast<std::ptrdiff_t>(from * per_sample),
                                        batch.values.begin() + static_cast<std::ptrdiff_t>(end * per_sample));
-        reference.record<double>(part.data(), static_cast<std::int64_t>(end - begin),
-                                 first + static_cast<std::int64_t>(begin), selection, exact.record(blocks, channels));
+        reference.record<double>(part.data(), static_cast<std::int64_t>(end - from),
+                                 first + static_cast<std::int64_t>(from), selection, exact.record(blocks, channels));
     };
     to_reference(0, bad);
     to_reference(bad + 1, n);
+    const std::size_t C = static_cast<std::size_t>(channels);
+    std::vector<double> exact_cross(static_cast<std::size_t>(blocks) * 2 * C * C);
+    for (std::size_t j = 0; j < n; ++j) {
+        if (j == bad) continue;
+        std::vector<std::vector<std::complex<double>>> modes;
+        for (std::size_t c = 0; c < C; ++c) {
+            const std::vector<double> field(
+                batch.values.begin() + static_cast<std::ptrdiff_t>(j * per_sample + c * sites),
+                batch.values.begin() + static_cast<std::ptrdiff_t>(j * per_sample + (c + 1) * sites));
+            modes.push_back(oracle::dft(lattice, field.data()));
+            modes.back()[0] -= static_cast<double>(sites) * offsets[c];
+        }
+        const std::int32_t chosen[] = {0, 1, 2, plane, plane + 3};
+        const auto block =
+            static_cast<std::size_t>(first + static_cast<std::int64_t>(j)) % static_cast<std::size_t>(blocks);
+        for (std::size_t shell = 0; shell < 2; ++shell) {
+            for (auto m = static_cast<std::size_t>(begin[shell]); m < static_cast<std::size_t>(begin[shell + 1]); ++m) {
+                const auto mode = static_cast<std::size_t>(chosen[at[m]]);
+                for (std::size_t a = 0; a < C; ++a) {
+                    for (std::size_t b = 0; b < C; ++b) {
+                        exact_cross[((block * 2 + shell) * C + a) * C + b] +=
+                            weight[m] * (modes[a][mode] * std::conj(modes[b][mode])).real();
+                    }
+                }
+            }
+        }
+    }
 
-    std::vector<HostRecord> found;
-    for (const std::int64_t split : {samples, samples / 3 + 1, std::int64_t{1}}) {
+    struct Run {
+        HostRecord record;
+        std::vector<double> cross;
+    };
+    std::vector<Run> found;
+    const std::int64_t splits[] = {samples, samples, samples / 3 + 1, 1};
+    for (std::size_t run = 0; run < std::size(splits); ++run) {
+        const std::int64_t split = splits[run];
         if (split == 1 && samples > 300) continue;
-        use_order(static_cast<unsigned>(split % 3));
+        use_order(static_cast<unsigned>(run));
         DeviceRecord device(sizes, true, offsets);
+        const DeviceArray<double> cross(std::vector<double>(exact_cross.size()));
         const DeviceArray<std::int64_t> first_bad(std::vector<std::int64_t>{INT64_MAX});
         const auto most = static_cast<std::size_t>(split * channels);
         const auto sums = unwritten<float>(most * orbits);
         const auto sign_sums = unwritten<float>(most * orbits);
         const auto modes = unwritten<float>(most * 10);
         const auto totals = unwritten<double>(most);
-        for (std::int64_t begin = 0; begin < samples; begin += split) {
+        const auto scratch =
+            unwritten<double>(static_cast<std::size_t>(spectrometer.record_scratch(
+                                  type_of<T>(), split, selected, device.record(blocks, channels), &products)) /
+                              8);
+        for (std::int64_t from = 0; from < samples; from += split) {
             const Fields fields =
-                batch.fields(begin * channels, std::min(split, samples - begin) * channels, lattice.sites());
+                batch.fields(from * channels, std::min(split, samples - from) * channels, lattice.sites());
             const PowerResults results{sums.data(), &selected, modes.data(), totals.data()};
             spectrometer.power(fields, {}, Bins::orbits, results, nullptr);
             spectrometer.power(fields, {nullptr, true}, Bins::orbits, {sign_sums.data()}, nullptr);
-            spectrometer.record({fields, first + begin, sums.data(), modes.data(), totals.data(), sign_sums.data()},
+            spectrometer.record({fields, first + from, sums.data(), modes.data(), totals.data(), sign_sums.data(),
+                                 &products, cross.data(), scratch.data()},
                                 selected, device.record(blocks, channels), first_bad.data(), nullptr);
         }
-        found.push_back(read_back(device));
+        found.push_back({read_back(device), to_host(cross)});
         CHECK(to_host(first_bad)[0] == (first + static_cast<std::int64_t>(bad)) * channels + channels - 1);
     }
     use_order(0);
-    for (const HostRecord& other : found) CHECK(same_bits(other, found[0]));
-    CHECK(found[0].count == exact.count);
+    // The same batches in another order of blocks and threads.
+    CHECK(same_bits(found[1].record, found[0].record) && same_bits(found[1].cross, found[0].cross));
     // Values of order 1 (modes: sqrt(sites), moments: far below) are summed over the samples of a block.
     const double in_block = static_cast<double>(samples) / static_cast<double>(blocks) + 1.0;
     const auto close = [](const std::vector<double>& a, const std::vector<double>& b, double bound) {
         for (std::size_t i = 0; i < a.size(); ++i) CHECK(std::abs(a[i] - b[i]) <= bound && "record");
     };
-    close(found[0].power, exact.power, kTolerance * 8.0 * in_block);
-    close(found[0].sign_power, exact.sign_power, kTolerance * 8.0 * in_block);
-    close(found[0].low, exact.low, kTolerance * static_cast<double>(side) * in_block);
-    close(found[0].first, exact.first, kTolerance * 4.0 * in_block);
-    close(found[0].moments, exact.moments, 1e-13 * in_block);
-    close(found[0].field, exact.field, 1e-12 * static_cast<double>(samples));
-    close(found[0].sign_field, exact.sign_field, 0.0);
+    for (const Run& run : found) {
+        CHECK(run.record.count == exact.count);
+        close(run.record.power, exact.power, kTolerance * 8.0 * in_block);
+        close(run.record.sign_power, exact.sign_power, kTolerance * 8.0 * in_block);
+        close(run.record.low, exact.low, kTolerance * std::sqrt(static_cast<double>(sites)) * in_block);
+        close(run.record.first, exact.first, kTolerance * 4.0 * in_block);
+        close(run.record.moments, exact.moments, 1e-13 * in_block);
+        close(run.record.field, exact.field, 1e-12 * static_cast<double>(samples));
+        close(run.record.sign_field, exact.sign_field, 0.0);
+        close(run.cross, exact_cross, kTolerance * 8.0 * in_block);
+    }
+    // Pieces differ from batches by the rounding of sums in double.
+    for (const Run& run : found) close(run.record.power, found[0].record.power, 1e-13 * 64.0 * in_block);
+}
+
+/// Offsets as fastcrit/_kernels/offset.py has them: a multiple of a power of two of 8 to 16 standard deviations, or 0.
+void offsets_are_fixed_once() {
+    const Shape shape{12, 10};
+    const Spectrometer spectrometer(shape, 0);
+    constexpr std::size_t sites = 120;
+    constexpr std::int64_t channels = 4;
+    std::vector<float> values = oracle::normal<float>(channels * sites, 5);
+    for (std::size_t i = 0; i < sites; ++i) {
+        values[i] += 1000.0F;
+        values[sites + i] -= 20.0F;
+        values[2 * sites + i] = 7.5F;
+        values[3 * sites + i] = i == 5 ? std::numeric_limits<float>::infinity() : 1e6F;
+    }
+    const Batch<float> batch(values);
+    const fastcrit::RecordSizes sizes{3, channels, spectrometer.bins(Bins::orbits), 0, 2, 120};
+    DeviceRecord device(sizes, false, std::vector<double>(channels));
+    const DeviceArray<double> offset(std::vector<double>(channels, 3.0));
+    spectrometer.fix_offset(batch.fields(0, channels, sites), device.record(3, channels), offset.data(), nullptr);
+    const std::vector<double> found = to_host(offset);
+    double mean = 0.0;
+    double square = 0.0;
+    for (std::size_t i = 0; i < sites; ++i) mean += static_cast<double>(batch.values[i]) / sites;
+    for (std::size_t i = 0; i < sites; ++i) square += std::pow(static_cast<double>(batch.values[i]) - mean, 2) / sites;
+    int exponent = 0;
+    std::frexp(8.0 * std::sqrt(square), &exponent);
+    const double unit = std::ldexp(1.0, exponent);
+    CHECK(found[0] == std::rint(mean / unit) * unit);
+    CHECK(found[1] == 0.0 && found[2] == 7.5 && found[3] == 0.0);
+    device.count = DeviceArray<std::int64_t>(std::vector<std::int64_t>{0, 1, 0});
+    const DeviceArray<double> kept(std::vector<double>(channels, 3.0));
+    spectrometer.fix_offset(batch.fields(0, channels, sites), device.record(3, channels), kept.data(), nullptr);
+    CHECK(to_host(kept) == std::vector<double>(channels, 3.0));
+}
+
+/// Means of the first shells, and the first field that has none that float holds.
+void means_of_shells_and_the_first_bad_field() {
+    for (const Shape& shape : {Shape{16, 16}, Shape{64, 64}, Shape{12, 20}}) {
+        const Spectrometer spectrometer(shape, 0);
+        const Lattice& lattice = spectrometer.lattice();
+        const auto sites = static_cast<std::size_t>(lattice.sites());
+        constexpr std::size_t count = 9;
+        std::vector<float> values = oracle::normal<float>(sites * count, 23);
+        for (std::size_t i = 0; i < sites; ++i) values[2 * sites + i] = 0.0F;  // is 0, and has a spectrum of 0
+        const auto kept = static_cast<std::size_t>(lattice.shells()) / 2;
+        const auto measure = [&](const std::vector<float>& fields) {
+            const Batch<float> batch(fields);
+            const auto means = unwritten<float>(count * kept);
+            const DeviceArray<std::int64_t> bad(std::vector<std::int64_t>{INT64_MAX});
+            PowerResults results{means.data()};
+            results.kept = static_cast<std::int32_t>(kept);
+            results.means = true;
+            results.bad = bad.data();
+            spectrometer.power(batch.fields(0, count, lattice.sites()), {}, Bins::shells, results, nullptr);
+            return std::make_pair(to_host(means), to_host(bad)[0]);
+        };
+        const auto [means, none] = measure(values);
+        CHECK(none == INT64_MAX);
+        for (std::size_t f = 0; f < count; ++f) {
+            const std::vector<double> field(values.begin() + static_cast<std::ptrdiff_t>(f * sites),
+                                            values.begin() + static_cast<std::ptrdiff_t>((f + 1) * sites));
+            const std::vector<double> exact = bin_sums(lattice, Bins::shells, oracle::dft(lattice, field.data()));
+            for (std::size_t b = 0; b < kept; ++b) {
+                const auto modes = static_cast<double>(lattice.shell_multiplicity()[b]);
+                CHECK(std::abs(means[f * kept + b] - exact[b] / modes) <= 2.0 * kTolerance && "mean of a shell");
+            }
+        }
+        values[7 * sites + 1] = std::numeric_limits<float>::quiet_NaN();
+        CHECK(measure(values).second == 7);
+        for (std::size_t i = 0; i < sites; ++i) values[4 * sites + i] = 1e-17F;  // whose square has few digits
+        CHECK(measure(values).second == 4);
+    }
 }
 
 void not_finite_fields_are_marked() {
@@ -577,8 +702,8 @@ void not_finite_fields_are_marked() {
 
 void misuse_is_refused() {
     const Spectrometer square({16, 16}, 0);
-    const Spectrometer other({16, 20}, 0);
-    const DeviceArray<float> field(std::vector<float>(16 * 20));
+    const Spectrometer other({16, 22}, 0);
+    const DeviceArray<float> field(std::vector<float>(16 * 22));
     const PowerResults results{field.data()};
     CHECK(!other.fused());
     CHECK_THROWS(other.power({field.data(), Type::float32, 1}, {}, Bins::shells, results, nullptr), std::logic_error);
@@ -651,7 +776,15 @@ void all_of_type(unsigned seed) {
     const std::int64_t more = kLargeBatch < 1000 ? 3 : 9;
     for (const std::int64_t side : {16, 32, 64, 128}) {
         for (const std::int64_t count : {std::int64_t{1}, side < 128 ? more : 2}) {
-            fused_power_is_that_of_direct_sums<T>(side, count, seed++);
+            fused_power_is_that_of_direct_sums<T>({side, side}, count, seed++);
+        }
+    }
+    // Every radix in every place, and the sides that models have.
+    for (const Shape& shape : {Shape{4, 2}, Shape{4, 4}, Shape{6, 9}, Shape{10, 7}, Shape{14, 15}, Shape{8, 3},
+                               Shape{20, 50}, Shape{24, 24}, Shape{28, 28}, Shape{32, 16}, Shape{16, 64}, Shape{40, 40},
+                               Shape{42, 49}, Shape{48, 48}, Shape{60, 35}, Shape{80, 80}, Shape{96, 96}}) {
+        for (const std::int64_t count : {std::int64_t{1}, shape[0] < 50 ? more : 2}) {
+            fused_power_is_that_of_direct_sums<T>(shape, count, seed++);
         }
     }
     for (const Shape& shape :
@@ -666,9 +799,19 @@ void all() {
     all_of_type<float>(1);
     all_of_type<Half>(1001);
     all_of_type<BFloat16>(2001);
-    for (const std::int64_t side : {16, 32, 64}) fused_power_in_other_units(side);
-    fused_power_of_many_fields<float>(16);
-    fused_power_of_many_fields<Half>(16);
+    for (const Shape& shape : {Shape{16, 16}, Shape{32, 32}, Shape{64, 64}, Shape{28, 28}, Shape{40, 36}}) {
+        fused_power_in_other_units(shape);
+    }
+    if (kLargeBatch > 1000) {  // large sides
+        for (const Shape& shape :
+             {Shape{112, 112}, Shape{192, 192}, Shape{224, 224}, Shape{128, 256}, Shape{256, 128}}) {
+            fused_power_is_that_of_direct_sums<float>(shape, 2, 77);
+        }
+    }
+    for (const Shape& shape : {Shape{16, 16}, Shape{10, 12}}) {
+        fused_power_of_many_fields<float>(shape);
+        fused_power_of_many_fields<Half>(shape);
+    }
     for (const Shape& shape : {Shape{5, 6}, Shape{3, 2, 8}}) {
         first_modes_are_those_of_direct_sums<float>(shape, kLargeBatch, 5);
         half_spectra_are_summed_by_bin(shape, kLargeBatch, 6);
@@ -684,11 +827,13 @@ void all() {
         }
     }
     half_spectra_are_summed_by_bin({80, 80, 90}, 1, 3);  // whole blocks sum its shells
-    recording<float>(16, 70, 3, 7);
-    recording<float>(32, 9, 2, 32);
-    recording<Half>(16, 20, 1, 3);
-    recording<BFloat16>(16, 20, 1, 3);
-    recording<float>(16, 600, 1, 4);
+    recording<float>({16, 16}, 70, 3, 7);
+    recording<float>({32, 32}, 9, 2, 32);
+    recording<Half>({16, 16}, 20, 1, 3);
+    recording<BFloat16>({6, 9}, 300, 2, 3);  // sites of two channels are no multiple of four: one by one
+    recording<float>({16, 16}, 600, 1, 4);
+    offsets_are_fixed_once();
+    means_of_shells_and_the_first_bad_field();
     not_finite_fields_are_marked();
     misuse_is_refused();
 #ifdef __CUDACC__

@@ -1,4 +1,4 @@
-"""Lengths that are read off C(r): where it falls to 1/e, its integral, the exponential that fits it."""
+"""Averages over shells of lags, and lengths read off C(r): where it falls to 1/e, its integral, an exponential fit."""
 
 from __future__ import annotations
 
@@ -17,12 +17,22 @@ def radial_correlation(grid: Lattice, S: Floats, background: float = 0.0) -> Flo
     """C(r) (..., lags inside half the smallest side) from S per orbit (..., orbits)."""
     axes = tuple(range(-grid.ndim, 0))
     C = scipy.fft.irfftn(grid.to_full(S), s=grid.shape, axes=axes)
-    flat = C.reshape(*C.shape[: -grid.ndim], grid.sites)
-    order, starts = grid.lag_order
-    sums = np.add.reduceat(flat[..., order], starts, axis=-1)[..., : grid.lags_inside]
-    radial = sums / grid.lag_pairs[: grid.lags_inside]
+    radial = shell_means(grid, C)[..., : grid.lags_inside]
     radial[..., 0] -= background
     return np.asarray(radial)
+
+
+def shell_means(grid: Lattice, values: Floats) -> Floats:
+    """Means over all shells of lags (..., shells) of values (..., N1 .. Nd) at every lag of the torus."""
+    flat = values.reshape(*values.shape[: values.ndim - grid.ndim], grid.sites)
+    order, starts = grid.lag_order
+    return np.asarray(np.add.reduceat(flat[..., order], starts, axis=-1) / grid.lag_pairs)
+
+
+def lag_squares(grid: Lattice) -> Floats:
+    """Squared length (N1 .. Nd) of every lag of the torus, to the nearest image; in sites."""
+    axes = [np.minimum(np.arange(side), side - np.arange(side)) ** 2.0 for side in grid.shape]
+    return np.asarray(sum(np.meshgrid(*axes, indexing="ij")))
 
 
 def _crossing(r: Floats, c: Floats, level: float) -> float:

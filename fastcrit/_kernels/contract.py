@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -41,6 +42,11 @@ class Sums(Protocol):
         self, fields: Any, shells: int, trend: Trend | None, taper: Floats | None, lead: tuple[int, ...]
     ) -> Any:
         """(fields, shells): mean of |phi^|^2 / N over each shell, of the kind and dtype of ``fields``."""
+
+    def shell_power_unchecked(
+        self, fields: Any, shells: int, trend: Trend | None, taper: Floats | None, lead: tuple[int, ...]
+    ) -> tuple[Any, Callable[[], None]]:
+        """The same without waiting for a device, and what waits for it and refuses what is not finite."""
 
     def mode_sums(self, samples: Any, center: str, blocks: int, name: str) -> tuple[Floats, Floats, Floats]:
         """Sums over samples, centred as in `structure_factor`.

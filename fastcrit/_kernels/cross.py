@@ -41,6 +41,12 @@ class CrossShells:
         self._weights = [weight[at] / (grid.sites * grid.shell_modes[k]) for k, at in enumerate(self._places)]
         self._uploaded: dict[Any, list[tuple[Any, Any]]] = {}
 
+    @property
+    def table(self) -> tuple[list[int], list[int], list[float]]:
+        """Where each shell's modes begin and end, which of those selected they are, and what their squares weigh."""
+        begin = np.cumsum([0, *map(len, self._places)])
+        return begin.tolist(), np.concatenate(self._places).tolist(), np.concatenate(self._weights).tolist()
+
     def products(self, amplitudes: Any) -> Any:
         """(samples, shells, C, C), float64, from amplitudes (samples, C, modes, 2) of arrays or tensors."""
         if is_tensor(amplitudes):

@@ -9,27 +9,64 @@ import torch
 from torch import Tensor
 
 from fastcrit import _core
-from fastcrit._kernels.torch_kernels import TorchSpectrometer, less_uniform, signs, single
+from fastcrit._kernels.layout import Layout
+from fastcrit._kernels.torch_kernels import TorchSpectrometer, less_uniform, single
+from fastcrit._kernels.torch_record import NONE_BAD, signs_of
+from fastcrit._kernels.torch_recording import TorchRecording
 
 
 class CudaSpectrometer(TorchSpectrometer):
     """The same by the kernels of csrc/cuda; float64 by torch's operations.
 
-    Squares of side 16, 32, 64 and 128 are read once and transformed in shared memory; other shapes go through
-    torch.fft. Kernels run on torch's current stream, like the operations before and after them, so that memory which
-    torch takes back goes only to work behind them.
+    Fields of an even height whose sides have no prime factor above 7 are read once and transformed in shared memory, as
+    far as they fit; other shapes go through torch.fft. Kernels run on torch's current stream, like the operations
+    before and after them, so that memory which torch takes back goes only to work behind them.
     """
 
     def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
         super().__init__(shape, device)
-        self._core = _core.CudaSpectrometer(shape, device.index or 0)
+        self.core = _core.CudaSpectrometer(shape, device.index or 0)
         self._chosen: dict[tuple[int, ...], _core.CudaSelection] = {}
+        self._products: dict[tuple[int, ...], _core.CudaChannelProducts] = {}
 
     def upload(self, selected: tuple[int, ...]) -> None:
         """As in `TorchSpectrometer`, for the kernels, too."""
         super().upload(selected)
         if selected not in self._chosen:
-            self._chosen[selected] = _core.CudaSelection(self._core, selected)
+            self._chosen[selected] = _core.CudaSelection(self.core, selected)
+
+    def selection(self, selected: tuple[int, ...]) -> _core.CudaSelection:
+        """The core's table of selected modes."""
+        self.upload(selected)
+        return self._chosen[selected]
+
+    def prepare(self, layout: Layout) -> None:
+        super().prepare(layout)
+        if layout.cross is not None and layout.selected not in self._products:
+            table = layout.cross.table
+            self._products[layout.selected] = _core.CudaChannelProducts(self.selection(layout.selected), *table)
+
+    def products(self, layout: Layout) -> _core.CudaChannelProducts:
+        """The core's table of the shells in which channels are seen together."""
+        return self._products[layout.selected]
+
+    def recording(self, layout: Layout, sums: dict[str, Tensor], bad: Tensor) -> TorchRecording:
+        return CudaRecording(self, layout, sums, bad)
+
+    def at_once(self, fields: Tensor) -> bool:
+        return bool(self.core.fused) and fields.dtype != torch.float64
+
+    def means_and_bad(self, fields: Tensor, shells: int) -> tuple[Tensor, Tensor]:
+        if not self.at_once(fields):
+            return super().means_and_bad(fields, shells)
+        fields = ready(fields)
+        means = torch.empty((len(fields), shells), device=self.device)
+        bad = torch.full((), NONE_BAD, dtype=torch.int64, device=self.device)
+        self.core.shell_means(
+            fields.data_ptr(), _DTYPES[fields.dtype], len(fields), means.data_ptr(), shells, bad.data_ptr(),
+            self.stream(),
+        )  # fmt: skip
+        return means, bad
 
     def power(
         self, fields: Tensor, bins: str, offset: Tensor | None = None, selected: tuple[int, ...] | None = None
@@ -41,24 +78,29 @@ class CudaSpectrometer(TorchSpectrometer):
     def autocorrelation(self, fields: Tensor, offset: Tensor | None = None) -> Tensor:
         if fields.dtype == torch.float64:
             return super().autocorrelation(fields, offset)
-        correlation = _ready(self._correlation(single(fields), offset))
+        correlation = ready(self._correlation(single(fields), offset))
         sums = correlation.new_empty((len(fields), len(self.grid.lag_r)))
-        self._core.lag_sums(correlation.data_ptr(), len(fields), sums.data_ptr(), self._stream())
+        self.core.lag_sums(correlation.data_ptr(), len(fields), sums.data_ptr(), self.stream())
         return sums
 
     def first_modes(self, fields: Tensor) -> Tensor:
         if fields.dtype == torch.float64:
             return super().first_modes(fields)
-        fields = _ready(fields)
+        fields = ready(fields)
         count = len(fields)
         out = torch.empty((1 + 2 * self.grid.ndim, count), dtype=torch.float64, device=self.device)
-        scratch = torch.empty(self._core.first_modes_scratch(count), dtype=torch.uint8, device=self.device)
-        self._core.first_modes(
-            fields.data_ptr(), _DTYPES[fields.dtype], count, out.data_ptr(), scratch.data_ptr(), self._stream()
+        scratch = torch.empty(self.core.first_modes_scratch(count), dtype=torch.uint8, device=self.device)
+        self.core.first_modes(
+            fields.data_ptr(), _DTYPES[fields.dtype], count, out.data_ptr(), scratch.data_ptr(), self.stream()
         )
         return out
 
-    def _stream(self) -> int:
+    def bytes(self, n: int) -> Tensor:
+        """Memory for kernels to work in."""
+        return torch.empty(n, dtype=torch.uint8, device=self.device)
+
+    def stream(self) -> int:
+        """The current stream of torch there, by its address."""
         return 0 if self.device.type == "cpu" else int(torch.cuda.current_stream(self.device).cuda_stream)
 
     def _power(
@@ -76,67 +118,79 @@ class CudaSpectrometer(TorchSpectrometer):
         modes = torch.empty((count, len(selected or ()), 2), device=self.device)
         chosen = None
         if selected is not None:
-            self.upload(selected)
-            chosen = self._chosen[selected]
+            chosen = self.selection(selected)
         results = (sums.data_ptr(), chosen, modes.data_ptr() if chosen else 0, _pointer(totals))
-        if self._core.fused:
-            fields = _ready(fields)
-            less = None if offset is None else _ready(offset.to(torch.float32))
-            self._core.power(
+        if self.core.fused:
+            fields = ready(fields)
+            less = None if offset is None else ready(offset.to(torch.float32))
+            self.core.power(
                 fields.data_ptr(), _DTYPES[fields.dtype], count, _pointer(less), bins,
-                *results, self._stream(), of_signs,
+                *results, self.stream(), of_signs,
             )  # fmt: skip
         else:
-            values, uniform, largest = less_uniform(signs(fields) if of_signs else single(fields), offset)
-            half = _ready(self._half_spectrum(values))
-            self._core.power_from_half_spectrum(half.data_ptr(), count, bins, *results, self._stream())
+            values, uniform, largest = less_uniform(signs_of(fields) if of_signs else single(fields), offset)
+            half = ready(self._half_spectrum(values))
+            self.core.power_from_half_spectrum(half.data_ptr(), count, bins, *results, self.stream())
             self._put_back(uniform, torch.view_as_real(half[:, :1])[:, 0, 0].double(), sums, modes, selected)
             if totals is not None:
                 square = sums.sum(dim=1, dtype=torch.float64) / self.grid.sites
                 totals.masked_fill_(~self._has_result(square, largest), torch.nan)
         return sums, modes
 
-    def _measure(self, fields: Tensor, selected: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    def measure(self, fields: Tensor, selected: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
         if fields.dtype == torch.float64:
-            return super()._measure(fields, selected)
-        if self._core.fused:
+            return super().measure(fields, selected)
+        if self.core.fused:
             totals = torch.empty(len(fields), dtype=torch.float64, device=self.device)
         else:
             totals = self.first_modes(fields)[0]
         return *self._power(fields, "orbits", None, selected, totals), totals
 
-    def _measure_signs(self, fields: Tensor) -> Tensor:
+    def measure_signs(self, fields: Tensor) -> Tensor:
         if fields.dtype == torch.float64:
-            return super()._measure_signs(fields)
+            return super().measure_signs(fields)
         return self._power(fields, "orbits", None, None, None, of_signs=True)[0]
 
-    def _add(
-        self,
-        fields: Tensor,
-        sums: Tensor,
-        modes: Tensor,
-        totals: Tensor,
-        sign_sums: Tensor | None,
-        channels: int,
-        first: int,
-        selected: tuple[int, ...],
-        blocks: int,
-        state: dict[str, Tensor],
-        bad: Tensor,
-    ) -> None:
-        if fields.dtype == torch.float64:
-            super()._add(fields, sums, modes, totals, sign_sums, channels, first, selected, blocks, state, bad)
+
+class CudaRecording(TorchRecording):
+    """The same by the kernels: two launches a batch of a fused shape, one for the signs, one to add up pieces."""
+
+    def __init__(self, spectrometer: CudaSpectrometer, layout: Layout, sums: dict[str, Tensor], bad: Tensor) -> None:
+        super().__init__(spectrometer, layout, sums, bad)
+        self.kernels = spectrometer
+        selected = spectrometer.selection(layout.selected)
+        products = None if self.cross is None else spectrometer.products(layout)
+        state = {name: values.data_ptr() for name, values in sums.items()}
+        self._core = _core.CudaRecording(
+            spectrometer.core, selected, layout.channels, layout.blocks, state, products, bad.data_ptr()
+        )
+        self._fixed = False
+
+    def add(self, batch: Tensor, first: int) -> None:
+        """As in `TorchRecording`; the offset of a level is fixed by the first batch that comes here."""
+        if batch.dtype == torch.float64:
+            super().add(batch, first)
             return
-        fields = _ready(fields)
-        self._core.record(
-            fields.data_ptr(), _DTYPES[fields.dtype], len(fields) // channels, channels, first,
-            self._chosen[selected], blocks, sums.data_ptr(), modes.data_ptr(), totals.data_ptr(),
-            _pointer(sign_sums),
-            {name: values.data_ptr() for name, values in state.items()}, bad.data_ptr(), self._stream(),
-        )  # fmt: skip
+        kind, stream, channels = _DTYPES[batch.dtype], self.kernels.stream(), self.layout.channels
+        for fields, at in self.pieces(batch):
+            fields = ready(fields)
+            samples = len(fields) // channels
+            if not self._fixed:
+                self._core.fix_offset(fields.data_ptr(), kind, samples, stream)
+                self._fixed = True
+            workspace = self.kernels.bytes(self._core.workspace(kind, samples))
+            if self.kernels.core.fused:
+                self._core.add(fields.data_ptr(), kind, samples, first + at, workspace.data_ptr(), stream)
+                continue
+            sums, modes, totals = self.kernels.measure(fields, self.layout.selected)
+            signs = self.kernels.measure_signs(fields) if "sign_power" in self.sums else None
+            self._core.add_measured(
+                fields.data_ptr(), kind, samples, first + at, sums.data_ptr(), modes.data_ptr(), totals.data_ptr(),
+                _pointer(signs), workspace.data_ptr(), stream,
+            )  # fmt: skip
 
 
-def _ready(x: Tensor) -> Tensor:
+def ready(x: Tensor) -> Tensor:
     """Contiguous and as aligned as what torch allocates, which a view of a longer tensor need not be."""
     x = x.contiguous()
     return x if x.data_ptr() % 16 == 0 else x.clone()

@@ -18,8 +18,8 @@ from fastcrit import _core
 from fastcrit._edge.arrays import check_finite
 from fastcrit._kernels.contract import Squares, Trend
 from fastcrit._kernels.lattice import Lattice
-from fastcrit._kernels.torch_kernels import TorchSpectrometer, less_uniform, signs, single
-from fastcrit._kernels.torch_record import PIECE_BYTES, add_to_blocks
+from fastcrit._kernels.torch_kernels import TorchSpectrometer, less_uniform, single
+from fastcrit._kernels.torch_record import NONE_BAD, PIECE_BYTES, add_to_blocks, signs_of
 
 __all__ = ["DeviceSums", "TorchSpectrometer", "cuda_kernels_for", "spectrometer"]
 
@@ -53,7 +53,11 @@ class DeviceSums:
     def shell_power(
         self, fields: Tensor, shells: int, trend: Trend | None, taper: Floats | None, lead: tuple[int, ...]
     ) -> Tensor:
-        """See `contract.Sums`. Waits for the device once a piece, to know that all is finite."""
+        """See `contract.Sums`. Waits for the device once, or once a piece, to know that all is finite."""
+        if trend is None and taper is None and self.spectrometer.at_once(fields):
+            means, first_bad = self.spectrometer.means_and_bad(fields, shells)
+            if int(first_bad) == NONE_BAD:
+                return means
         counts = torch.from_numpy(self.grid.shell_modes[:shells]).to(fields.device)
         found = []
         for piece in _pieces(fields):
@@ -75,6 +79,23 @@ class DeviceSums:
         power = torch.cat(found)
         _refuse(power.sum(dim=1, dtype=torch.float64).isfinite(), fields, lead, "field")
         return power
+
+    def shell_power_unchecked(
+        self, fields: Tensor, shells: int, trend: Trend | None, taper: Floats | None, lead: tuple[int, ...]
+    ) -> tuple[Tensor, Callable[[], None]]:
+        """See `contract.Sums`."""
+        found = [self.spectrometer.means_and_bad(_prepare(piece, trend, taper), shells) for piece in _pieces(fields)]
+        power = torch.cat([means for means, _ in found]) if len(found) > 1 else found[0][0]
+
+        def check() -> None:
+            begin = 0
+            for means, first_bad in found:
+                row = int(first_bad)
+                if row != NONE_BAD:
+                    _refuse_row(fields, begin + row, lead, "field")
+                begin += len(means)
+
+        return power, check
 
     def mode_sums(self, samples: Tensor, center: str, blocks: int, name: str) -> tuple[Floats, Floats, Floats]:
         """See `contract.Sums`."""
@@ -134,7 +155,7 @@ class DeviceSums:
     def signs(self, samples: Tensor, name: str) -> Tensor:
         """See `contract.Sums`."""
         _refuse(samples.isfinite().flatten(1).all(dim=1), samples, (len(samples),), name)
-        return signs(samples)
+        return signs_of(samples)
 
 
 def _pieces(fields: Tensor) -> Iterator[Tensor]:
@@ -218,5 +239,9 @@ def _refuse(finite: Tensor, fields: Tensor, lead: tuple[int, ...], name: str) ->
     given = fields.isfinite().flatten(1).all(dim=1)
     # A mean over samples spreads what is wrong with one of them: the fields themselves come first.
     bad = int((finite if bool(given.all()) else given).to(torch.int8).argmin())
-    field = _to_host(single(fields[bad : bad + 1]))
-    check_finite(field, np.full((1, 1), np.nan), bad, lead, name)
+    _refuse_row(fields, bad, lead, name)
+
+
+def _refuse_row(fields: Tensor, row: int, lead: tuple[int, ...], name: str) -> None:
+    """Say what is wrong with a field whose results are not finite."""
+    check_finite(_to_host(single(fields[row : row + 1])), np.full((1, 1), np.nan), row, lead, name)

@@ -14,8 +14,8 @@ from fastcrit._edge.placement import to_host, zeros_on
 from fastcrit._kernels import device as kernels
 from fastcrit._kernels.layout import DENOISED, Layout
 from fastcrit._kernels.record import HostRecord, Record
-from fastcrit._kernels.torch_kernels import add_cross
-from fastcrit._kernels.torch_record import NONE_BAD, add_gains, fix_offset
+from fastcrit._kernels.torch_record import NONE_BAD, add_gains
+from fastcrit._kernels.torch_recording import TorchRecording
 
 Floats = NDArray[np.float64]
 
@@ -28,11 +28,21 @@ class DeviceRecord(Record):
         super().__init__(layout)
         self.most //= layout.channels  # fields are numbered, not samples
         self._spectrometer = kernels.spectrometer(layout.grid.shape, device)
-        self._spectrometer.upload(layout.selected)
-        if layout.cross:
-            layout.cross.upload(device)
+        self._spectrometer.prepare(layout)
+        # What adds to the sums of each level, made when the first batch comes.
+        self._recordings: dict[tuple[int, str], TorchRecording] = {}
         # The first field, gain and denoised field of each level that were not finite.
         self._bad = self.zeros((3, layout.levels), np.int64).fill_(NONE_BAD)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tables on a device are made anew where the record comes to life.
+        return {name: value for name, value in vars(self).items() if name not in ("_spectrometer", "_recordings")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._spectrometer = kernels.spectrometer(self.layout.grid.shape, self.device)
+        self._spectrometer.prepare(self.layout)
+        self._recordings = {}
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> Tensor:
         """See `Record`."""
@@ -70,6 +80,11 @@ class DeviceRecord(Record):
         add_gains(placed, first, self.sums[name][i], self.sums["gain_count"][i], self._bad[1, i])
         self.next_gain[i] = first + len(values)
 
+    def replace(self, sums: dict[str, Any], levels: slice) -> None:
+        """See `Record`."""
+        super().replace(sums, levels)
+        self._recordings.clear()  # whose levels may have no samples now
+
     def check(self, levels: Floats) -> None:
         """See `Record`; waits for the device."""
         fields, gains, images = to_host(self._bad)
@@ -93,12 +108,8 @@ class DeviceRecord(Record):
         return twin
 
     def _add(self, i: int, prefix: str, batch: Tensor, first: int, bad: Tensor) -> None:
-        grid, channels, cross = self.layout.grid, self.layout.channels, self.layout.cross
-        sums = self._level(i, prefix)
-        fix_offset(sums["offset"], sums["count"], batch[0].reshape(channels, -1))
-        products = sums.pop("cross", None)
-        flat = batch.reshape(-1, *grid.shape)
-        selected = self.layout.selected
-        self._spectrometer.record(flat, channels, first, selected, self.layout.blocks, sums, bad)
-        if cross is not None and products is not None:
-            add_cross(self._spectrometer, cross, flat, channels, first, selected, sums | {"cross": products})
+        recording = self._recordings.get((i, prefix))
+        if recording is None:
+            recording = self._spectrometer.recording(self.layout, self._level(i, prefix), bad)
+            self._recordings[i, prefix] = recording
+        recording.add(batch, first)

@@ -52,6 +52,12 @@ class HostSums:
             self.grid.core.shell_power(piece[heavy] * taper, wide)
             out[heavy] = wide
 
+    def shell_power_unchecked(
+        self, fields: Fields, shells: int, trend: Trend | None, taper: Floats | None, lead: tuple[int, ...]
+    ) -> tuple[Fields, Callable[[], None]]:
+        """See `contract.Sums`. There is no device to wait for."""
+        return self.shell_power(fields, shells, trend, taper, lead), lambda: None
+
     def mode_sums(self, samples: Fields, center: str, blocks: int, name: str) -> tuple[Floats, Floats, Floats]:
         grid = self.grid
         power = np.zeros((blocks, len(grid.orbit_k)))

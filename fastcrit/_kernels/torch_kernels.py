@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastcrit._kernels.contract import HEAVY
-from fastcrit._kernels.cross import CrossShells
 from fastcrit._kernels.lattice import lattice
-from fastcrit._kernels.torch_record import NONE_BAD, PIECE_BYTES, add_to_blocks
+from fastcrit._kernels.layout import Layout
+from fastcrit._kernels.torch_record import NONE_BAD, signs_of
+from fastcrit._kernels.torch_recording import TorchRecording
 
 Floats = NDArray[np.float64]
 
@@ -127,6 +128,25 @@ class TorchSpectrometer:
         """(count, shells): mean of |phi^|^2 / N over the modes of each of the first shells."""
         return self.power(fields, "shells")[0][:, :shells] / self._shell_modes[:shells]
 
+    def at_once(self, fields: Tensor) -> bool:
+        """Whether `means_and_bad` measures such fields faster than `shell_power`, however many they are."""
+        return False
+
+    def means_and_bad(self, fields: Tensor, shells: int) -> tuple[Tensor, Tensor]:
+        """`shell_power`, and the number of the first field of which its type does not hold all digits, or NONE_BAD.
+
+        Only launches work: a result that is not finite stays, and so does one whose square is too small.
+        """
+        sums = self.power(fields, "shells")[0]
+        means = sums[:, :shells] / self._shell_modes[:shells]
+        square = sums.sum(dim=1, dtype=torch.float64) / self.grid.sites
+        limits = torch.finfo(means.dtype)
+        some = fields.flatten(1).abs().amax(dim=1) != 0  # also where it is NaN
+        good = means.sum(dim=1, dtype=torch.float64).isfinite() & square.isfinite()
+        good &= (square >= 2.0 * limits.tiny / limits.eps) | ~some
+        number = torch.arange(len(fields), device=fields.device)
+        return means, number.masked_fill(good, NONE_BAD).min()
+
     def shell_means(self, orbit_sums: Tensor) -> Tensor:
         """(count, shells), float64: means over the modes of every shell from sums over orbits."""
         return self._shells.sum(orbit_sums, torch.float64) / self._shell_modes
@@ -147,30 +167,15 @@ class TorchSpectrometer:
             rows += [(profile * wave).sum(dim=1) for wave in waves]
         return torch.stack(rows)
 
-    def record(
-        self,
-        fields: Tensor,
-        channels: int,
-        first: int,
-        selected: tuple[int, ...],
-        blocks: int,
-        state: dict[str, Tensor],
-        bad: Tensor,
-    ) -> None:
-        """Add a batch of samples, ``channels`` fields each, to the sums in ``state``; only launches work.
+    def prepare(self, layout: Layout) -> None:
+        """Put what recording needs on the device, which waits for it."""
+        self.upload(layout.selected)
+        if layout.cross is not None:
+            layout.cross.upload(self.device)
 
-        As `_core.Spectrometer.record` does it, to rounding, except that samples with a result that is not finite, or
-        that is too small for its type, are left out. The number (sample * channels + channel) of the first such field
-        lowers ``bad``, one int64. ``state`` may hold the offsets of channels.
-        """
-        step = max(1, PIECE_BYTES // (4 * channels * self.grid.sites)) * channels
-        for begin in range(0, len(fields), step):
-            piece = fields[begin : begin + step]
-            measured = self._measure(piece, selected)
-            signs = None
-            if "sign_power" in state:
-                signs = self._measure_signs(piece)
-            self._add(piece, *measured, signs, channels, first + begin // channels, selected, blocks, state, bad)
+    def recording(self, layout: Layout, sums: dict[str, Tensor], bad: Tensor) -> TorchRecording:
+        """What adds batches to the sums of one level; `prepare` comes before."""
+        return TorchRecording(self, layout, sums, bad)
 
     def _half_spectrum(self, fields: Tensor) -> Tensor:
         axes = tuple(range(1, fields.ndim))
@@ -194,7 +199,7 @@ class TorchSpectrometer:
             self._lags = _Bins(shell, np.ones(len(order)), self.device)
         return self._lags.sum(correlation.reshape(len(correlation), -1))
 
-    def _measure(self, fields: Tensor, selected: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    def measure(self, fields: Tensor, selected: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
         """Orbit sums, selected modes and float64 sums over sites: NaN for a field with a result that is not finite."""
         values, uniform, largest = less_uniform(single(fields), None)
         sums, modes = self._power_of(values, uniform, "orbits", selected)
@@ -213,65 +218,8 @@ class TorchSpectrometer:
             lowest, highest = 2.0**-511, 2.0**511
         return ((square >= lowest) & (square <= highest)) | (largest == 0)
 
-    def _measure_signs(self, fields: Tensor) -> Tensor:
-        return self.power(signs(fields), "orbits")[0]
-
-    def _add(
-        self,
-        fields: Tensor,
-        sums: Tensor,
-        modes: Tensor,
-        totals: Tensor,
-        sign_sums: Tensor | None,
-        channels: int,
-        first: int,
-        selected: tuple[int, ...],
-        blocks: int,
-        state: dict[str, Tensor],
-        bad: Tensor,
-    ) -> None:
-        """Add what was measured of a batch to the sums in ``state``."""
-        n, N = len(fields) // channels, self.grid.sites
-        totals = totals.view(n, channels)
-        finite = totals.isfinite()
-        number = torch.arange(first * channels, (first + n) * channels, device=self.device)
-        bad.copy_(torch.minimum(bad, number.masked_fill_(finite.view(-1), NONE_BAD).min()))
-        good = finite.all(dim=1)
-        left_out = ~good[:, None]
-        totals = totals.masked_fill(left_out, 0.0)
-        sums = sums.view(n, channels, -1).masked_fill_(left_out[..., None], 0.0)
-        modes = modes.view(n, channels, -1, 2).masked_fill_(left_out[..., None, None], 0.0)
-
-        def add(name: str, values: Tensor) -> None:
-            add_to_blocks(state[name], values, first)
-
-        add("count", good.long())
-        # k = 0, the first orbit and the first selected mode, as float64 has it, about the offset.
-        m = totals / N
-        offset = state["offset"] if "offset" in state else torch.zeros_like(m[0])
-        totals = (totals - N * offset).masked_fill(left_out, 0.0)
-        u = totals / N
-        sums[..., 0] = 0.0
-        modes[..., 0, :] = 0.0
-        add("power", sums)
-        add_to_blocks(state["power"][..., 0], totals * u, first)
-        add("low", modes)
-        add_to_blocks(state["low"][..., 0, 0], totals, first)
-        below = offset < 0
-        v = torch.where((m < 0) == below, torch.where(below, -u, u), m.abs() - offset.abs()).masked_fill(left_out, 0.0)
-        add("moments", torch.stack([u, v, v.square(), m.square().square()], dim=-1))
-        along = [selected.index(self.grid.mode_index(n)) for n in self.grid.axis_wavenumbers]
-        squares = [modes[..., at, :].double().square().sum(dim=-1) if at else totals.square() for at in along]
-        add("first", torch.stack(squares, dim=-1) / N)
-
-        def field_sum(values: Tensor) -> Tensor:
-            samples = values.reshape(n, channels, N).masked_fill(left_out[..., None], 0.0)
-            return samples.sum(dim=0, dtype=torch.float64)
-
-        state["field"] += field_sum(fields)
-        if sign_sums is not None:
-            add("sign_power", sign_sums.view(n, channels, -1).masked_fill_(left_out[..., None], 0.0))
-            state["sign_field"] += field_sum(signs(fields))
+    def measure_signs(self, fields: Tensor) -> Tensor:
+        return self.power(signs_of(fields), "orbits")[0]
 
 
 def _square(half: Tensor) -> Tensor:
@@ -308,12 +256,6 @@ def single(fields: Tensor) -> Tensor:
     return fields if fields.dtype == torch.float64 else fields.to(torch.float32)
 
 
-def signs(fields: Tensor) -> Tensor:
-    """The sign of every site as +1 (also for 0) or -1, in the type that `single` gives."""
-    dtype = torch.float64 if fields.dtype == torch.float64 else torch.float32
-    return (fields >= 0).to(dtype).mul_(2.0).sub_(1.0)
-
-
 def less_uniform(fields: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Fields less an offset and less what is nearly all of them, which would drown the rest in a transform's rounding.
 
@@ -328,29 +270,3 @@ def less_uniform(fields: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor,
     uniform = middle.masked_fill(~(middle.abs() > HEAVY * spread), 0.0)
     shape = (-1, *[1] * (fields.ndim - 1))
     return fields - uniform.view(shape), uniform, torch.maximum(low.abs(), high.abs())
-
-
-def add_cross(
-    spectrometer: TorchSpectrometer,
-    cross: CrossShells,
-    fields: Tensor,
-    channels: int,
-    first: int,
-    selected: tuple[int, ...],
-    state: dict[str, Tensor],
-) -> None:
-    """Add products of channels (see cross.py) to sums by block, but for samples with a result that is not finite.
-
-    ``state`` holds the sums, "cross", and the offsets that k = 0 is about.
-    """
-    step = max(1, PIECE_BYTES // (4 * channels * fields[0].numel())) * channels
-    for begin in range(0, len(fields), step):
-        piece = fields[begin : begin + step]
-        power, amplitudes = spectrometer.power(piece, "orbits", selected=selected)
-        amplitudes = amplitudes.double()
-        totals = piece.sum(dim=tuple(range(1, piece.ndim)), dtype=torch.float64)
-        amplitudes[:, 0, 0] = totals - piece[0].numel() * state["offset"].repeat(len(piece) // channels)
-        products = cross.products(amplitudes.view(len(piece) // channels, channels, -1, 2))
-        finite = power.sum(dim=1, dtype=torch.float64).isfinite().view(-1, channels).all(dim=1)
-        products = products.masked_fill(~finite[:, None, None, None], 0.0)
-        add_to_blocks(state["cross"], products, first + begin // channels)

@@ -1,4 +1,4 @@
-"""What batches of tensors add to a recorder's sums on a device: blocks, gains, cross-spectra, offsets.
+"""What batches of tensors add to a recorder's sums on a device: blocks, gains, signs, offsets.
 
 Nothing here waits for the device, and nothing depends on the order in which threads finish.
 """
@@ -15,6 +15,12 @@ PIECE_BYTES = 256 << 20
 
 # Where no field has been found that is not finite.
 NONE_BAD = 2**63 - 1
+
+
+def signs_of(fields: Tensor) -> Tensor:
+    """The sign of every site as +1 (also for 0) or -1, in the type that `single` gives."""
+    dtype = torch.float64 if fields.dtype == torch.float64 else torch.float32
+    return (fields >= 0).to(dtype).mul_(2.0).sub_(1.0)
 
 
 def add_to_blocks(blocks: Tensor, values: Tensor, first: int) -> None:

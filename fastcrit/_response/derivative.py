@@ -28,6 +28,16 @@ class Derivative:
         out: Tensor = getattr(self, f"_{self.method}")(lambda y: self.D(y, self.s, labels), y, tangents)
         return out
 
+    def transposed(self, y: Tensor, cotangents: Tensor, labels: Tensor | None) -> Tensor:
+        """The transposed of J at states (batch, ..) times cotangents (n, batch, ..), by reverse mode."""
+        import torch
+
+        with torch.inference_mode(False), torch.enable_grad():
+            at = y.clone().requires_grad_(True)
+            out = self.D(at, self.s, labels)
+            products = [torch.autograd.grad(out, at, u, retain_graph=True)[0] for u in cotangents]
+        return torch.stack(products).detach()
+
     def _jvp(self, f: Callable[[Tensor], Tensor], y: Tensor, tangents: Tensor) -> Tensor:
         import torch
 

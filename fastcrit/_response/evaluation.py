@@ -79,7 +79,8 @@ class Survey:
 def check_repeatable(D: Denoiser, s: float, y: Tensor, labels: Tensor | None, answer: Tensor, batched: bool) -> None:
     """ValueError where D answers one state ``y`` otherwise than before, and a warning where its batch changes that.
 
-    ``answer`` is what it said at first; ``batched``: memory holds two states.
+    ``answer`` is what it said at first; ``batched``: memory holds two states. The warning is of the line that called
+    the public function, which called the caller.
     """
     import torch
 
@@ -108,7 +109,7 @@ def check_repeatable(D: Denoiser, s: float, y: Tensor, labels: Tensor | None, an
             f"D: the denoised image of a state depends on the others in its batch (by {differs(beside):.2g} of it "
             "beside one three times as large): batch normalisation in training mode, or rounding with one scale for a "
             "batch; call .eval() on the network, or evaluate states one by one",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

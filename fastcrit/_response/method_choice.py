@@ -117,17 +117,17 @@ def choose_method(
     return True
 
 
-def contradicted(take: Derivative, y: Tensor, labels: Tensor | None, shells: list[int], rows: int) -> bool:
+def contradicted(take: Derivative, y: Tensor, labels: Tensor | None, shells: list[int], rows: int, name: str) -> bool:
     """Whether central differences at the first state say other than take's method, where they say anything.
 
-    ValueError where the network has no derivatives of the kind.
+    ValueError, of the argument ``name``, where the network has no derivatives of the kind.
     """
     tried = Derivative(take.D, take.s, take.method, 0.0)
     try:
         tried(y[:1], y.new_ones(1, 1, *y.shape[1:]), None if labels is None else labels[:1])
     except (RuntimeError, NotImplementedError, TypeError) as error:
         raise ValueError(
-            f'method: {take.method!r} cannot go through D; expected "central" or "auto", or a network without what '
+            f'{name}: {take.method!r} cannot go through D; expected "central" or "auto", or a network without what '
             f"torch has no such derivative of, such as reentrant checkpoints ({error})"
         ) from error
     judged = choose_method(tried, y, labels, shells, (take.method,), False, rows)

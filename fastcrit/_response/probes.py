@@ -94,7 +94,7 @@ def measure_waves(take: Derivative, y: Tensor, labels: Tensor | None, plan: Wave
     re, im = np.empty((2, C, C, states, waves))
     leakage = np.empty((C, states, waves))
     for c in range(C):
-        for some, part in _pieces(states, waves, rows // 2):  # a wave is two tangents
+        for some, part in pieces(states, waves, rows // 2):  # a wave is two tangents
             few = None if labels is None else labels[some]
             along = _respond(take, y[some], few, c, plan.k[some, part], plan.own[some, part])
             re[:, c, some, part], im[:, c, some, part], leakage[c, some, part] = along
@@ -121,7 +121,7 @@ def _respond(
     c, s = (torch.from_numpy(wave * np.sqrt(2.0 / math.prod(sides))).to(y) for wave in (cosine, sine))
     waves_with_sine = torch.from_numpy(~own.all(axis=0)).to(y.device)
     fields = torch.cat([c, s[waves_with_sine]])
-    products = take(y, _in_channel(y, fields, channel), labels).double()
+    products = take(y, in_channel(y, fields, channel), labels).double()
     Jc, Js = products[: len(c)], torch.zeros_like(products[: len(c)])
     Js[waves_with_sine] = products[len(c) :]
     c, s = c.double()[:, :, None], s.double()[:, :, None]
@@ -138,15 +138,17 @@ def _respond(
     return _numpy(re), _numpy(im), _numpy(leakage.T)
 
 
-def random_phases(shape: tuple[int, ...], key: list[int]) -> Floats:
-    """A real field v with |<e_k, v>| = 1 at every k != 0, 0 at k = 0, and independent uniform phases.
+def random_phases(shape: tuple[int, ...], key: list[int], *, constant: bool = False) -> Floats:
+    """A real field v with |<e_k, v>| = 1 at every k != 0, 0 at k = 0 unless ``constant``, and uniform phases.
 
-    White noise has such phases, and signs at the modes that are their own opposite; its amplitudes are divided out.
+    White noise has such phases, independent ones, and signs at the modes that are their own opposite; its amplitudes
+    are divided out.
     """
     axes = tuple(range(len(shape)))
     modes = np.fft.rfftn(np.random.default_rng(key).standard_normal(shape), axes=axes)
     modes /= np.abs(modes)
-    modes[(0,) * len(shape)] = 0.0
+    if not constant:
+        modes[(0,) * len(shape)] = 0.0
     return np.fft.irfftn(modes, s=shape, axes=axes, norm="ortho")
 
 
@@ -165,13 +167,13 @@ def measure_random_phases(
     # In one row, since all products of a state share one evaluation of the network itself.
     tangents = [(number, channel) for number in numbers for channel in range(C)]
     matrix = np.zeros((states, len(shells), C, C))
-    for some, part in _pieces(states, len(tangents), rows):
+    for some, part in pieces(states, len(tangents), rows):
         few = None if labels is None else labels[some]
         samples = range(seed[1], seed[1] + states)[some]
         fields = [[_field(shape, n, [seed[0], j, n * C + c, _PHASES]) for j in samples] for n, c in tangents[part]]
         v = torch.from_numpy(np.array(fields)).to(y.device)
         channels = torch.tensor([c for _, c in tangents[part]], device=y.device)
-        products = take(y[some], _in_channel(y[some], v.to(y.dtype), channels), few).double()
+        products = take(y[some], in_channel(y[some], v.to(y.dtype), channels), few).double()
         of_v, of_products = (mode_amplitudes(x, len(shape)) for x in (v, products))
         overlaps = (of_v[:, :, None].conj() * of_products).real
         gains = _numpy(shell_averages(overlaps, shape, shells).transpose(2, 3))  # (n, states, shells, C)
@@ -207,7 +209,7 @@ def shell_averages(values: Tensor, shape: tuple[int, ...], shells: list[int]) ->
     return values.new_zeros(*values.shape[:-1], len(shells)).index_add_(-1, into, values[..., at] * times)
 
 
-def _in_channel(y: Tensor, fields: Tensor, channel: int | Tensor) -> Tensor:
+def in_channel(y: Tensor, fields: Tensor, channel: int | Tensor) -> Tensor:
     """Tangents (n, states, C, ..) that are fields (n, states, ..) in one channel: the same or each its own."""
     import torch
 
@@ -216,7 +218,7 @@ def _in_channel(y: Tensor, fields: Tensor, channel: int | Tensor) -> Tensor:
     return tangents
 
 
-def _pieces(states: int, tangents: int, rows: int) -> Iterator[tuple[slice, slice]]:
+def pieces(states: int, tangents: int, rows: int) -> Iterator[tuple[slice, slice]]:
     """Slices of the states and of the tangents at each, at most ``rows`` products (and at least one) together."""
     together = max(1, min(tangents, rows))
     batch = max(1, rows // together)

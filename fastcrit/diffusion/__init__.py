@@ -25,6 +25,7 @@ from fastcrit.diffusion.guidance import (  # noqa: E402
     to_diffusers_callback,
 )
 from fastcrit.diffusion.judge import Judge, load_judge  # noqa: E402
+from fastcrit.diffusion.locality import LocalityGap, locality_gap  # noqa: E402
 from fastcrit.diffusion.net import Net, NetConfig  # noqa: E402
 from fastcrit.diffusion.pipelines import from_pipeline  # noqa: E402
 from fastcrit.diffusion.pretrained import SHIPPED, pretrained  # noqa: E402
@@ -44,6 +45,7 @@ __all__ = [
     "Guided",
     "Interval",
     "Judge",
+    "LocalityGap",
     "Net",
     "NetConfig",
     "Probe",
@@ -65,6 +67,7 @@ __all__ = [
     "load_edm2",
     "load_judge",
     "load_net",
+    "locality_gap",
     "pretrained",
     "sample",
     "save_net",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -278,11 +279,21 @@ def to_diffusers_callback(weight: Weight, scheduler: Any) -> Callable[[Any, int,
     Start the pipeline with ``guidance_scale=weight(s)`` of its first level, above 1: pipelines decide there whether to
     run the unconditional half at all, and go on doing so (a weight of 1 or less is passed as slightly more than 1).
 
+    Pipelines of SD, SDXL and SD3 ask for their guidance scale at every step. Others call the callback but keep the
+    scale that they began with (Sana, AuraFlow, FLUX, Lumina 2), or know no callback (PixArt, DiT): `sample` their
+    networks.
+
     Parameters
     ----------
     weight : Weight
     scheduler : diffusers scheduler
         The pipeline's own, whose timesteps are set when the run begins.
+
+    Raises
+    ------
+    TypeError
+        No weight; a scheduler that is not known. From the callback, after the first step: a pipeline of diffusers that
+        keeps the scale that it began with.
 
     Examples
     --------
@@ -295,12 +306,28 @@ def to_diffusers_callback(weight: Weight, scheduler: Any) -> Callable[[Any, int,
     check_levels_known(scheduler)  # one that is not known is refused before the run
 
     def callback(pipeline: Any, step: int, timestep: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+        _check_asks_again(type(pipeline))
         s = step_level(scheduler, _next_step(scheduler, step, timestep))
         if s is not None:
             pipeline._guidance_scale = max(weight(s), 1.0 + 1e-6)
         return arguments
 
     return callback
+
+
+def _check_asks_again(kind: type) -> None:
+    """TypeError for a pipeline of diffusers whose loop keeps its guidance scale in a variable of its own."""
+    # The class's own: a type can be called, too.
+    call = next((vars(c)["__call__"] for c in kind.__mro__ if "__call__" in vars(c)), None)
+    if call is None or not call.__module__.startswith("diffusers."):
+        return
+    # Names of attributes, which its variables are not among: self.guidance_scale is one.
+    if "guidance_scale" not in inspect.unwrap(call).__code__.co_names:
+        raise TypeError(
+            f"pipeline: {kind.__name__} keeps the guidance scale that it began with, and a callback cannot change it; "
+            "sample its network instead: fc.diffusion.sample(fc.diffusion.from_pipeline(pipe, prompts), .., "
+            "guidance=weight)"
+        )
 
 
 def _next_step(scheduler: Any, step: int, timestep: Any) -> int:

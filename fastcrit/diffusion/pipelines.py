@@ -82,6 +82,7 @@ _KINDS = {
     "PixArtAlphaPipeline": Kind("transformer", prompt=_MASKED, negative=_OTHER_MASKED, told=_pixart_sizes),
     "PixArtSigmaPipeline": Kind("transformer", prompt=_MASKED, negative=_OTHER_MASKED),
     "SanaPipeline": Kind("transformer", prompt=_MASKED, negative=_OTHER_MASKED),
+    "Lumina2Pipeline": Kind("transformer", prompt=_MASKED, negative=_OTHER_MASKED),
     # Its masks have been multiplied into the embeddings.
     "AuraFlowPipeline": Kind("transformer", prompt={_HIDDEN: 0}, negative={_HIDDEN: 2}),
     "FluxPipeline": Kind("transformer", prompt={_HIDDEN: 0, _POOLED: 1}, told=_flux_guidance),
@@ -110,8 +111,8 @@ def from_pipeline(
     ----------
     pipe : pipeline of diffusers
         StableDiffusionPipeline, StableDiffusionXLPipeline, StableDiffusion3Pipeline, PixArtAlphaPipeline,
-        PixArtSigmaPipeline, SanaPipeline, AuraFlowPipeline, FluxPipeline; DiTPipeline, LDMPipeline, DDPMPipeline and
-        DDIMPipeline, which read no text.
+        PixArtSigmaPipeline, SanaPipeline, Lumina2Pipeline, AuraFlowPipeline, FluxPipeline; DiTPipeline, LDMPipeline,
+        DDPMPipeline and DDIMPipeline, which read no text.
     prompts : sequence of str
         Of a text model: P of them, all different.
     negative : str

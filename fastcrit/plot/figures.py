@@ -219,7 +219,7 @@ def order_parameter(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
 def states(ds: xr.Dataset, axes: Any = None) -> Figure:
     """First trajectory from noise to pattern: the state, each level on its own scale, above its denoised image.
 
-    Three channels or more are drawn in colours, the first three.
+    Three channels or more are drawn in colours, the first three; states on a line as lines, one a channel.
 
     ``axes``, where they are given, are an array (2, strip levels) of them, as ``figure.subplots`` makes it.
     """
@@ -237,9 +237,15 @@ def states(ds: xr.Dataset, axes: Any = None) -> Figure:
         figure = panels[0, 0].figure.figure
     limit = float(np.abs(ds["denoised"].values).max())
     for j in range(n):
-        y, D = (_picture(ds[name].values[j, 0]) for name in ("states", "denoised"))
-        panels[0, j].imshow((y - y.min()) / (np.ptp(y) or 1.0), cmap="gray")
-        panels[1, j].imshow((D + limit) / (2 * limit), cmap="gray", vmin=0, vmax=1)
+        y, D = (ds[name].values[j, 0] for name in ("states", "denoised"))
+        if "y" not in ds["states"].dims:
+            panels[0, j].plot(y.T, linewidth=1)
+            panels[1, j].plot(D.T, linewidth=1)
+            panels[1, j].set_ylim(-limit, limit)
+        else:
+            y, D = _picture(y), _picture(D)
+            panels[0, j].imshow((y - y.min()) / (np.ptp(y) or 1.0), cmap="gray")
+            panels[1, j].imshow((D + limit) / (2 * limit), cmap="gray", vmin=0, vmax=1)
         panels[0, j].set_title(f"s = {float(ds['strip_level'][j]):.3g}", fontsize="small")
     for panel in panels.flat:
         panel.set(xticks=[], yticks=[])

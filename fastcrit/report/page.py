@@ -188,9 +188,10 @@ def _panel(panel: Any) -> dict[str, Any]:
 def _strip(ds: xr.Dataset) -> dict[str, Any] | None:
     """First trajectories at a few levels, in bytes: each state on its own scale, denoised images on one.
 
-    Of three or more channels the first three are red, green and blue. Of large states every n-th site is shown.
+    Of three or more channels the first three are red, green and blue. Of large states every n-th site is shown. States
+    on a line are no images, and are not shown.
     """
-    if "states" not in ds:
+    if "states" not in ds or "y" not in ds["states"].dims:
         return None
     every = -(-max(ds.sizes["y"], ds.sizes["x"]) // _WIDEST)
     y, D = (ds[name].values[..., ::every, ::every] for name in ("states", "denoised"))

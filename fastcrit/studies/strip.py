@@ -28,12 +28,14 @@ class Strip:
         Noise levels of the sampler's steps.
     every : int
         Only every so many steps is a level to choose from.
+    ndim : int
+        Axes of a state's lattice.
     """
 
-    def __init__(self, grid: NDArray[np.float64], every: int = 1) -> None:
+    def __init__(self, grid: NDArray[np.float64], every: int = 1, ndim: int = 2) -> None:
         n = (len(grid) - 1) // every + 1
         self.steps = every * np.unique(np.linspace(0, n - 1, min(_LEVELS, n)).round().astype(int))
-        self._levels = grid[self.steps]
+        self._levels, self._ndim = grid[self.steps], ndim
         self._frames: dict[int, Any] = {}
 
     def __call__(self, i: int, s: float, y: Any, D: Any) -> None:
@@ -42,13 +44,12 @@ class Strip:
             self._frames[i] = np.stack([to_host(y), to_host(D)])
 
     def dataset(self) -> xr.Dataset:
-        """``states`` and ``denoised`` (strip_level, sample, channel, y, x); a single channel has no dimension."""
+        """``states`` and ``denoised`` (strip_level, sample, channel, y, x), of lines (.., x); one channel: no dim."""
         both = np.stack([self._frames[i] for i in self.steps], axis=1)
-        dims: tuple[str, ...] = ("strip_level", "sample", "channel", "y", "x")
-        if both.ndim == 6 and both.shape[3] == 1:
+        if both.ndim == 4 + self._ndim and both.shape[3] == 1:
             both = both[:, :, :, 0]
-        if both.ndim == 5:
-            dims = ("strip_level", "sample", "y", "x")
+        channel = ("channel",) if both.ndim == 4 + self._ndim else ()
+        dims = ("strip_level", "sample", *channel, *("z", "y", "x")[-self._ndim :])
         return xr.Dataset(
             {
                 "states": (dims, both[0], {"long_name": "state y"}),
@@ -64,6 +65,6 @@ def strip(D: Denoiser, labels: Any, levels: NDArray[np.float64], solver: str, se
 
     assert D.shape is not None
     n = max(1, min(STRIP_SAMPLES, samples, _VALUES // int(np.prod(D.shape))))
-    kept = Strip(levels)
+    kept = Strip(levels, ndim=len(D.shape) - 1)
     sample(D, None if labels is None else labels[:n], n, levels, solver, seed, observers=[kept])
     return kept.dataset()

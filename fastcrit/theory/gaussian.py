@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 
 from fastcrit._edge.arrays import check_choice, check_integer, check_levels, check_positive, to_numbers, to_real
 from fastcrit._estimates.dispersion import dispersion_length
+from fastcrit._estimates.response_function import ResponseFunction, exact_response
 from fastcrit._kernels.lattice import Lattice
 from fastcrit._kernels.lattice import lattice as lattice_tables
+from fastcrit.theory.gaussian_window import exact_gap, resampled_gap, window_filter
 
 if TYPE_CHECKING:
     from fastcrit.observe import Recorder
@@ -100,6 +102,74 @@ class GaussianTheory:
         weights = grid.half_weights * gain
         sums = np.asarray(np.bincount(grid.orbit_of_mode, weights, minlength=len(grid.orbit_k)), dtype=np.float64)
         return grid.to_shells(sums)[: grid.shells_below_nyquist] / grid.shell_modes[: grid.shells_below_nyquist]
+
+    def response_function(self, s: float) -> ResponseFunction:
+        r"""G(r), the inverse transform of the gain, exactly; the same at every state.
+
+        For P = A/(kappa^2 + k^2) with the lattice momentum k^2 of `ornstein_zernike` the response length is
+        :math:`1/\sqrt{\kappa^2 + A/s^2}`, as long as it is short beside the lattice.
+
+        Parameters
+        ----------
+        s : float
+            Noise level.
+
+        Returns
+        -------
+        ResponseFunction
+            As `fastcrit.response_function` measures it.
+
+        Raises
+        ------
+        ValueError
+            A level that is not positive.
+
+        Examples
+        --------
+        >>> import fastcrit as fc
+        >>> model = fc.theory.GaussianTheory.ornstein_zernike(xi=2.0, lattice=32)
+        >>> round(model.response_function(2.0).length, 3)  # 1/sqrt(1/4 + 1/4)
+        1.414
+        """
+        axes = tuple(range(self.spectrum.ndim))
+        gain = self._half / (self._half + check_positive(s, "s") ** 2)
+        G = scipy.fft.irfftn(gain, s=self.spectrum.shape, axes=axes)
+        return exact_response(self.lattice, s, G[None, None, None], G[None] ** 2)
+
+    def window_filter(self, s: float, radius: int) -> Floats:
+        r"""The best filter of a window: w (N1 .. Nd) with :math:`E[x_0 | y_W] = \sum_r w_r y_r`, 0 beyond it.
+
+        Windows have 2 ``radius`` + 1 sites a side. ValueError for a level that is not positive or a negative radius.
+        """
+        return window_filter(self.spectrum, check_positive(s, "s"), check_integer(radius, "radius", 0))
+
+    def locality_gap(self, s: float, radius: int, *, method: str = "exact") -> float:
+        r"""Mean square change of D at a site when it sees a window of 2 ``radius`` + 1 sites a side alone.
+
+        Parameters
+        ----------
+        s : float
+            Noise level.
+        radius : int
+        method : "exact" or "resampled"
+            mmse given the window less mmse given all, by the windowed Wiener filter; or the state beyond the window
+            replaced by another sample's, 2 tr(W S W^T), as `fastcrit.diffusion.locality_gap` measures it.
+
+        Raises
+        ------
+        ValueError
+            A level that is not positive, a negative radius, another method.
+
+        Examples
+        --------
+        >>> import fastcrit as fc
+        >>> model = fc.theory.GaussianTheory.ornstein_zernike(xi=2.0, lattice=16)
+        >>> model.locality_gap(1.0, 1) < 0.1 * model.locality_gap(1.0, 0)
+        True
+        """
+        s, radius = check_positive(s, "s"), check_integer(radius, "radius", 0)
+        check_choice(method, ("exact", "resampled"), "method")
+        return (exact_gap if method == "exact" else resampled_gap)(self.spectrum, s, radius)
 
     def xi_eq(self, s: float) -> float:
         """Equilibrium correlation length from the exact gains of the lowest four shells, in sites."""

@@ -11,7 +11,9 @@ import numpy as np
 import scipy  # submodules load on first use
 from numpy.typing import NDArray
 
-from fastcrit._edge.arrays import check_integer, check_positive, to_numbers, to_real
+from fastcrit._edge.arrays import check_integer, check_positive, to_array, to_numbers, to_real
+from fastcrit._estimates.response_function import ResponseFunction
+from fastcrit.theory.mixture_response import response_at_all_states, response_at_states
 
 Floats = NDArray[np.float64]
 
@@ -70,8 +72,11 @@ class GaussianMixture:
         labels = rng.choice(len(self.means), size=check_integer(n, "n", 1), p=self.weights)
         return self.means[labels] + self.std * rng.standard_normal((n, *self.means.shape[1:])), labels
 
-    def posterior(self, y: Any, s: float) -> Floats:
-        """p(class | y; s) (n, classes) of states (n, C, H, W); ``s`` may be 0."""
+    def posterior(self, y: Any, s: float, inside: Any = None) -> Floats:
+        """p(class | y; s) (n, classes) of states (n, C, H, W); ``s`` may be 0.
+
+        Of the sites alone that ``inside`` marks, bools that broadcast against the states, if it is given.
+        """
         states = to_real(y, "y").astype(np.float64)
         if states.shape[1:] != self.means.shape[1:]:
             raise ValueError(f"y: expected states (n, *{self.means.shape[1:]}), got {states.shape}")
@@ -82,10 +87,46 @@ class GaussianMixture:
         points, means = states.reshape(len(states), -1), self.means.reshape(len(self.means), -1)
         # |y - mu|^2 without |y|^2, which all classes share.
         with np.errstate(over="ignore", invalid="ignore"):
-            energy = (points @ means.T - 0.5 * (means**2).sum(axis=1)) / (self.std**2 + float(s) ** 2)
+            if inside is None:
+                overlap = points @ means.T - 0.5 * (means**2).sum(axis=1)
+            else:
+                seen = _seen(inside, states.shape).reshape(points.shape)
+                overlap = (points * seen) @ means.T - 0.5 * seen @ (means**2).T
+            energy = overlap / (self.std**2 + float(s) ** 2)
         if not np.isfinite(energy).all():
             raise OverflowError("y: log odds of the classes exceed the range of float64; rescale states and model")
         return np.asarray(scipy.special.softmax(energy + np.log(self.weights), axis=1))
+
+    def denoise(self, y: Any, s: float, inside: Any = None) -> Floats:
+        r"""E[x0 | y], :math:`D_\emptyset`, in float64, of states (n, C, H, W); or of the sites alone that are inside.
+
+        Parameters
+        ----------
+        y : array (n, C, H, W)
+        s : float
+            Noise level, positive.
+        inside : array of bool that broadcasts against the states, optional
+            Sites that are seen: a regional posterior. What lies beyond is estimated, too, from the class.
+
+        Raises
+        ------
+        ValueError
+            A level that is not positive; states of another shape or not finite; ``inside`` that does not broadcast.
+
+        Examples
+        --------
+        >>> import numpy as np, fastcrit as fc
+        >>> means = np.array([-1.0, 1.0])[:, None, None, None] * np.ones((2, 1, 4, 4))
+        >>> model = fc.theory.GaussianMixture(means, std=0.5)
+        >>> x = model.denoise(np.ones((1, 1, 4, 4)), 2.0, inside=np.arange(4) == 0)  # one column is seen
+        >>> x[0, 0, 0].round(3).tolist()  # tanh(4/4.25), and a little of y where it is seen
+        [0.751, 0.736, 0.736, 0.736]
+        """
+        q = self.posterior(y, check_positive(s, "s"), inside)
+        states = to_real(y, "y").astype(np.float64)
+        center = np.tensordot(q, self.means, axes=1)
+        own = center + self.std**2 / (self.std**2 + s**2) * (states - center)
+        return own if inside is None else np.where(_seen(inside, states.shape), own, center)
 
     def agreement(self, s: Any, seed: int = 0) -> Any:
         r"""Chance that two draws from the posterior of one noisy state are of one class, E :math:`\sum_c q_c^2`.
@@ -184,8 +225,57 @@ class GaussianMixture:
             found[i] = (together + own.sum()) / (each + own).sum()
         return found.reshape(levels.shape) if np.ndim(s) else float(found[0])
 
+    def response_function(self, s: float, y: Any = None, *, seed: int = 0) -> ResponseFunction:
+        r"""G(r) of :math:`D_\emptyset`, exactly: at given states, or averaged over the noisy states of a level.
+
+        :math:`J = \frac{v}{v + s^2} 1 + \frac{s^2}{(v + s^2)^2} \mathrm{Cov}_q(\mu)` with the posterior q of the class.
+        For two classes :math:`\pm\mu`, uniform, G is :math:`s^2\mu^2(1 - m^2)/(v + s^2)^2` at every r but 0: what the
+        class ties together has no range.
+
+        Parameters
+        ----------
+        s : float
+            Noise level, positive.
+        y : array (n, C, H, W), optional
+            States. Default: the average over y = x0 + s n.
+        seed : int
+            Of that average, as in `agreement`; relative error about 1e-4.
+
+        Returns
+        -------
+        ResponseFunction
+            As `fastcrit.response_function` measures it. ``square`` is NaN for more than 16 classes.
+
+        Raises
+        ------
+        ValueError
+            A level that is not positive; states of another shape, none, or not finite.
+
+        Examples
+        --------
+        >>> import numpy as np, fastcrit as fc
+        >>> means = np.array([-1.0, 1.0])[:, None, None, None] * np.ones((2, 1, 4, 4))
+        >>> g = fc.theory.GaussianMixture(means, std=1.0).response_function(2.0, np.zeros((1, 1, 4, 4)))
+        >>> g.G.round(3).tolist()  # 1/5 + 4/25, 4/25, ..
+        [0.36, 0.16, 0.16, 0.16]
+        """
+        s = check_positive(s, "s")
+        if y is None:
+            return response_at_all_states(self.means, self.std**2, s, *self._posteriors(s, seed))
+        q = self.posterior(y, s)
+        if not len(q):
+            raise ValueError("y: expected at least one state, got none")
+        return response_at_states(self.means, self.std**2, s, q)
+
     def _pairs(self, s: float, seed: int) -> Floats:
-        """E q_c q_c' (classes, classes) over the noisy states of a level: the classes of two draws from one posterior.
+        """E q_c q_c' (classes, classes) over a level's noisy states: the classes of two draws from one posterior."""
+        found = np.zeros((len(self.means), len(self.means)))
+        for own, q in zip(*self._posteriors(s, seed), strict=True):
+            found += own * (q.T @ q) / len(q)
+        return found
+
+    def _posteriors(self, s: float, seed: int) -> tuple[Floats, Floats]:
+        """Weights of groups of noisy states of a level, and the posteriors (groups, points, classes) of their points.
 
         The state matters by its components in the space that the means span, and these are normal in every class.
         """
@@ -194,18 +284,27 @@ class GaussianMixture:
         axes, sizes, _ = np.linalg.svd(means, full_matrices=False)
         rank = int((sizes > 1e-12 * np.abs(self.means).max()).sum())
         if not rank:
-            return np.outer(self.weights, self.weights)
+            return np.ones(1), self.weights[None, None]
         centres = axes[:, :rank] * sizes[:rank]  # (classes, rank)
         generator = np.random.default_rng([check_integer(seed, "seed", 0), rank])
         points = scipy.special.ndtri(scipy.stats.qmc.Sobol(rank, seed=generator).random(_POINTS))
         total = self.std**2 + s**2
-        found = np.zeros((len(means), len(means)))
-        for own, centre in zip(self.weights, centres, strict=True):
+        found = []
+        for centre in centres:
             states = centre + np.sqrt(total) * points
             energy = (states @ centres.T - 0.5 * (centres**2).sum(axis=1)) / total + np.log(self.weights)
-            q = scipy.special.softmax(energy, axis=1)
-            found += own * (q.T @ q) / len(q)
-        return found
+            found.append(scipy.special.softmax(energy, axis=1))
+        return self.weights, np.stack(found)
+
+
+def _seen(inside: Any, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    given = to_array(inside, "inside")
+    sides = list(zip(given.shape[::-1], shape[::-1], strict=False))
+    if given.dtype != np.bool_ or given.ndim > len(shape) or any(own not in (1, side) for own, side in sides):
+        raise ValueError(
+            f"inside: expected bools that broadcast against states {shape}, got {given.dtype} {given.shape}"
+        )
+    return np.broadcast_to(given, shape)
 
 
 def _levels(s: Any) -> Floats:

@@ -19,11 +19,13 @@ from fastcrit._edge.arrays import (
     to_numbers,
 )
 from fastcrit._estimates import dispersion as _dispersion
+from fastcrit._estimates.response_function import ResponseFunction
 from fastcrit.errors import NoTransitionError
 from fastcrit.patch.dictionary import Dictionary, lattice_shape
 from fastcrit.schedules import Schedule
 from fastcrit.theory import closure as _closure
-from fastcrit.theory.site_modes import largest_eigenvalue_by_site
+from fastcrit.theory.patch_response import patch_response, patch_response_at
+from fastcrit.theory.site_modes import largest_eigenvalue_by_site, softest_wave
 
 __all__ = ["GinzburgLandau", "PatchTheory"]
 
@@ -191,6 +193,25 @@ class PatchTheory:
         if not self.dictionary.position_specific:
             return self._softest(s)[0] / s**2
         return largest_eigenvalue_by_site(self.dictionary, s)
+
+    def response_function(self, s: float, y: Any = None) -> ResponseFunction:
+        """G(r) as `fastcrit.response_function` has it, exactly: at y = 0, or at states ``y`` (n, H, W) on the torus.
+
+        dD_i/dy_j is the covariance of both pixels under the posterior of i's patch, over s^2: 0 beyond the patch, and
+        not symmetric unless the dictionary is. ValueError for a position-specific one, a level that is not positive,
+        and states of another shape or not finite.
+
+        Examples
+        --------
+        >>> import fastcrit as fc
+        >>> theory = fc.theory.PatchTheory(fc.patch.Dictionary.binary(size=3, random=0), lattice=8)
+        >>> theory.response_function(2.0).G.round(9).tolist()  # 1/s^2 on the patch
+        [0.25, 0.25, 0.0, 0.0, 0.0, 0.0, 0.0]
+        """
+        self._equivariant("response_function")
+        if y is None:
+            return patch_response(self.covariance(s), s, self.lattice)
+        return patch_response_at(self.dictionary, y, check_positive(s, "s"), self.lattice)
 
     def drift_rate(self, k: Any, s: float, process: str = "sde") -> Any:
         r"""Growth rate of mode ``k`` (..., 2) under the reverse drift at y = 0, from Re g_k.
@@ -362,17 +383,7 @@ class PatchTheory:
 
     def _softest(self, s: float) -> tuple[float, tuple[float, ...]]:
         """max_k Re C^(k) over the lattice's modes, and the wavevector; among equals the one of smallest |k|."""
-        C = self.covariance(s)
-        kernel = np.zeros(self.lattice)
-        np.add.at(kernel, tuple(self._offsets.T % np.array(self.lattice)[:, None]), C.ravel())
-        spectrum = np.fft.fft2(kernel).real
-        k = [2.0 * np.pi * np.fft.fftfreq(side) for side in self.lattice]
-        length = np.hypot(*np.meshgrid(*k, indexing="ij"))
-        best = spectrum.max()
-        # Equal up to the rounding of a sum over the patch.
-        tied = spectrum >= best - 1e-12 * np.abs(C).sum()
-        at = np.unravel_index(np.argmin(np.where(tied, length, np.inf)), spectrum.shape)
-        return float(best), (abs(float(k[0][at[0]])), float(k[1][at[1]] * (1 if k[0][at[0]] >= 0 else -1)) + 0.0)
+        return softest_wave(self.covariance(s), self._offsets, self.lattice)
 
     def _excess(self, s: float) -> float:
         if self.dictionary.position_specific:

@@ -1,4 +1,4 @@
-"""The largest eigenvalue of a response that differs from site to site, which no plane wave diagonalises."""
+"""The largest eigenvalue of a patch model's response: of a plane wave, or, where sites differ, by iteration."""
 
 from __future__ import annotations
 
@@ -9,6 +9,25 @@ from numpy.typing import NDArray
 from fastcrit.patch.dictionary import Dictionary
 
 Floats = NDArray[np.float64]
+
+
+def softest_wave(
+    covariance: Floats, offsets: NDArray[np.int64], lattice: tuple[int, int]
+) -> tuple[float, tuple[float, ...]]:
+    """max_k Re C^(k) over the lattice's modes, and the wavevector; among equals the one of smallest |k|.
+
+    Of the ``covariance`` (n, n) of the centre with the pixels at ``offsets`` (n^2, 2).
+    """
+    kernel = np.zeros(lattice)
+    np.add.at(kernel, tuple(offsets.T % np.array(lattice)[:, None]), covariance.ravel())
+    spectrum = np.fft.fft2(kernel).real
+    k = [2.0 * np.pi * np.fft.fftfreq(side) for side in lattice]
+    length = np.hypot(*np.meshgrid(*k, indexing="ij"))
+    best = spectrum.max()
+    # Equal up to the rounding of a sum over the patch.
+    tied = spectrum >= best - 1e-12 * np.abs(covariance).sum()
+    at = np.unravel_index(np.argmin(np.where(tied, length, np.inf)), spectrum.shape)
+    return float(best), (abs(float(k[0][at[0]])), float(k[1][at[1]] * (1 if k[0][at[0]] >= 0 else -1)) + 0.0)
 
 
 def largest_eigenvalue_by_site(dictionary: Dictionary, s: float) -> float:

@@ -52,7 +52,7 @@ def made(shape, **options):
 
 
 class TestDevice:
-    @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 24, 20)])
+    @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 24, 20), (2, 22, 20)])
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
     def test_updating_never_waits(self, backend, shape, dtype, rng, no_waiting):
         rec = made(shape)
@@ -67,7 +67,7 @@ class TestDevice:
         torch.cuda.set_sync_debug_mode("default")
         assert rec.dataset().n_samples.values.tolist() == [53, 20]
 
-    @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 24, 20)])
+    @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 24, 20), (2, 22, 20)])
     def test_updates_are_launched_while_the_device_is_busy(self, backend, shape, rng):
         rec = made(shape)
         y, _ = backend.array(rng.standard_normal((20, *shape)), "float32")
@@ -81,7 +81,7 @@ class TestDevice:
         assert not done.query()  # the calls are over and the device is not
         assert int(rec.state["count"].sum()) == 80
 
-    @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 24, 20)])
+    @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 24, 20), (2, 22, 20)])
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
     def test_a_captured_update_replays(self, backend, shape, dtype, rng):
         values = rng.standard_normal((4, 16, *shape))
@@ -102,6 +102,29 @@ class TestDevice:
             eager.update(0, backend.array(batch, dtype)[0])
         for name, found in state_of(rec).items():
             np.testing.assert_array_equal(found, state_of(eager)[name], err_msg=name)
+
+    def test_a_spectrum_checked_later_never_waits_and_can_be_captured(self, backend, rng, no_waiting):
+        fields, _ = backend.array(rng.standard_normal((8, 3, 16, 16)), "float32")
+        expected = fc.power_spectrum(2.0 * fields).power
+        no_waiting()
+        fc.power_spectrum(fields, check="deferred")
+        torch.cuda.set_sync_debug_mode("default")
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            fc.power_spectrum(fields, check="deferred")
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            spectrum = fc.power_spectrum(fields, check="deferred")
+        fields.mul_(2.0)
+        graph.replay()
+        spectrum.check()
+        torch.testing.assert_close(spectrum.power, expected, rtol=1e-6, atol=1e-6)
+        fields[3, 1, 2, 2] = torch.nan
+        graph.replay()
+        with pytest.raises(ValueError, match=r"NaN in the field at index \(3, 1\)"):
+            spectrum.check()
 
     def test_work_is_on_the_current_stream(self, backend, rng):
         y = rng.standard_normal((64, 16, 16))

@@ -1,6 +1,7 @@
 #include "grid.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -256,11 +257,18 @@ void Machine::touch(const void* at, std::size_t bytes, bool write) {
     write ? races_.write(offset, bytes, now) : races_.read(offset, bytes, now);
 }
 
+std::atomic<std::int64_t> launched{0};
+std::atomic<bool> idle{false};
+
 }  // namespace
 
 void run(dim3 grid, dim3 block, std::size_t shared_bytes, const std::function<void()>& kernel) {
-    machine.run(grid, block, shared_bytes, kernel);
+    ++launched;
+    if (!idle) machine.run(grid, block, shared_bytes, kernel);
 }
+
+std::int64_t launches() { return launched; }
+void set_idle(bool now) { idle = now; }
 
 void set_order(std::uint64_t seed) { machine.seed = seed; }
 

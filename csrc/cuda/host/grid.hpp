@@ -21,6 +21,11 @@ void run(dim3 grid, dim3 block, std::size_t shared_bytes, const std::function<vo
 /// 0: blocks and threads in ascending order; otherwise permuted, threads anew after every switch.
 void set_order(std::uint64_t seed);
 
+/// Launches so far.
+std::int64_t launches();
+/// From here on a launch is counted and does nothing, or does what it should: what callers cost by themselves.
+void set_idle(bool idle);
+
 // For the running thread.
 dim3 thread_index();
 dim3 block_index();

@@ -42,6 +42,7 @@ public:
     SelectedModes(SelectedModes&&) noexcept;
 
     std::int64_t size() const;
+    const Spectrometer& of() const;
     /// Throws std::invalid_argument unless they were made for this spectrometer.
     void check(const Spectrometer& spectrometer) const;
 
@@ -58,6 +59,29 @@ struct PowerResults {
     float* modes = nullptr;                   ///< (count, selected, re/im), 8-byte aligned: phi^; or null
     /// (count); or null. NaN where a result of the field is not finite, or lost since its square is too small for float
     double* totals = nullptr;
+    std::int32_t kept = 0;  ///< `power`: the first bins are wanted; 0 for all
+    bool means = false;     ///< `power`, of shells: divided by the shell's modes
+    /// `power`: lowered to the number of the first field with a result that is not finite, or whose square is below
+    /// what float holds to its last digit; or null.
+    std::int64_t* bad = nullptr;
+};
+
+/// Which of the selected modes make up shells, for products of channels in them.
+class ChannelProducts {
+public:
+    /// Shell s has the selected modes at[begin[s]] .. at[begin[s + 1] - 1], whose squares weigh as much. Allocates and
+    /// synchronises.
+    ChannelProducts(const SelectedModes& selected, const std::vector<std::int32_t>& begin,
+                    const std::vector<std::int32_t>& at, const std::vector<double>& weight);
+    ~ChannelProducts();
+    ChannelProducts(ChannelProducts&&) noexcept;
+
+    std::int64_t shells() const;
+
+private:
+    friend class Spectrometer;
+    struct Tables;
+    std::unique_ptr<const Tables> tables_;
 };
 
 /// What `power` found in a batch, and the batch itself.
@@ -68,6 +92,9 @@ struct Batch {
     const float* modes;      ///< of the selected modes
     const double* totals;    ///< sums over sites
     const float* sign_sums;  ///< as sums, of the signs; null where the record has none
+    const ChannelProducts* products = nullptr;
+    double* cross = nullptr;  ///< (blocks, shells, channels, channels), to which the products are added
+    void* scratch = nullptr;  ///< as many bytes as `record_scratch` says, 8-byte aligned
 };
 
 /// A lattice with its tables on one device.
@@ -82,7 +109,8 @@ public:
     const Lattice& lattice() const;
     int device() const;
     std::int64_t bins(Bins bins) const;
-    /// Whether `power` serves this lattice: squares of 16, 32, 64 and 128.
+    /// Whether `power` serves this lattice: rectangles of an even height whose sides have no prime factor above 7, as
+    /// far as half their values fit into a block's shared memory.
     bool fused() const;
 
     /// From pixels to sums in one kernel; totals are sums over sites in double. Throws std::logic_error unless fused.
@@ -102,10 +130,16 @@ public:
     /// sums (count, lag shells) over the lags of each shell of correlation (count, N1, .., Nd), which is even.
     void lag_sums(const float* correlation, std::int64_t count, float* sums, void* stream) const;
 
+    /// Bytes that `record` needs for a batch of so many samples.
+    std::int64_t record_scratch(Type type, std::int64_t samples, const SelectedModes& selected, const Record& record,
+                                const ChannelProducts* products) const;
     /// Adds to a record whose arrays are on the device, as Spectrometer::record does, but leaves out samples with a
-    /// total that is not finite; (first + j) C + c of their first such field lowers *bad.
+    /// total that is not finite; (first + j) C + c of their first such field lowers *bad. A batch is summed in pieces
+    /// that its number of samples fixes: the same batches give the same bits, other batches the same to rounding.
     void record(const Batch& batch, const SelectedModes& selected, const Record& record, std::int64_t* bad,
                 void* stream) const;
+    /// Sets the offsets of a record without samples from the first of a batch; those of one that has some stay.
+    void fix_offset(const Fields& fields, const Record& record, double* offset, void* stream) const;
 
 private:
     friend class SelectedModes;

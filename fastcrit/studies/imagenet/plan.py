@@ -209,6 +209,7 @@ class ImageNetPlan(InChunks):
         return {
             "levels": self.grid(D),
             "shape": D.shape,
+            "ndim": len(D.shape) - 1,
             "blocks": blocks,
             "data_std": data_std or self.data_std or D.data_std or 1.0,
             "gain_shells": range(shells if self.waves is None else min(_SHELLS, shells)),

@@ -16,13 +16,13 @@ _TOGETHER = 16
 
 
 def create_states(path: Path, levels: Any, samples: int, shape: tuple[int, ...], batch: int) -> None:
-    """Make the store: states ``y`` (level, sample, channel, y, x), float32, a shard for each level and batch.
+    """Make the store: states ``y`` (level, sample, *shape), channels first, float32; a shard for each level and batch.
 
     A shard is one file, and no two ranks write the same one.
     """
     zarr = need("zarr", "keeping states")
     root = zarr.create_group(path)
-    dims = ["level", "sample", "channel", "row", "column"]
+    dims = ["level", "sample", "channel", *("layer", "row", "column")[1 - len(shape) :]]
     y = root.create_array(
         "y", shape=(len(levels), samples, *shape), dtype="float32", chunks=(1, math.gcd(batch, _TOGETHER), *shape),
         shards=(1, batch, *shape), compressors=zarr.codecs.ZstdCodec(level=3), dimension_names=dims,
