@@ -109,9 +109,13 @@ def nothing_is_read():
 class Counting(TorchDispatchMode):
     """What torch does in a call: allocations, launches, waits."""
 
-    ALLOCATE = {"empty", "full", "zeros", "arange", "clone", "cat", "_to_copy", "empty_strided", "scalar_tensor"}
-    VIEWS = {"view", "_unsafe_view", "slice", "select", "alias", "detach", "split", "as_strided", "unsqueeze",
-             "_reshape_alias"}  # fmt: skip
+    ALLOCATE = frozenset(
+        ("empty", "full", "zeros", "arange", "clone", "cat", "_to_copy", "empty_strided", "scalar_tensor")
+    )
+    VIEWS = frozenset(
+        ("view", "_unsafe_view", "slice", "select", "alias", "detach", "split", "as_strided", "unsqueeze",
+         "_reshape_alias")
+    )  # fmt: skip
 
     def __init__(self):
         super().__init__()
@@ -135,7 +139,7 @@ class TestLaunches:
         with in_use(IMPLEMENTATIONS["CUDA kernels on the processor"], monkeypatch):
             y = torch.from_numpy(rng.standard_normal((64, 3, *shape))).to(dtype)
             plain, signs = (fc.Recorder([1.0], shape=(3, *shape), binarized=b, device="cpu") for b in (False, True))
-            assert self.cost(lambda: fc.power_spectrum(y)) == (2, 2, 1)
+            assert self.cost(lambda: fc.power_spectrum(y)) == (1, 1, 1)
             assert self.cost(lambda: fc.power_spectrum(y, check="deferred")) == (2, 2, 0)
             assert self.cost(lambda: plain.update(0, y)) == (2, 1, 0)
             assert self.cost(lambda: signs.update(0, y)) == (3, 1, 0)
@@ -146,7 +150,8 @@ class TestLaunches:
     def cost(call):
         call()
         before = _core.cuda_launches()
-        with Counting() as counted:
+        with pytest.MonkeyPatch.context() as patch, Counting() as counted:
+            patch.setattr(CudaSpectrometer, "wait", lambda self: setattr(counted, "waits", counted.waits + 1))
             call()
         return counted.launches + _core.cuda_launches() - before, counted.allocations, counted.waits
 
@@ -287,7 +292,7 @@ class TestWhereThingsAre:
         fields = [y[:, 0].clone() for _ in recs]
         found = []
         for rec, field, size in zip(recs, fields, (2**30, 3 * 120 * 4 * 4), strict=True):
-            for module in ("device", "torch_recording"):
+            for module in ("torch_record", "torch_recording"):
                 monkeypatch.setattr(f"fastcrit._kernels.{module}.PIECE_BYTES", size)
             rec.update(0, y, sample=2)
             found.append([fc.power_spectrum(field).power, fc.structure_factor(field).S, fc.autocorrelation(field).C])

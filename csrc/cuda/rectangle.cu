@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <complex>
 #include <cstddef>
+#include <functional>
 #include <iterator>
 #include <stdexcept>
 #include <type_traits>
@@ -112,18 +113,23 @@ std::vector<int> radices_of(std::int32_t length) {
             const std::vector<int> rest = radices_of(length / kRadices[i]);
             if (rest.empty()) continue;
             radices.insert(radices.end(), rest.begin(), rest.end());
-            for (const int radix : rest)
+            for (const int radix : rest) {
                 cost += costs[std::find(std::begin(kRadices), std::end(kRadices), radix) - std::begin(kRadices)];
+            }
         }
         if (best.empty() || cost < least) best = radices, least = cost;
     }
+    std::sort(best.begin(), best.end(), std::greater<>());
     return best;
 }
 
-/// Where the digits of a place along one axis count: strides[p] of pass p's digit, the last 1.
-std::vector<std::int32_t> strides_of(const std::vector<int>& radices, std::int32_t pad) {
+/// Where the digits of a place along one axis count: strides[p] of pass p's digit, the last 1. Bit p of `pads` leaves
+/// a place out behind each group of pass p's digit.
+std::vector<std::int32_t> strides_of(const std::vector<int>& radices, unsigned pads) {
     std::vector<std::int32_t> strides(radices.size(), 1);
-    for (std::size_t p = radices.size() - 1; p-- > 0;) strides[p] = radices[p + 1] * strides[p + 1] + pad;
+    for (std::size_t p = radices.size() - 1; p-- > 0;) {
+        strides[p] = radices[p + 1] * strides[p + 1] + static_cast<std::int32_t>(pads >> p & 1U);
+    }
     return strides;
 }
 
@@ -136,7 +142,6 @@ struct Axis {
         for (const int radix : radices) product *= radix;
         return product;
     }
-    std::int32_t extent() const { return radices.front() * strides.front(); }
     /// Values from one of a butterfly to the next, in pass p.
     std::int32_t below(std::size_t p) const {
         std::int32_t product = 1;
@@ -147,6 +152,14 @@ struct Axis {
         std::int32_t at = 0;
         for (std::size_t p = 0; p < radices.size(); ++p) at += i / below(p) % radices[p] * strides[p];
         return at;
+    }
+    /// The values that butterflies of pass p begin with.
+    std::vector<std::int32_t> begins(std::size_t p) const {
+        std::vector<std::int32_t> all;
+        for (std::int32_t i = 0; i < length(); ++i) {
+            if (i / below(p) % radices[p] == 0) all.push_back(i);
+        }
+        return all;
     }
     std::int32_t place_of_frequency(std::int32_t f) const {
         std::int32_t at = 0;
@@ -170,37 +183,40 @@ struct Layout {
             const std::int32_t at = down ? along.place(i) * pitch + columns.place(line) : line * pitch + along.place(i);
             all.push_back(static_cast<std::uint32_t>(at) | static_cast<std::uint32_t>(i % below) << 16);
         };
-        const auto each = [&](const auto& visit) {  // the values that butterflies begin with
-            for (std::int32_t i = 0; i < along.length(); ++i) {
-                if (i / below % along.radices[own] == 0) visit(i);
-            }
-        };
         if (down) {  // neighbouring threads have neighbouring columns
-            each([&](std::int32_t i) {
+            for (const std::int32_t i : along.begins(own)) {
                 for (std::int32_t x = 0; x < columns.length(); ++x) add(x, i);
-            });
+            }
         } else {
-            for (std::int32_t y = 0; y < rows.length(); ++y) each([&](std::int32_t i) { add(y, i); });
+            const std::vector<std::int32_t> begins = along.begins(own);
+            for (std::int32_t y = 0; y < rows.length(); ++y) {
+                for (const std::int32_t i : begins) add(y, i);
+            }
         }
         return all;
     }
     std::size_t passes() const { return rows.radices.size() + columns.radices.size(); }
     std::int32_t values() const { return rows.length() * pitch; }
 
-    /// Accesses of half warps that must wait for another to the same bank, over all passes.
-    std::int64_t conflicts() const {
-        std::int64_t found = 0;
-        for (std::size_t p = 0; p < passes(); ++p) {
-            const std::vector<std::uint32_t> places = first(p);
-            for (std::size_t i = 0; i < places.size(); i += 16) {
+    /// Accesses of half warps along the rows that must wait for another to the same bank, in a hundred of all. (Down
+    /// the columns there are next to none.)
+    double conflicts() const {
+        std::int64_t waits = 0;
+        std::int64_t all = 0;
+        for (std::size_t own = 0; own < columns.radices.size(); ++own) {
+            const std::vector<std::int32_t> begins = columns.begins(own);
+            const auto lines = static_cast<std::size_t>(std::min(rows.length(), 16));
+            for (std::size_t i = 0; i < lines * begins.size(); i += 16) {
                 int in_bank[16] = {};
-                for (std::size_t j = i; j < std::min(i + 16, places.size()); ++j) ++in_bank[(places[j] & 0xffffU) % 16];
-                const std::size_t radix = static_cast<std::size_t>(
-                    p < rows.radices.size() ? rows.radices[p] : columns.radices[p - rows.radices.size()]);
-                found += static_cast<std::int64_t>(radix) * (*std::max_element(in_bank, in_bank + 16) - 1);
+                for (std::size_t j = i; j < std::min(i + 16, lines * begins.size()); ++j) {
+                    const auto line = static_cast<std::int32_t>(j / begins.size());
+                    ++in_bank[(line * pitch + columns.place(begins[j % begins.size()])) % 16];
+                }
+                waits += *std::max_element(in_bank, in_bank + 16) - 1;
+                ++all;
             }
         }
-        return found;
+        return 100.0 * static_cast<double>(waits) / static_cast<double>(all);
     }
 };
 
@@ -209,21 +225,26 @@ constexpr std::int32_t kMostPlaces = 1 << 15;  // a word's number has 16 bits
 /// The arrangement with the fewest conflicts; a pitch of 0 where there is none. A row ends with a hole.
 Layout layout_of(std::int32_t height, std::int32_t width) {
     Layout best{{}, {}, 0};
+    std::vector<int> along = radices_of(width);
     const std::vector<int> down = radices_of(height / 2);
-    const std::vector<int> along = radices_of(width);
     if (height % 2 != 0 || down.empty() || along.empty()) return best;
-    std::int64_t least = 0;
-    for (const std::int32_t pad : {0, 1}) {
-        const Axis columns{along, strides_of(along, pad)};
-        const std::int32_t narrow = columns.extent() + (pad == 0 || along.size() == 1 ? 1 : 0);
-        for (std::int32_t pitch = narrow; pitch < narrow + 16; ++pitch) {
-            const Layout layout{{down, strides_of(down, 0)}, columns, pitch};
-            if (layout.values() > kMostPlaces) break;
-            // Wasted places keep blocks off a multiprocessor: a sixteenth more of them weighs like one access in eight.
-            const std::int64_t cost = layout.conflicts() + layout.values() / 4;
-            if (best.pitch == 0 || cost < least) best = layout, least = cost;
+    const Axis rows{down, strides_of(down, 0)};
+    double least = 0.0;
+    std::sort(along.begin(), along.end());
+    do {
+        for (unsigned pads = 0; pads < 1U << (along.size() - 1); ++pads) {
+            const Axis columns{along, strides_of(along, pads)};
+            const std::int32_t narrow = columns.place(width - 1) + 2;
+            for (std::int32_t pitch = narrow; pitch < narrow + 16; ++pitch) {
+                const Layout layout{rows, columns, pitch};
+                if (layout.values() > kMostPlaces) break;
+                // Wasted places keep blocks off a multiprocessor.
+                const double waste = 100.0 * (static_cast<double>(pitch) / width - 1.0);
+                const double cost = layout.conflicts() + waste;
+                if (best.pitch == 0 || cost < least) best = layout, least = cost;
+            }
         }
-    }
+    } while (std::next_permutation(along.begin(), along.end()));
     return best;
 }
 

@@ -7,7 +7,7 @@ import sys
 # registers are handed out by warps, in pieces of 256.
 DEVICES = {"sm_80": (65536, 164 << 10, 2048), "sm_90": (65536, 228 << 10, 2048), "sm_100": (65536, 228 << 10, 2048)}
 RESERVED = 1024  # bytes of shared memory that every block takes for the system
-BLOCK = 256  # threads, of all kernels but `fused`
+BLOCK = 256  # threads, of all kernels but `fused` and `rectangle`
 TYPES = {"Half": "half", "BFloat16": "bfloat16", "f": "float"}
 
 
@@ -27,7 +27,7 @@ def kernels(text: str) -> dict[tuple[str, str], dict[str, tuple[int, int, int]]]
         re.S,
     )
     for name, device, stack, stores, loads, registers, rest in pattern.findall(text):
-        kernel = re.search(r"_GLOBAL__N__\w+?\d(fused|segments|first_modes|add_parts|record)(?:I(\w*?)EEv|E)", name)
+        kernel = re.search(r"_GLOBAL__N__\w+?\d(fused|rectangle|segments|first_modes|add_parts|record|add_pieces|fix_offset)(?:I(\w*?)E?Ev|E)", name)
         if kernel is None:
             raise SystemExit(f"unknown kernel {name}")
         arguments = kernel[2] or ""
@@ -55,7 +55,10 @@ def main() -> None:
     text = sys.stdin.read()
     sizes = fused_sizes(text)
     for (kernel, variant), by_device in sorted(kernels(text).items()):
-        threads, dynamic = sizes[int(variant.split()[0])] if kernel == "fused" else (BLOCK, 0)
+        # `rectangle` takes as many threads and bytes as the shape asks for: here the most threads.
+        threads, dynamic = (1024, 0) if kernel == "rectangle" else (BLOCK, 0)
+        if kernel == "fused":
+            threads, dynamic = sizes[int(variant.split()[0])]
         registers, shared, share = [], 0, []
         for device, (used, static, spills) in sorted(by_device.items(), key=lambda item: int(item[0][3:])):
             shared = static + dynamic

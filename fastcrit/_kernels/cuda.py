@@ -5,6 +5,8 @@ Loaded where the core was built with them, by device.py.
 
 from __future__ import annotations
 
+import threading
+
 import torch
 from torch import Tensor
 
@@ -27,6 +29,7 @@ class CudaSpectrometer(TorchSpectrometer):
         super().__init__(shape, device)
         self.core = _core.CudaSpectrometer(shape, device.index or 0)
         self._chosen: dict[tuple[int, ...], _core.CudaSelection] = {}
+        self._flags = threading.local()
         self._products: dict[tuple[int, ...], _core.CudaChannelProducts] = {}
 
     def upload(self, selected: tuple[int, ...]) -> None:
@@ -53,20 +56,53 @@ class CudaSpectrometer(TorchSpectrometer):
     def recording(self, layout: Layout, sums: dict[str, Tensor], bad: Tensor) -> TorchRecording:
         return CudaRecording(self, layout, sums, bad)
 
-    def at_once(self, fields: Tensor) -> bool:
-        return bool(self.core.fused) and fields.dtype != torch.float64
+    def finite_means(self, fields: Tensor, shells: int) -> Tensor | None:
+        if not self._in_shared_memory(fields):
+            return super().finite_means(fields, shells)
+        fields = ready(fields)
+        flag = self._flag()
+        means = self._means(fields, shells, flag.address)
+        self.wait()
+        return means if flag.unchanged() else None
 
     def means_and_bad(self, fields: Tensor, shells: int) -> tuple[Tensor, Tensor]:
-        if not self.at_once(fields):
+        if not self._in_shared_memory(fields):
             return super().means_and_bad(fields, shells)
-        fields = ready(fields)
-        means = torch.empty((len(fields), shells), device=self.device)
         bad = torch.full((), NONE_BAD, dtype=torch.int64, device=self.device)
+        return self._means(ready(fields), shells, bad.data_ptr()), bad
+
+    def _shell_sums(self, fields: Tensor) -> Tensor:
+        if fields.dtype == torch.float64:
+            return super()._shell_sums(fields)
+        half = ready(self._half_spectrum(fields))
+        sums = torch.empty((len(fields), len(self.grid.shell_k)), device=self.device)
+        self.core.power_from_half_spectrum(
+            half.data_ptr(), len(fields), "shells", sums.data_ptr(), None, 0, 0, self.stream()
+        )
+        return sums
+
+    def _in_shared_memory(self, fields: Tensor) -> bool:
+        return bool(self.core.fused) and fields.dtype != torch.float64
+
+    def _means(self, fields: Tensor, shells: int, bad: int) -> Tensor:
+        means = torch.empty((len(fields), shells), device=self.device)
         self.core.shell_means(
-            fields.data_ptr(), _DTYPES[fields.dtype], len(fields), means.data_ptr(), shells, bad.data_ptr(),
-            self.stream(),
-        )  # fmt: skip
-        return means, bad
+            fields.data_ptr(), _DTYPES[fields.dtype], len(fields), means.data_ptr(), shells, bad, self.stream()
+        )
+        return means
+
+    def _flag(self) -> _Flag:
+        """The thread's own, whose call waits before another begins."""
+        flag = getattr(self._flags, "flag", None)
+        if flag is None:
+            flag = self._flags.flag = _Flag(self.device)
+        flag.reset()
+        return flag
+
+    def wait(self) -> None:
+        """Wait for what has been launched on the current stream."""
+        if self.device.type != "cpu":
+            torch.cuda.current_stream(self.device).synchronize()
 
     def power(
         self, fields: Tensor, bins: str, offset: Tensor | None = None, selected: tuple[int, ...] | None = None
@@ -150,6 +186,21 @@ class CudaSpectrometer(TorchSpectrometer):
         if fields.dtype == torch.float64:
             return super().measure_signs(fields)
         return self._power(fields, "orbits", None, None, None, of_signs=True)[0]
+
+
+class _Flag:
+    """A number in the host's memory that kernels lower: what they find is there as soon as they are done."""
+
+    def __init__(self, device: torch.device) -> None:
+        place = torch.empty(1, dtype=torch.int64, pin_memory=device.type != "cpu")
+        self._memory = place.numpy()
+        self.address = place.data_ptr()
+
+    def reset(self) -> None:
+        self._memory[0] = NONE_BAD
+
+    def unchanged(self) -> bool:
+        return bool(self._memory[0] == NONE_BAD)
 
 
 class CudaRecording(TorchRecording):

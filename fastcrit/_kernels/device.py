@@ -5,7 +5,7 @@ Loaded when the first tensor on a device arrives.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -19,7 +19,7 @@ from fastcrit._edge.arrays import check_finite
 from fastcrit._kernels.contract import Squares, Trend
 from fastcrit._kernels.lattice import Lattice
 from fastcrit._kernels.torch_kernels import TorchSpectrometer, less_uniform, single
-from fastcrit._kernels.torch_record import NONE_BAD, PIECE_BYTES, add_to_blocks, signs_of
+from fastcrit._kernels.torch_record import NONE_BAD, add_to_blocks, pieces_of, signs_of
 
 __all__ = ["DeviceSums", "TorchSpectrometer", "cuda_kernels_for", "spectrometer"]
 
@@ -54,13 +54,13 @@ class DeviceSums:
         self, fields: Tensor, shells: int, trend: Trend | None, taper: Floats | None, lead: tuple[int, ...]
     ) -> Tensor:
         """See `contract.Sums`. Waits for the device once, or once a piece, to know that all is finite."""
-        if trend is None and taper is None and self.spectrometer.at_once(fields):
-            means, first_bad = self.spectrometer.means_and_bad(fields, shells)
-            if int(first_bad) == NONE_BAD:
+        if trend is None and taper is None:
+            means = self.spectrometer.finite_means(fields, shells)
+            if means is not None:
                 return means
         counts = torch.from_numpy(self.grid.shell_modes[:shells]).to(fields.device)
         found = []
-        for piece in _pieces(fields):
+        for piece in pieces_of(fields):
             values = _prepare(piece, trend, taper)
             power = self.spectrometer.shell_power(values, shells)
             square = (power * counts).sum(dim=1, dtype=torch.float64) / self.grid.sites
@@ -84,7 +84,7 @@ class DeviceSums:
         self, fields: Tensor, shells: int, trend: Trend | None, taper: Floats | None, lead: tuple[int, ...]
     ) -> tuple[Tensor, Callable[[], None]]:
         """See `contract.Sums`."""
-        found = [self.spectrometer.means_and_bad(_prepare(piece, trend, taper), shells) for piece in _pieces(fields)]
+        found = [self.spectrometer.means_and_bad(_prepare(piece, trend, taper), shells) for piece in pieces_of(fields)]
         power = torch.cat([means for means, _ in found]) if len(found) > 1 else found[0][0]
 
         def check() -> None:
@@ -109,7 +109,7 @@ class DeviceSums:
         centered, offset = _centering(samples, center)
         finite = []
         begin = 0
-        for piece in _pieces(samples):
+        for piece in pieces_of(samples):
             values = centered(piece)
             sums, amplitudes = self.spectrometer.power(values, "orbits", offset, modes)
             square = sums.sum(dim=1, dtype=torch.float64) / grid.sites
@@ -132,7 +132,7 @@ class DeviceSums:
         total = torch.zeros_like(divisor)
         squares = Squares()
         finite = []
-        for piece in _pieces(samples):
+        for piece in pieces_of(samples):
             values = centered(piece)
             values = values if offset is None else values - offset
             if padded is not self.grid:
@@ -148,7 +148,7 @@ class DeviceSums:
 
     def first_modes(self, samples: Tensor, name: str) -> Floats:
         """See `contract.Sums`."""
-        modes = torch.cat([self.spectrometer.first_modes(piece) for piece in _pieces(samples)], dim=1)
+        modes = torch.cat([self.spectrometer.first_modes(piece) for piece in pieces_of(samples)], dim=1)
         _refuse(modes.isfinite().all(dim=0), samples, (len(samples),), name)
         return _to_host(modes)
 
@@ -156,11 +156,6 @@ class DeviceSums:
         """See `contract.Sums`."""
         _refuse(samples.isfinite().flatten(1).all(dim=1), samples, (len(samples),), name)
         return signs_of(samples)
-
-
-def _pieces(fields: Tensor) -> Iterator[Tensor]:
-    step = max(1, PIECE_BYTES // (4 * fields[0].numel()))
-    return iter(torch.split(fields, step))
 
 
 def _centering(samples: Tensor, center: str) -> tuple[Callable[[Tensor], Tensor], Tensor | None]:

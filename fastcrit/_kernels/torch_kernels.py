@@ -22,10 +22,13 @@ from torch import Tensor
 from fastcrit._kernels.contract import HEAVY
 from fastcrit._kernels.lattice import lattice
 from fastcrit._kernels.layout import Layout
-from fastcrit._kernels.torch_record import NONE_BAD, signs_of
+from fastcrit._kernels.torch_record import NONE_BAD, pieces_of, signs_of
 from fastcrit._kernels.torch_recording import TorchRecording
 
 Floats = NDArray[np.float64]
+
+# k = 0 has less than this share of the power of a field whose mean is less than ten standard deviations.
+LIGHT = 0.99
 
 
 class TorchSpectrometer:
@@ -128,9 +131,26 @@ class TorchSpectrometer:
         """(count, shells): mean of |phi^|^2 / N over the modes of each of the first shells."""
         return self.power(fields, "shells")[0][:, :shells] / self._shell_modes[:shells]
 
-    def at_once(self, fields: Tensor) -> bool:
-        """Whether `means_and_bad` measures such fields faster than `shell_power`, however many they are."""
-        return False
+    def finite_means(self, fields: Tensor, shells: int) -> Tensor | None:
+        """`shell_power` with little beside the transform, where every field has all its digits so; otherwise None.
+
+        Waits for the device, once.
+        """
+        found, good = [], []
+        for piece in pieces_of(fields):
+            sums = self._shell_sums(single(piece))
+            power = sums.sum(dim=1, dtype=torch.float64)
+            limits = torch.finfo(sums.dtype)
+            # Not what is infinite or too small, and not what is nearly uniform: see `less_uniform`.
+            known = power.isfinite() & (power >= 2.0 * limits.tiny / limits.eps * self.grid.sites)
+            good.append((known & (sums[:, 0] < LIGHT * power)).all())
+            found.append(sums[:, :shells] / self._shell_modes[:shells])
+        means = torch.cat(found) if len(found) > 1 else found[0]
+        return means if bool(torch.stack(good).all()) else None
+
+    def _shell_sums(self, fields: Tensor) -> Tensor:
+        """Sums over shells of fields as they are, float32 or float64."""
+        return self._shells.sum(self._orbits.sum(_square(self._half_spectrum(fields))))
 
     def means_and_bad(self, fields: Tensor, shells: int) -> tuple[Tensor, Tensor]:
         """`shell_power`, and the number of the first field of which its type does not hold all digits, or NONE_BAD.

@@ -5,6 +5,8 @@ Nothing here waits for the device, and nothing depends on the order in which thr
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,11 @@ def signs_of(fields: Tensor) -> Tensor:
     """The sign of every site as +1 (also for 0) or -1, in the type that `single` gives."""
     dtype = torch.float64 if fields.dtype == torch.float64 else torch.float32
     return (fields >= 0).to(dtype).mul_(2.0).sub_(1.0)
+
+
+def pieces_of(fields: Tensor) -> Iterator[Tensor]:
+    """Some fields at a time."""
+    return iter(torch.split(fields, max(1, PIECE_BYTES // (4 * fields[0].numel()))))
 
 
 def add_to_blocks(blocks: Tensor, values: Tensor, first: int) -> None:
