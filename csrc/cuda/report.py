@@ -8,6 +8,7 @@ import sys
 DEVICES = {"sm_80": (65536, 164 << 10, 2048), "sm_90": (65536, 228 << 10, 2048), "sm_100": (65536, 228 << 10, 2048)}
 RESERVED = 1024  # bytes of shared memory that every block takes for the system
 BLOCK = 256  # threads, of all kernels but `fused` and `rectangle`
+KERNELS = "fused|rectangle|segments|first_modes|add_parts|record|add_pieces|fix_offset"
 TYPES = {"Half": "half", "BFloat16": "bfloat16", "f": "float"}
 
 
@@ -27,7 +28,7 @@ def kernels(text: str) -> dict[tuple[str, str], dict[str, tuple[int, int, int]]]
         re.S,
     )
     for name, device, stack, stores, loads, registers, rest in pattern.findall(text):
-        kernel = re.search(r"_GLOBAL__N__\w+?\d(fused|rectangle|segments|first_modes|add_parts|record|add_pieces|fix_offset)(?:I(\w*?)E?Ev|E)", name)
+        kernel = re.search(rf"_GLOBAL__N__\w+?\d({KERNELS})(?:I(\w*?)E?Ev|E)", name)
         if kernel is None:
             raise SystemExit(f"unknown kernel {name}")
         arguments = kernel[2] or ""
