@@ -4,9 +4,11 @@
 
 #include <pybind11/stl.h>
 
+#include <cstdint>
 #include <map>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "binding.hpp"

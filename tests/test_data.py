@@ -18,7 +18,7 @@ class TestSubset:
         assert d.images.shape == (2000, 28, 28)
         assert d.images.dtype == np.uint8
         np.testing.assert_array_equal(np.bincount(d.labels), 200)
-        assert data._SUBSET.stat().st_size <= 1_000_000
+        assert data._SUBSET.stat().st_size <= 750_000
         assert len(data.FASHION_MNIST_CLASSES) == 10
 
     def test_pixels_are_in_minus_one_to_one(self):

@@ -1,6 +1,9 @@
 #include "roots.hpp"
 
 #include <cmath>
+#include <complex>
+#include <cstdint>
+#include <vector>
 
 namespace fastcrit {
 

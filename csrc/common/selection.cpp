@@ -1,7 +1,11 @@
 #include "fastcrit/selection.hpp"
 
+#include <array>
+#include <cstddef>
+#include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace fastcrit {
 

@@ -1,6 +1,8 @@
 // Sums over samples in double, in the order of the samples.
 #pragma once
 
+#include <cstdint>
+
 #include "simd.hpp"
 
 namespace fastcrit::FASTCRIT_ISA {

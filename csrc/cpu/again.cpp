@@ -3,7 +3,9 @@
 // A transform errs by eps of a field's size in every mode, which drowns small fluctuations about a large mean; and
 // squares leave the range of a type long before the field does. Neither happens to ordinary fields, so that nothing is
 // done about it before their results show it. What is decided here depends on one field alone, and so do its results.
+#include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 
 #include "measurement.hpp"

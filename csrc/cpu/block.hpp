@@ -104,6 +104,8 @@ struct RealRow {
     void pair(std::int64_t k, std::int64_t, const Complex<T>& z, const Complex<T>&) const { alone(k, z); }
     void alone(std::int64_t k, const Complex<T>& z) const { emit(k, Complex<T>{z.re * T{2}, z.im * T{2}}); }
 };
+template <class T, class Emit>
+inline constexpr bool kOddLength<RealRow<T, Emit>> = true;
 
 /// The half spectrum of fields that are a single row: emit(kx, X_kx) for every kx, doubled.
 template <class T, class Rows, class Emit>

@@ -1,6 +1,10 @@
 // Which fields want a second look, by their power.
 #pragma once
 
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
 #include "kernels.hpp"
 #include "simd.hpp"
 

@@ -6,6 +6,14 @@
 #include "butterflies.hpp"
 #include "kernels.hpp"
 
+// A copy for every sink and source is a fifth of the library: in the set of instructions that few machines fall back
+// to, there is one for all.
+#ifdef FASTCRIT_SMALL
+#define FASTCRIT_ONE_COPY [[gnu::noinline]]
+#else
+#define FASTCRIT_ONE_COPY inline
+#endif
+
 namespace fastcrit::FASTCRIT_ISA {
 
 using cpu::FftTables;
@@ -59,8 +67,8 @@ FASTCRIT_FLATTEN inline void first_pass(const Source& x, Complex<T>* y, std::int
 
 /// Any odd radix by the definition; x_j and x_(r-j) are combined first, which halves the products.
 template <class T>
-inline void pass_any(const Complex<T>* x, Complex<T>* y, std::int64_t r, std::int64_t m, std::int64_t s, const T* tw,
-                     const T* roots) {
+FASTCRIT_ONE_COPY void pass_any(const Complex<T>* x, Complex<T>* y, std::int64_t r, std::int64_t m, std::int64_t s,
+                                const T* tw, const T* roots) {
     for (std::int64_t p = 0; p < m; ++p) {
         for (std::int64_t q = 0; q < s; ++q) {
             const Complex<T>* in = x + q + s * p;
@@ -94,8 +102,8 @@ inline void pass_any(const Complex<T>* x, Complex<T>* y, std::int64_t r, std::in
 /// Passes `begin` to `end` of `stride` interleaved sequences in a, which is destroyed. Returns the buffer, a or b, in
 /// which the sequences then lie.
 template <class T>
-inline Complex<T>* run_passes(const FftTables<T>& plan, std::int32_t begin, std::int32_t end, Complex<T>* a,
-                              Complex<T>* b, std::int64_t stride) {
+FASTCRIT_ONE_COPY Complex<T>* run_passes(const FftTables<T>& plan, std::int32_t begin, std::int32_t end, Complex<T>* a,
+                                         Complex<T>* b, std::int64_t stride) {
     std::int64_t length = plan.n;
     std::int64_t s = stride;
     const T* tw = plan.twiddles;
@@ -128,8 +136,8 @@ inline Complex<T>* run_passes(const FftTables<T>& plan, std::int32_t begin, std:
 /// Bluestein: jk = (j^2 + k^2 - (k - j)^2) / 2 turns the transform into a convolution with a chirp. The result is in
 /// b; `spare` holds twice the length of the convolution.
 template <class T>
-inline void convolve_chirp(const FftTables<T>& plan, const Complex<T>* a, Complex<T>* b, std::int64_t stride,
-                           Complex<T>* spare) {
+FASTCRIT_ONE_COPY void convolve_chirp(const FftTables<T>& plan, const Complex<T>* a, Complex<T>* b, std::int64_t stride,
+                                      Complex<T>* spare) {
     const FftTables<T>& inner = *plan.convolution;
     for (std::int64_t q = 0; q < stride; ++q) {
         for (std::int64_t j = 0; j < plan.n; ++j) {
@@ -183,25 +191,35 @@ FASTCRIT_FLATTEN inline void last_pass(const Complex<T>* x, std::int64_t s, cons
             }
         });
     }
-    if (2 * q == s) {
-        gather<T, R>(x + q, s, a);
-        unroll<R / 2>([&](auto u) { sink.pair(q + s * u, q + s * (R - 1 - u), a[u], a[R - 1 - u]); });
-        if constexpr (R % 2 == 1) sink.alone(q + s * (R / 2), a[R / 2]);
+    if constexpr (R % 4 == 0) {  // else s is odd: all twos come last, and a single 2 only where there is no other
+        if (2 * q == s) {
+            gather<T, R>(x + q, s, a);
+            unroll<R / 2>([&](auto u) { sink.pair(q + s * u, q + s * (R - 1 - u), a[u], a[R - 1 - u]); });
+        }
     }
 }
+
+/// Whether a sink is only for sequences of odd length.
+template <class Sink>
+inline constexpr bool kOddLength = false;
 
 /// The last pass of one sequence, from x to the sink, if its radix has a codelet.
 template <class T, class Sink>
 inline void run_last_pass(const FftTables<T>& plan, const Complex<T>* x, const Sink& sink) {
     const std::int64_t r = plan.radices[plan.passes - 1];
     const std::int64_t s = plan.n / r;
+    if constexpr (!kOddLength<Sink>) {
+        switch (r) {
+            case 2: return last_pass<T, 2>(x, s, sink);
+            case 4: return last_pass<T, 4>(x, s, sink);
+            case 8: return last_pass<T, 8>(x, s, sink);
+            default: break;
+        }
+    }
     switch (r) {
-        case 2: return last_pass<T, 2>(x, s, sink);
         case 3: return last_pass<T, 3>(x, s, sink);
-        case 4: return last_pass<T, 4>(x, s, sink);
         case 5: return last_pass<T, 5>(x, s, sink);
-        case 7: return last_pass<T, 7>(x, s, sink);
-        default: return last_pass<T, 8>(x, s, sink);
+        default: return last_pass<T, 7>(x, s, sink);
     }
 }
 
@@ -235,8 +253,8 @@ inline bool run_first_pass(const FftTables<T>& plan, const Source& source, Compl
 
 /// Transform of the sequence source(0) .. source(n - 1), as `fft` of one that lies in a.
 template <class T, class Source>
-inline Complex<T>* fft_of(const FftTables<T>& plan, const Source& source, Complex<T>* a, Complex<T>* b,
-                          Complex<T>* spare) {
+FASTCRIT_ONE_COPY Complex<T>* fft_of(const FftTables<T>& plan, const Source& source, Complex<T>* a, Complex<T>* b,
+                                     Complex<T>* spare) {
     if (run_first_pass(plan, source, b)) return run_passes(plan, 1, plan.passes, b, a, 1);
     for (std::int64_t i = 0; i < plan.n; ++i) a[i] = source(i);
     return fft(plan, a, b, 1, spare);

@@ -1,6 +1,9 @@
 // k = 0 and the first mode of every axis in one read of the field: no transform. Lanes are pixels of one row.
 #pragma once
 
+#include <cstdint>
+#include <utility>
+
 #include "kernels.hpp"
 #include "simd.hpp"
 

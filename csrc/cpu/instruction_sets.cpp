@@ -4,6 +4,7 @@
 #include <atomic>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "environment.hpp"
 #include "fastcrit/spectra.hpp"

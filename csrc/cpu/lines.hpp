@@ -11,6 +11,9 @@
 // dimensions, the first two).
 #pragma once
 
+#include <cstdint>
+#include <type_traits>
+
 #include "block.hpp"
 #include "doubtful.hpp"
 

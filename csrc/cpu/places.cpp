@@ -1,8 +1,11 @@
 // Where `lines` leaves the powers of the modes of every bin.
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <numeric>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "measurement.hpp"
 

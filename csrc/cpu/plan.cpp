@@ -18,7 +18,7 @@ using Extended = std::complex<long double>;
 constexpr std::int32_t kLargestRadix = 43;
 
 /// Radices whose product is n: primes without a codelet, 7, 5, 3, and powers of two with a 4 at the end if there is
-/// one, since two butterflies of the last pass are in registers at once.
+/// one, since two butterflies of the last pass are in registers at once. (`last_pass` relies on the twos coming last.)
 std::vector<std::int32_t> factorise(std::int32_t n) {
     int twos = 0;
     for (; n % 2 == 0; n /= 2) ++twos;

@@ -1,6 +1,8 @@
 // |phi^|^2 summed within bins, selected modes, and the autocorrelation, with one field in each lane.
 #pragma once
 
+#include <cstdint>
+
 #include "block.hpp"
 #include "doubtful.hpp"
 

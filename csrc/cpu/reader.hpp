@@ -1,6 +1,8 @@
 // From memory to registers: rows of as many fields as a register has lanes, and what is brought into the caches.
 #pragma once
 
+#include <cstdint>
+
 #include "simd.hpp"
 
 namespace fastcrit::FASTCRIT_ISA {

@@ -1,6 +1,7 @@
 // The arrays of a record, for tests: members, sizes and comparisons are made of its table, so a new row is in them.
 #pragma once
 
+#include <cstdint>
 #include <cstring>
 #include <type_traits>
 #include <vector>

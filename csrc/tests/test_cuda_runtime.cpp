@@ -1,6 +1,10 @@
 // The runtime that runs kernels on the processor: order, barriers, warps, and what it refuses.
+#include <cmath>
+#include <cstddef>
+#include <cstdio>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "check.hpp"
 #include "cuda/runtime.cuh"

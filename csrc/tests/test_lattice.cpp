@@ -1,7 +1,12 @@
 // Shells, orbits and lags against counting over the full lattice.
 #include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <map>
 #include <stdexcept>
+#include <utility>
 
 #include "check.hpp"
 

@@ -1,9 +1,16 @@
 // Every kernel, in both precisions and every instruction set that this processor has, against direct sums in double.
+#include <cmath>
+#include <complex>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "check.hpp"
 #include "fastcrit/spectra.hpp"

@@ -3,8 +3,12 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
 #include <stdexcept>
 #include <thread>
+#include <vector>
 
 #include "../cpu/threads.hpp"
 #include "check.hpp"

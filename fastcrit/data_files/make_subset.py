@@ -7,6 +7,8 @@ fastcrit/data.py expects.
 from __future__ import annotations
 
 import hashlib
+import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +28,17 @@ def main() -> None:
     )
     chosen = np.sort(chosen)
     target = Path(__file__).with_name("fashion-mnist-2000.npz")
-    np.savez_compressed(
-        target, images=full.images[chosen], labels=full.labels[chosen].astype(np.uint8), index=chosen.astype(np.int32)
-    )
+    arrays = {
+        "images": full.images[chosen].transpose(1, 2, 0).copy(order="F"),
+        "labels": full.labels[chosen].astype(np.uint8),
+        "index": chosen.astype(np.int32),
+    }
+    # A sixth smaller than by savez_compressed: LZMA, and images (y, x, n) with neighbours in y side by side.
+    with zipfile.ZipFile(target, "w") as archive:
+        for name, array in arrays.items():
+            content = io.BytesIO()
+            np.save(content, array, allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), content.getvalue(), zipfile.ZIP_LZMA)
     print(target.stat().st_size, "bytes, sha256", hashlib.sha256(target.read_bytes()).hexdigest())
 
 
