@@ -9,6 +9,8 @@
 // Amplitudes inside are twice phi^: the halves of the separation are left to the last multiplication (an exact one).
 #pragma once
 
+#include <cstdint>
+
 #include "fft.hpp"
 #include "reader.hpp"
 

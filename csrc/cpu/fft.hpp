@@ -3,6 +3,8 @@
 // Lengths with a large prime factor go through a convolution of smooth length (Bluestein 1970).
 #pragma once
 
+#include <cstdint>
+
 #include "butterflies.hpp"
 #include "kernels.hpp"
 
