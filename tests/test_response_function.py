@@ -430,7 +430,7 @@ class TestAsymmetry:
 
 
 class TestStein:
-    @pytest.mark.parametrize("states", [2, 5, 20])
+    @pytest.mark.parametrize("states", [2, 8])
     def test_it_is_unbiased_and_its_errors_are_right_for_few_states(self, rng, states):
         """What is taken off D is fitted to other states: of 400 averages of so few, the mean and the spread."""
         model = fc.theory.GaussianMixture(rng.normal(size=(2, 1, 4, 5)), 0.7)
@@ -539,14 +539,15 @@ class TestThirdPartyDenoiser:
 
     def test_jvp_and_stein_agree_on_noisy_images(self, weights, rng):
         D, s = self.denoiser(weights, torch.float32), 60 / 255
-        y, n = self.noisy_images(120, s, rng)
+        images = 60
+        y, n = self.noisy_images(images, s, rng)
         stein = fc.response_function(D, y.float(), s, method="stein", noise=n.float())
         exact = fc.response_function(D, y.float(), s, columns=0, asymmetry=False)
         assert exact.method == "jvp"
         # Of the same states, so that what they share drops out.
         apart = stein.samples - exact.samples
-        within(apart.mean(axis=0), 0.0, apart.std(axis=0, ddof=1) / 120**0.5 + 1e-5)
-        assert apart[:, 0].std() / 120**0.5 < 0.05 * exact.G[0]
+        within(apart.mean(axis=0), 0.0, apart.std(axis=0, ddof=1) / images**0.5 + 1e-5)
+        assert apart[:, 0].std() / images**0.5 < 0.07 * exact.G[0]
 
 
 class TestSeeds:
