@@ -8,6 +8,7 @@ import io
 import os
 import zlib
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,8 @@ def fashion_mnist(split: str = "subset", *, folder: str | os.PathLike[str] | Non
         A file is damaged or is another one; the message names it.
     OSError
         Nothing on disk and the download failed.
+    ImportError
+        The subset is asked for and Python was built without the module lzma.
 
     Notes
     -----
@@ -142,6 +145,14 @@ def _load_subset(path: Path) -> LabelledImages:
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != _SUBSET_SHA256:
         raise FileFormatError(f"{path}: damaged: the checksum does not match; reinstall fastcrit")
+    try:
+        import_module("lzma")  # zipfile's own error does not say what to do
+    except ImportError:
+        raise ImportError(
+            f"{path}: packed by LZMA, and this Python was built without the module lzma: use a Python built with"
+            " liblzma, or fashion_mnist('train'), which does not need it",
+            name="lzma",
+        ) from None
     with np.load(io.BytesIO(content)) as file:
         images = np.ascontiguousarray(file["images"].transpose(2, 0, 1))  # stored as (y, x, n), which packs better
         return LabelledImages(images, file["labels"].astype(np.int64), "fastcrit's subset of 2000 training images")

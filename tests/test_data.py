@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import sys
 
 import numpy as np
 import pytest
@@ -33,6 +34,12 @@ class TestSubset:
         copy.write_bytes(content)
         with pytest.raises(fc.FileFormatError, match=r"subset\.npz: damaged"):
             data._load_subset(copy)
+
+    def test_python_without_lzma_is_told_the_way_out(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "lzma", None)
+        with pytest.raises(ImportError, match=r"without the module lzma: .*liblzma, or fashion_mnist\('train'\)") as e:
+            data.fashion_mnist()
+        assert "\n" not in str(e.value)
 
     def test_its_licence_ships_with_it(self):
         text = (data._SUBSET.parent / "LICENSE-fashion-mnist").read_text()
