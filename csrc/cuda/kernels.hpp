@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "fastcrit/cuda.hpp"
@@ -102,23 +103,25 @@ struct RectanglePlan {
     Pass pass[kMostPasses];
 };
 
+struct RectangleLayout;
+
 class RectangleTables {
 public:
-    RectangleTables() = default;
-    explicit RectangleTables(const Lattice& lattice);
+    /// For the current device; nothing for a lattice that is none of these.
+    static std::optional<RectangleTables> of(const Lattice& lattice);
 
     const RectanglePlan& plan() const { return plan_; }
     HalfHeightPlaces places() const { return places_; }
 
 private:
+    explicit RectangleTables(const RectangleLayout& layout);
+
     RectanglePlan plan_{};
     HalfHeightPlaces places_;
     DeviceArray<std::uint32_t> first_;
     DeviceArray<Complex> twiddles_;
 };
 
-/// Whether it does, on the current device.
-bool has_rectangle(const Lattice& lattice);
 void launch_rectangle(const RectanglePlan& plan, const FieldRequest& request, void* stream);
 
 // segments.cu

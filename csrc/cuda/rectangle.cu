@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <functional>
 #include <iterator>
+#include <optional>
 #include <stdexcept>
 #include <type_traits>
 #include <vector>
@@ -168,7 +169,9 @@ struct Axis {
     }
 };
 
-struct Layout {
+}  // namespace
+
+struct RectangleLayout {
     Axis rows, columns;
     std::int32_t pitch;
 
@@ -220,11 +223,13 @@ struct Layout {
     }
 };
 
+namespace {
+
 constexpr std::int32_t kMostPlaces = 1 << 15;  // a word's number has 16 bits
 
 /// The arrangement with the fewest conflicts; a pitch of 0 where there is none. A row ends with a hole.
-Layout layout_of(std::int32_t height, std::int32_t width) {
-    Layout best{{}, {}, 0};
+RectangleLayout layout_of(std::int32_t height, std::int32_t width) {
+    RectangleLayout best{{}, {}, 0};
     std::vector<int> along = radices_of(width);
     const std::vector<int> down = radices_of(height / 2);
     if (height % 2 != 0 || down.empty() || along.empty()) return best;
@@ -236,7 +241,7 @@ Layout layout_of(std::int32_t height, std::int32_t width) {
             const Axis columns{along, strides_of(along, pads)};
             const std::int32_t narrow = columns.place(width - 1) + 2;
             for (std::int32_t pitch = narrow; pitch < narrow + 16; ++pitch) {
-                const Layout layout{rows, columns, pitch};
+                const RectangleLayout layout{rows, columns, pitch};
                 if (layout.values() > kMostPlaces) break;
                 // Wasted places keep blocks off a multiprocessor.
                 const double waste = 100.0 * (static_cast<double>(pitch) / width - 1.0);
@@ -265,18 +270,16 @@ void launch_typed(const RectanglePlan& plan, const FieldRequest& request, void* 
 
 }  // namespace
 
-bool has_rectangle(const Lattice& lattice) {
-    if (lattice.ndim() != 2 || lattice.sides()[1] % 2 != 0) return false;
-    if (lattice.sites() / 2 > kMostPlaces) return false;
-    const Layout layout = layout_of(lattice.sides()[1], lattice.sides()[2]);
-    return layout.pitch > 0 && 8 * layout.values() <= shared_memory_of_block();
+std::optional<RectangleTables> RectangleTables::of(const Lattice& lattice) {
+    if (lattice.ndim() != 2 || lattice.sides()[1] % 2 != 0 || lattice.sites() / 2 > kMostPlaces) return std::nullopt;
+    const RectangleLayout layout = layout_of(lattice.sides()[1], lattice.sides()[2]);
+    if (layout.pitch == 0 || 8 * layout.values() > shared_memory_of_block()) return std::nullopt;
+    return RectangleTables(layout);
 }
 
-RectangleTables::RectangleTables(const Lattice& lattice) {
-    const std::int32_t height = lattice.sides()[1];
-    const std::int32_t width = lattice.sides()[2];
-    const Layout layout = layout_of(height, width);
-
+RectangleTables::RectangleTables(const RectangleLayout& layout) {
+    const std::int32_t height = 2 * layout.rows.length();
+    const std::int32_t width = layout.columns.length();
     std::vector<std::uint32_t> first;
     std::vector<Complex> twiddles;
     std::vector<std::size_t> first_at;

@@ -66,7 +66,8 @@ struct Spectrometer::Tables {
           device(device_number),
           square(has_fused(lattice)) {
         const DeviceGuard guard(device);
-        fused = square || has_rectangle(lattice);
+        if (!square) rectangle = RectangleTables::of(lattice);
+        fused = square || rectangle.has_value();
         const auto [n0, n1, n2] = lattice.sides();
         for (const Bins b : {Bins::shells, Bins::orbits}) {
             const auto& of_mode = b == Bins::shells ? lattice.shell_of_mode() : lattice.orbit_of_mode();
@@ -79,8 +80,7 @@ struct Spectrometer::Tables {
         if (square) {
             fields = FieldTables(lattice, fused_places(lattice));
         } else if (fused) {
-            rectangle = RectangleTables(lattice);
-            fields = FieldTables(lattice, rectangle.places());
+            fields = FieldTables(lattice, rectangle->places());
         }
     }
 
@@ -91,7 +91,7 @@ struct Spectrometer::Tables {
     SegmentTables<std::int32_t> bins[2];
     SegmentTables<std::int32_t> lags;
     DeviceArray<Complex> waves[3];
-    RectangleTables rectangle;
+    std::optional<RectangleTables> rectangle;
     FieldTables fields;
 };
 
@@ -202,7 +202,7 @@ void Spectrometer::power(const Fields& fields, const View& view, Bins bins, cons
     if (tables_->square) {
         launch_fused(lattice().sides()[2], request, stream);
     } else {
-        launch_rectangle(tables_->rectangle.plan(), request, stream);
+        launch_rectangle(tables_->rectangle->plan(), request, stream);
     }
 }
 

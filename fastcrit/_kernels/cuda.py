@@ -125,7 +125,7 @@ class CudaSpectrometer(TorchSpectrometer):
         fields = ready(fields)
         count = len(fields)
         out = torch.empty((1 + 2 * self.grid.ndim, count), dtype=torch.float64, device=self.device)
-        scratch = torch.empty(self.core.first_modes_scratch(count), dtype=torch.uint8, device=self.device)
+        scratch = self.bytes(self.core.first_modes_scratch(count))
         self.core.first_modes(
             fields.data_ptr(), _DTYPES[fields.dtype], count, out.data_ptr(), scratch.data_ptr(), self.stream()
         )

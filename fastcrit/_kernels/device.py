@@ -18,7 +18,7 @@ from fastcrit import _core
 from fastcrit._edge.arrays import check_finite
 from fastcrit._kernels.contract import Squares, Trend
 from fastcrit._kernels.lattice import Lattice
-from fastcrit._kernels.torch_kernels import TorchSpectrometer, less_uniform, single
+from fastcrit._kernels.torch_kernels import TorchSpectrometer, has_all_digits, less_uniform, single
 from fastcrit._kernels.torch_record import NONE_BAD, add_to_blocks, pieces_of, signs_of
 
 __all__ = ["DeviceSums", "TorchSpectrometer", "cuda_kernels_for", "spectrometer"]
@@ -191,15 +191,14 @@ def _widened(
     ``squares`` (count,) are mean squares of the fields; ``fields`` may be a function of the rows asked for. Waits for
     the device.
     """
-    limits = torch.finfo(results.dtype)
-    good = results.sum(dim=1, dtype=torch.float64).isfinite() & (squares >= 2.0 * limits.tiny / limits.eps)
+    good = has_all_digits(results.sum(dim=1, dtype=torch.float64), squares, results.dtype)
     if bool(good.all()):
         return results
     rows = torch.nonzero(~good)[:, 0]
     again = (fields(rows) if callable(fields) else fields[rows]).double()
     wide = results.double()
     wide[rows] = measure(again)
-    lost = (squares[rows] < limits.tiny) & (again.flatten(1).abs().amax(dim=1) > 0)
+    lost = (squares[rows] < torch.finfo(results.dtype).tiny) & (again.flatten(1).abs().amax(dim=1) > 0)
     if results.dtype == torch.float64:
         wide[rows] = wide[rows].masked_fill(lost[:, None], torch.nan)
     return wide

@@ -27,10 +27,7 @@ class DeviceRecord(Record):
         self.device = device
         super().__init__(layout)
         self.most //= layout.channels  # fields are numbered, not samples
-        self._spectrometer = kernels.spectrometer(layout.grid.shape, device)
-        self._spectrometer.prepare(layout)
-        # What adds to the sums of each level, made when the first batch comes.
-        self._recordings: dict[tuple[int, str], TorchRecording] = {}
+        self._place_tables()
         # The first field, gain and denoised field of each level that were not finite.
         self._bad = self.zeros((3, layout.levels), np.int64).fill_(NONE_BAD)
 
@@ -40,9 +37,13 @@ class DeviceRecord(Record):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
+        self._place_tables()
+
+    def _place_tables(self) -> None:
         self._spectrometer = kernels.spectrometer(self.layout.grid.shape, self.device)
         self._spectrometer.prepare(self.layout)
-        self._recordings = {}
+        # What adds to the sums of each level, made when the first batch comes.
+        self._recordings: dict[tuple[int, str], TorchRecording] = {}
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> Tensor:
         """See `Record`."""

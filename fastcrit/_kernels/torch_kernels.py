@@ -140,10 +140,8 @@ class TorchSpectrometer:
         for piece in pieces_of(fields):
             sums = self._shell_sums(single(piece))
             power = sums.sum(dim=1, dtype=torch.float64)
-            limits = torch.finfo(sums.dtype)
-            # Not what is infinite or too small, and not what is nearly uniform: see `less_uniform`.
-            known = power.isfinite() & (power >= 2.0 * limits.tiny / limits.eps * self.grid.sites)
-            good.append((known & (sums[:, 0] < LIGHT * power)).all())
+            known = has_all_digits(power, power / self.grid.sites, sums.dtype)
+            good.append((known & (sums[:, 0] < LIGHT * power)).all())  # nor is it nearly uniform: see `less_uniform`
             found.append(sums[:, :shells] / self._shell_modes[:shells])
         means = torch.cat(found) if len(found) > 1 else found[0]
         return means if bool(torch.stack(good).all()) else None
@@ -159,11 +157,9 @@ class TorchSpectrometer:
         """
         sums = self.power(fields, "shells")[0]
         means = sums[:, :shells] / self._shell_modes[:shells]
-        square = sums.sum(dim=1, dtype=torch.float64) / self.grid.sites
-        limits = torch.finfo(means.dtype)
+        power = sums.sum(dim=1, dtype=torch.float64)
         some = fields.flatten(1).abs().amax(dim=1) != 0  # also where it is NaN
-        good = means.sum(dim=1, dtype=torch.float64).isfinite() & square.isfinite()
-        good &= (square >= 2.0 * limits.tiny / limits.eps) | ~some
+        good = has_all_digits(power, power / self.grid.sites, sums.dtype) | ~some
         number = torch.arange(len(fields), device=fields.device)
         return means, number.masked_fill(good, NONE_BAD).min()
 
@@ -274,6 +270,15 @@ class _Bins:
 def single(fields: Tensor) -> Tensor:
     """Half types as float32, others as they are."""
     return fields if fields.dtype == torch.float64 else fields.to(torch.float32)
+
+
+def has_all_digits(total: Tensor, square: Tensor, dtype: torch.dtype) -> Tensor:
+    """Whether results of fields, by their total (count,), are finite and not so small that the type loses digits.
+
+    ``square`` (count,) is the fields' mean square.
+    """
+    limits = torch.finfo(dtype)
+    return total.isfinite() & (square >= 2.0 * limits.tiny / limits.eps)
 
 
 def less_uniform(fields: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
