@@ -27,11 +27,12 @@ PUBLIC = {
         Alignment Paired class_alignment coverage minimal_detectable_difference paired pairwise_distance""",
     "fastcrit.data": "FASHION_MNIST_CLASSES LabelledImages fashion_mnist roll",
     "fastcrit.diffusion": """
-        SHIPPED Constant Denoiser EntropyRate FoundPulse Guided Interval Judge LocalityGap Net NetConfig Probe Pulse
-        Retention Training Weight
-        class_entropy_rate fashion_mnist find_pulse forward_backward from_denoiser from_diffusers from_edm from_epsilon
-        from_gaussian from_mixture from_patch from_pipeline from_velocity guided load_diffusers load_edm2 load_judge
-        load_net locality_gap pretrained sample save_net scheduler_levels to_diffusers_callback""",
+        AttentionWindow Constant Denoiser EntropyRate FoundPulse Guided Information InformationCurve Interval Judge
+        LevelWindow LocalityGap Net NetConfig Probe Pulse Retention SHIPPED Training Weight attention_window
+        class_entropy_rate fashion_mnist find_pulse forward_backward from_denoiser from_diffusers from_edm
+        from_epsilon from_gaussian from_mixture from_patch from_pipeline from_velocity guided information
+        load_diffusers load_edm2 load_judge load_net locality_gap pretrained sample save_net scheduler_levels
+        to_diffusers_callback""",
     "fastcrit.errors": "ConventionWarning FileFormatError IncompleteRunError NoTransitionError",
     "fastcrit.patch": "Dictionary denoise response sample",
     "fastcrit.plot": """
@@ -94,7 +95,7 @@ def digest(value, *, sort_keys):
 
 
 # Fields that runs were begun without, which a configuration has where they are given.
-WHERE_GIVEN = ("prompts", "negative")
+WHERE_GIVEN = ("prompts", "negative", "locality")
 
 
 # A run goes on only with the configuration that it was begun with, and its chunks name the hash of it. Other fields,

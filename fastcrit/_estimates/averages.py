@@ -115,3 +115,14 @@ def jackknife_error(replicates: Floats) -> Floats:
         return np.full(replicates.shape[1:], np.nan)
     with np.errstate(invalid="ignore", over="ignore"):  # of infinite replicates there is none
         return np.asarray(np.sqrt((B - 1) / B * ((replicates - replicates.mean(axis=0)) ** 2).sum(axis=0)))
+
+
+def neighbours_error(samples: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Standard error of the mean over the last axis, two that follow each other on its circle sharing a draw.
+
+    Their covariance counts where it is positive.
+    """
+    apart = samples - samples.mean(axis=-1, keepdims=True)
+    own = (apart**2).mean(axis=-1)
+    shared = 2.0 * (apart * np.roll(apart, 1, axis=-1)).mean(axis=-1) if samples.shape[-1] > 2 else 0.0
+    return np.asarray(np.sqrt((own + np.maximum(shared, 0.0)) / (samples.shape[-1] - 1)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -131,6 +131,15 @@ def by_distance(grid: Lattice, response: Floats) -> tuple[Floats, Floats]:
     diagonal = np.trace(response, axis1=0, axis2=1) / len(response)
     moments = np.stack([diagonal.sum(axis=axes), (lag_squares(grid) * diagonal).sum(axis=axes)])
     return np.moveaxis(shell_means(grid, response), -1, 0), moments
+
+
+def share_within(square: Floats, pairs: NDArray[np.int64], r: Floats, radii: Sequence[float]) -> Floats:
+    """Shares (.., radii) of mean squares (.., shells) within distances, linear between shells."""
+    total = np.cumsum(square * pairs, axis=-1)
+    rows = total.reshape(-1, total.shape[-1])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shares = [np.interp(radii, r, row) / row[-1] for row in rows]
+    return np.asarray(shares).reshape(*total.shape[:-1], len(radii))
 
 
 def summarise(

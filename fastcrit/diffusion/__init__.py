@@ -8,6 +8,7 @@ need("torch", "fastcrit.diffusion")
 
 from fastcrit.diffusion import adapters, fashion_mnist  # noqa: E402 (after the check, for its message)
 from fastcrit.diffusion.adapters import *  # noqa: E402, F403 (a new adapter is named once, in its file)
+from fastcrit.diffusion.attention_windows import AttentionWindow, attention_window  # noqa: E402
 from fastcrit.diffusion.checkpoints import load_edm2  # noqa: E402
 from fastcrit.diffusion.decision import EntropyRate, class_entropy_rate, forward_backward  # noqa: E402
 from fastcrit.diffusion.denoiser import Denoiser  # noqa: E402
@@ -24,6 +25,7 @@ from fastcrit.diffusion.guidance import (  # noqa: E402
     guided,
     to_diffusers_callback,
 )
+from fastcrit.diffusion.information import Information, InformationCurve, LevelWindow, information  # noqa: E402
 from fastcrit.diffusion.judge import Judge, load_judge  # noqa: E402
 from fastcrit.diffusion.locality import LocalityGap, locality_gap  # noqa: E402
 from fastcrit.diffusion.net import Net, NetConfig  # noqa: E402
@@ -38,13 +40,17 @@ from fastcrit.diffusion.train import Training, load_net, save_net  # noqa: E402
 __all__ = [
     *adapters.__all__,
     "SHIPPED",
+    "AttentionWindow",
     "Constant",
     "Denoiser",
     "EntropyRate",
     "FoundPulse",
     "Guided",
+    "Information",
+    "InformationCurve",
     "Interval",
     "Judge",
+    "LevelWindow",
     "LocalityGap",
     "Net",
     "NetConfig",
@@ -53,6 +59,7 @@ __all__ = [
     "Retention",
     "Training",
     "Weight",
+    "attention_window",
     "class_entropy_rate",
     "fashion_mnist",
     "find_pulse",
@@ -63,6 +70,7 @@ __all__ = [
     "from_patch",
     "from_pipeline",
     "guided",
+    "information",
     "load_diffusers",
     "load_edm2",
     "load_judge",

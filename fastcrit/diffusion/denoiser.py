@@ -94,6 +94,7 @@ class Denoiser:
         self.null_label: int | None = None
         self.flow: str | None = None
         self.card: dict[str, Any] = {}
+        self._given = network
         network = unwrapped(network)
         check_forgetful(network, name)
         self._network = network

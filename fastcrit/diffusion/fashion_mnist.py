@@ -55,7 +55,7 @@ def train_denoiser(
 
     Raises
     ------
-    FileExistsError, FileNotFoundError, ValueError, FileFormatError
+    FileExistsError, ValueError, FileFormatError
         As for `Training.run`.
     """
     training = Training(NetConfig(padding=padding), steps=steps, batch=batch, precision=precision, seed=seed)
@@ -63,7 +63,7 @@ def train_denoiser(
     if not resume and folder.exists():
         store.create_run(folder)  # refuses before the images are loaded
     trained = resume and (folder / "net.safetensors").exists()
-    if not (trained and "quality" not in load_net(folder / "net.safetensors")[1]):  # else only the card is missing
+    if not trained or (folder / "card.md").exists():  # else only the card is missing
         images = data.fashion_mnist("train")
         pixels = images.pixels()[:, None]
         training.run(pixels, images.labels, folder, resume=resume, device=device, progress=progress)

@@ -188,6 +188,11 @@ class Guided(Denoiser):
         self._count = [0]  # shared with what `held` makes
 
     @property
+    def conditional(self) -> Denoiser:
+        """The denoiser that is guided."""
+        return self._conditional
+
+    @property
     def evaluations(self) -> int:
         """Evaluations of a network so far, per batch; those of `held` copies included."""
         return self._count[0]

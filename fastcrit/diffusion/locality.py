@@ -1,9 +1,10 @@
-"""What a denoiser loses when it sees a window alone: the locality gap, resampled, cropped or as the user says."""
+"""What a denoiser loses when it sees a window alone: the locality gap, resampled, cropped, masked or by any rule."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,15 +15,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from fastcrit._edge.arrays import check_choice, check_integer, check_levels, to_numbers, to_tensor
+from fastcrit._edge.arrays import check_choice, check_integer, to_numbers
+from fastcrit._estimates.averages import neighbours_error
+from fastcrit.diffusion.attention_windows import windows_of
 from fastcrit.diffusion.denoiser import Denoiser
-from fastcrit.diffusion.sample import PhiloxNoise
+from fastcrit.diffusion.forward_states import ForwardStates, check_denoised, checked_images
 
 Floats = NDArray[np.float64]
 
 __all__ = ["LocalityGap", "locality_gap"]
 
-METHODS = ("resampled", "cropped")
+METHODS = ("resampled", "cropped", "masked")
 # Ends the key of the draws of sites.
 _SITES = 7
 
@@ -35,18 +38,21 @@ class LocalityGap:
     ----------
     levels : (levels,)
     radii : (radii,)
-        Windows have 2 r + 1 sites a side.
+        Windows have 2 r + 1 sites a side; of "masked", tokens.
     samples : (levels, radii, n)
         :math:`|\Delta D|^2` of every image, averaged over its sites and channels: the state's units squared.
     method : str
-        What stands for what is beyond: "resampled", "cropped", or the name of the function that was given. These are
-        different quantities.
+        What stands for what is beyond: "resampled", "cropped", "masked", or the name of the function that was given.
+        These are different quantities.
+    reach : (radii,) or None
+        Of "masked": sites each way within which anything can matter, since windows compound over blocks.
     """
 
     levels: Floats
     radii: NDArray[np.int64]
     samples: Floats = field(repr=False)
     method: str
+    reach: NDArray[np.int64] | None = None
 
     @property
     def gap(self) -> Floats:
@@ -56,10 +62,7 @@ class LocalityGap:
     @property
     def stderr(self) -> Floats:
         """Standard error of `gap` over images; two that follow each other share one, and may be correlated."""
-        apart = self.samples - self.gap[..., None]
-        own = (apart**2).mean(axis=-1)
-        shared = 2.0 * (apart * np.roll(apart, 1, axis=-1)).mean(axis=-1) if self.samples.shape[-1] > 2 else 0.0
-        return np.asarray(np.sqrt((own + np.maximum(shared, 0.0)) / (self.samples.shape[-1] - 1)))
+        return neighbours_error(self.samples)
 
     @property
     def amplitude(self) -> Floats:
@@ -82,7 +85,7 @@ def locality_gap(
     r"""Measure how much D at a site changes when it sees no more than a square window about it.
 
     On forward states y = x0 + s n, at sites that are drawn. An image and level take 1 evaluation, and one more for each
-    site and radius.
+    site and radius; "masked" one more for each radius.
 
     Parameters
     ----------
@@ -92,14 +95,15 @@ def locality_gap(
     levels : sequence of float
         Decreasing and positive.
     radii : sequence of int
-        Of the windows, 2 r + 1 sites a side; ascending.
+        Of the windows, 2 r + 1 sites a side; ascending. Of "masked": tokens a side.
     labels : optional
         As for D.
-    method : "resampled", "cropped" or callable
+    method : "resampled", "cropped", "masked" or callable
         Beyond the window is the state of the next image at the same level; nothing, D being given the window alone, if
-        it takes any shape; or what ``f(y, s, inside)`` makes of it, which returns denoised images of states (n, C, H,
-        W) with windows ``inside`` (n, 1, H, W), of type bool: a regional posterior, say, whose gap is then the exact
-        one.
+        it takes any shape; what the blocks of a transformer of diffusers pass on whose tokens attend to those of a
+        window about them (`attention_window`), which is no window but reaches radius times blocks; or what
+        ``f(y, s, inside)`` makes of it, which returns denoised images of states (n, C, H, W) with windows ``inside``
+        (n, 1, H, W), of type bool: a regional posterior, say, whose gap is then the exact one.
     sites : int
         Sites of every image.
     periodic : bool
@@ -118,7 +122,10 @@ def locality_gap(
     ------
     ValueError
         Fewer than two images, or of another shape; NaN in them; levels or labels that D refuses; radii that are not
-        ascending integers; a crop that D does not take or that is larger than the image; another method.
+        ascending integers; a crop that D does not take or that is larger than the image; another method; attention
+        that ignores the mask, and what else `attention_window` refuses.
+    TypeError
+        No Denoiser; "masked" of a network without attention windows.
     FloatingPointError
         A denoised image is NaN or infinite.
 
@@ -138,7 +145,7 @@ def locality_gap(
     >>> (found.gap[0] > 0).tolist()  # nothing beyond the patch
     [True, False, False]
     """
-    images, s = _checked_images(D, x0, levels)
+    images, s = checked_images(D, x0, levels)
     shape = tuple(int(n) for n in images.shape[2:])
     windows = _checked_radii(radii)
     check_integer(sites, "sites", 1)
@@ -149,43 +156,49 @@ def locality_gap(
     n = len(images)
     prepared = D.prepare_labels(labels, n, "cpu")
     found = np.zeros((len(s), len(windows), n))
-    total = len(s) * len(windows) * n * sites
-    with torch.no_grad(), tqdm(total=total, disable=None if progress else True, unit="state") as bar:
+    total = len(s) * len(windows) * n * (1 if method == "masked" else sites)
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        attention = stack.enter_context(windows_of(D, periodic=periodic)) if method == "masked" else None
+        bar = stack.enter_context(tqdm(total=total, disable=None if progress else True, unit="state"))
         for begin in range(0, n, batch_size):
             part = np.arange(begin, min(begin + batch_size, n))
             few = None if prepared is None else prepared[part]
-            clean, other = (images[(part + step) % n].to(D.device or "cpu") for step in (0, 1))
-            noise, others = (_Noise(seed, first_sample + (part + step) % n, clean) for step in (0, 1))
+            own, next_ones = (ForwardStates(images, (part + k) % n, seed, first_sample, D.device) for k in (0, 1))
             margin = int(windows[-1]) if method == "cropped" and not periodic else 0
             centres = _draw(seed, first_sample + part, sites, shape, margin)
             for i, level in enumerate(s.tolist()):
-                y, beyond = clean + level * noise(level), other + level * others(level)
+                y = own(level)
+                beyond = next_ones(level) if method == "resampled" else y
                 whole = D(y, level, few)
-                _check_finite(whole, level, begin)
-                for centre in centres:
-                    for j, radius in enumerate(windows.tolist()):
-                        inside = _window(centre, radius, shape, periodic).to(y.device)
-                        if method == "cropped":
+                check_denoised(whole, level, begin)
+                for j, radius in enumerate(windows.tolist()):
+                    masked = None
+                    if attention is not None:  # one evaluation has every site's window
+                        bar.set_description(str(attention.window(radius)))
+                        attention.see(radius)
+                        masked = D(y, level, few)
+                        attention.see(None)
+                        check_denoised(masked, level, begin)
+                        bar.update(len(part))
+                    for centre in centres:
+                        if masked is not None:
+                            alone = _at(masked, centre)
+                        elif method == "cropped":
                             alone = _crop(D, y, level, few, centre, radius)
-                        elif callable(method):
-                            alone = _at(method(y, level, inside), centre)
                         else:
-                            alone = _at(D(torch.where(inside, y, beyond), level, few), centre)
-                        _check_finite(alone, level, begin)
+                            inside = _window(centre, radius, shape, periodic).to(y.device)
+                            if callable(method):
+                                alone = _at(method(y, level, inside), centre)
+                            else:
+                                alone = _at(D(torch.where(inside, y, beyond), level, few), centre)
+                        check_denoised(alone, level, begin)
                         change = (alone - _at(whole, centre)).double().square().mean(dim=1)
                         found[i, j, part] += change.cpu().numpy() / sites
-                        bar.update(len(part))
-    return LocalityGap(s, windows, found, method if isinstance(method, str) else getattr(method, "__name__", "given"))
-
-
-class _Noise:
-    """Noise of a level of samples with any numbers."""
-
-    def __init__(self, seed: int, samples: NDArray[np.int64], like: Tensor) -> None:
-        self._of_each = [PhiloxNoise(seed, range(j, j + 1), tuple(like.shape[1:]), like) for j in samples.tolist()]
-
-    def __call__(self, level: float) -> Tensor:
-        return torch.cat([noise(level) for noise in self._of_each])
+                        bar.update(0 if masked is not None else len(part))
+    name = method if isinstance(method, str) else getattr(method, "__name__", "given")
+    reach = None if attention is None else np.array([attention.window(r).reach_sites for r in windows.tolist()])
+    return LocalityGap(s, windows, found, name, reach)
 
 
 def _draw(seed: int, samples: NDArray[np.int64], sites: int, shape: tuple[int, ...], margin: int) -> list[Tensor]:
@@ -206,13 +219,6 @@ def _window(centre: Tensor, radius: int, shape: tuple[int, ...], periodic: bool)
         near = (torch.minimum(apart, side - apart) if periodic else apart) <= radius
         inside &= near.reshape(len(centre), 1, *(side if a == axis else 1 for a in range(len(shape))))
     return inside
-
-
-def _check_finite(images: Tensor, s: float, first: int) -> None:
-    finite = torch.isfinite(images).flatten(1).all(dim=1)
-    if not bool(finite.all()):
-        at = first + int((~finite).int().argmax())
-        raise FloatingPointError(f"x0: the denoised image of image {at} at s = {s:.6g} is NaN or infinite")
 
 
 def _at(fields: Tensor, centre: Tensor) -> Tensor:
@@ -236,21 +242,6 @@ def _crop(D: Denoiser, y: Tensor, s: float, labels: Tensor | None, centre: Tenso
         windows = windows.narrow(axis + 1, 0, side)
     out = D(windows.contiguous(), s, labels).flatten(2)
     return out[:, :, out.shape[2] // 2]  # odd sides: the centre
-
-
-def _checked_images(D: Denoiser, x0: Any, levels: Any) -> tuple[Tensor, Floats]:
-    if not isinstance(D, Denoiser):
-        raise TypeError(f"D: expected a Denoiser, got {type(D).__name__}")
-    given = to_tensor(x0, "x0")
-    images = given if given.dtype == torch.float64 else given.float()
-    if images.ndim != D.ndim + 2 or len(images) < 2 or (D.shape is not None and tuple(images.shape[1:]) != D.shape):
-        raise ValueError(f"x0: expected two images or more of shape {D.shape or '(C, H, W)'}, got {tuple(given.shape)}")
-    finite = torch.isfinite(images).flatten(1).all(dim=1)
-    if not bool(finite.all()):
-        raise ValueError(f"x0: NaN or infinite values in image {int((~finite).int().argmax())}")
-    s = check_levels(levels)
-    D.check_level(s[0])
-    return images, s
 
 
 def _checked_radii(radii: Any) -> NDArray[np.int64]:

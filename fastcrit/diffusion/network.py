@@ -34,6 +34,14 @@ def unwrapped(net: Any) -> Any:
     return net
 
 
+def is_compiled(net: Any) -> bool:
+    """Whether torch.compile stands around a network, or around a module in it."""
+    modules = net.modules() if isinstance(net, torch.nn.Module) else ()
+    return hasattr(net, "_orig_mod") or any(
+        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None for module in modules
+    )
+
+
 def parameters_of_call(net: Any) -> tuple[inspect.Parameter, ...] | None:
     """What a network or function is called with; None where that cannot be known, as of built-in functions."""
     call = net.forward if isinstance(net, torch.nn.Module) else net

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -257,7 +257,7 @@ def _trajectory(
 class PhiloxNoise:
     """Standard normal noise of a batch: Philox keyed by seed and number of the sample, counting from the level."""
 
-    def __init__(self, seed: int, samples: range, shape: tuple[int, ...], like: Tensor) -> None:
+    def __init__(self, seed: int, samples: Iterable[int], shape: tuple[int, ...], like: Tensor) -> None:
         self._keys = [int(seed) + (j << 64) for j in samples]
         self._shape = shape
         self._like = like

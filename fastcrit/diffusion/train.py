@@ -111,7 +111,7 @@ class Training:
             Classes from 0 to ``net.classes`` - 1.
         out : path, optional
         resume : bool
-            Go on with the run in ``out``.
+            Go on with the run in ``out``; begin one where there is none.
         device : str
             Where the net is trained, as torch names it. Order, levels and noise are the same on every device.
         progress : bool
@@ -131,9 +131,7 @@ class Training:
             Images of another shape, labels outside the classes, a device that is not there, another configuration than
             the run's in ``out``.
         FileExistsError
-            ``out`` exists and ``resume`` is False, or it holds a finished net.
-        FileNotFoundError
-            ``resume`` without a run.
+            ``out`` exists and ``resume`` is False, or it holds a finished net, or something that is no run.
         FileFormatError
             The checkpoint is damaged.
         """

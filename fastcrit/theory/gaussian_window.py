@@ -1,4 +1,4 @@
-"""Gaussian data seen through a window: the best filter of it, and what is lost without the rest."""
+"""Gaussian data seen through a window: the best filter of it, what it tells, and what is lost without the rest."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ def window_about_zero(shape: tuple[int, ...], radius: int) -> NDArray[np.bool_]:
 def window_filter(P: Floats, s: float, radius: int) -> Floats:
     """The weights w (N1 .. Nd), 0 beyond the window, of E[x_0 | y in the window] = sum_r w_r y_r."""
     inside = window_about_zero(P.shape, radius)
-    sites = np.argwhere(inside)
-    apart = (sites[:, None] - sites[None]) % np.array(P.shape)
-    C = np.fft.ifftn(P).real
-    covariance = C[tuple(np.moveaxis(apart, -1, 0))] + s**2 * np.eye(len(sites))
+    covariance = _covariance(P, inside)
     w = np.zeros(P.shape)
-    w[inside] = scipy.linalg.solve(covariance, C[inside], assume_a="pos")
+    w[inside] = scipy.linalg.solve(covariance + s**2 * np.eye(len(covariance)), covariance[0], assume_a="pos")
     return w
+
+
+def region_information(P: Floats, s: float, inside: NDArray[np.bool_]) -> float:
+    """I(x_R; y_R) in nats."""
+    covariance = _covariance(P, inside) / s**2
+    return float(0.5 * np.linalg.slogdet(covariance + np.eye(len(covariance))).logabsdet)
 
 
 def exact_gap(P: Floats, s: float, radius: int) -> float:
@@ -38,3 +41,10 @@ def resampled_gap(P: Floats, s: float, radius: int) -> float:
     w = np.fft.ifftn(P / (P + s**2)).real
     beyond = np.fft.fftn(np.where(window_about_zero(P.shape, radius), 0.0, w))
     return float(2.0 * ((P + s**2) * np.abs(beyond) ** 2).mean())
+
+
+def _covariance(P: Floats, inside: NDArray[np.bool_]) -> Floats:
+    """Of the sites inside, in the order of a mask; the first of them, of a window about zero, is zero."""
+    sites = np.argwhere(inside)
+    apart = (sites[:, None] - sites[None]) % np.array(P.shape)
+    return np.asarray(np.fft.ifftn(P).real[tuple(np.moveaxis(apart, -1, 0))])

@@ -11,14 +11,21 @@ import numpy as np
 import scipy  # submodules load on first use
 from numpy.typing import NDArray
 
-from fastcrit._edge.arrays import check_integer, check_positive, to_array, to_numbers, to_real
+from fastcrit._edge.arrays import check_integer, check_positive, to_numbers, to_real
 from fastcrit._estimates.response_function import ResponseFunction
+from fastcrit.theory.mixture_change import changes_together
+from fastcrit.theory.mixture_information import (
+    class_information,
+    mixture_gap,
+    pairs,
+    posteriors,
+    products,
+    windows_about,
+)
 from fastcrit.theory.mixture_response import response_at_all_states, response_at_states
+from fastcrit.theory.regions import SIGNS, region, seen_by_four, seen_sites
 
 Floats = NDArray[np.float64]
-
-# Points of the average over noisy states of each class: a scrambled Sobol sequence, whose error here is about 1e-5.
-_POINTS = 2**13
 
 
 class GaussianMixture:
@@ -90,14 +97,14 @@ class GaussianMixture:
             if inside is None:
                 overlap = points @ means.T - 0.5 * (means**2).sum(axis=1)
             else:
-                seen = _seen(inside, states.shape).reshape(points.shape)
+                seen = seen_sites(inside, states.shape).reshape(points.shape)
                 overlap = (points * seen) @ means.T - 0.5 * seen @ (means**2).T
             energy = overlap / (self.std**2 + float(s) ** 2)
         if not np.isfinite(energy).all():
             raise OverflowError("y: log odds of the classes exceed the range of float64; rescale states and model")
         return np.asarray(scipy.special.softmax(energy + np.log(self.weights), axis=1))
 
-    def denoise(self, y: Any, s: float, inside: Any = None) -> Floats:
+    def denoise(self, y: Any, s: float, inside: Any = None, labels: Any = None) -> Floats:
         r"""E[x0 | y], :math:`D_\emptyset`, in float64, of states (n, C, H, W); or of the sites alone that are inside.
 
         Parameters
@@ -107,11 +114,14 @@ class GaussianMixture:
             Noise level, positive.
         inside : array of bool that broadcasts against the states, optional
             Sites that are seen: a regional posterior. What lies beyond is estimated, too, from the class.
+        labels : (n,) of int, optional
+            Classes, which are then known: :math:`D_c`.
 
         Raises
         ------
         ValueError
-            A level that is not positive; states of another shape or not finite; ``inside`` that does not broadcast.
+            A level that is not positive; states of another shape or not finite; ``inside`` that does not broadcast;
+            labels that are no classes, or not one a state.
 
         Examples
         --------
@@ -124,9 +134,13 @@ class GaussianMixture:
         """
         q = self.posterior(y, check_positive(s, "s"), inside)
         states = to_real(y, "y").astype(np.float64)
-        center = np.tensordot(q, self.means, axes=1)
+        center = (
+            np.tensordot(q, self.means, axes=1)
+            if labels is None
+            else self.means[_classes(labels, len(q), len(self.means))]
+        )
         own = center + self.std**2 / (self.std**2 + s**2) * (states - center)
-        return own if inside is None else np.where(_seen(inside, states.shape), own, center)
+        return own if inside is None else np.where(seen_sites(inside, states.shape), own, center)
 
     def agreement(self, s: Any, seed: int = 0) -> Any:
         r"""Chance that two draws from the posterior of one noisy state are of one class, E :math:`\sum_c q_c^2`.
@@ -206,23 +220,12 @@ class GaussianMixture:
         levels, patch = _levels(s), check_integer(patch, "patch", 1)
         if not (levels > 0).all():
             raise ValueError(f"s: expected positive noise levels, got {levels[levels <= 0][0]:.6g}")
-        classes, C, H, W = self.means.shape
+        H, W = self.means.shape[2:]
         if H % patch or W % patch:
             raise ValueError(f"patch: expected a divisor of both sides of a {H} x {W} lattice, got {patch}")
-        apart = (self.means[:, None] - self.means[None]) ** 2
-        square = apart.reshape(classes, classes, C, H // patch, patch, W // patch, patch).mean(axis=(2, 4, 6))
-        square = square.reshape(classes, classes, -1)  # of the means' difference, by patches
-        found = np.empty(levels.size)
-        for i, level in enumerate(levels.ravel()):
-            weight = self._pairs(level, seed)[..., None]
-            ratio, v = level**2 / (self.std**2 + level**2), self.std**2
-            change, spread = ratio**2 * square + 2 * v * ratio, 2 * v * ratio
-            # The variance of a mean over a patch's values (m + sqrt(spread) z)^2, of the pairs' average.
-            own = (weight * (4 * spread * ratio**2 * square + 2 * spread**2)).sum(axis=(0, 1)) / (C * patch**2)
-            each = (weight * change**2).sum(axis=(0, 1)) - (weight * change).sum(axis=(0, 1)) ** 2
-            whole = change.sum(axis=2)[..., None]
-            together = (weight * whole**2).sum() - (weight * whole).sum() ** 2
-            found[i] = (together + own.sum()) / (each + own).sum()
+        found = np.array(
+            [changes_together(self.means, self._pairs(x, seed), self.std**2, x, patch) for x in levels.flat]
+        )
         return found.reshape(levels.shape) if np.ndim(s) else float(found[0])
 
     def response_function(self, s: float, y: Any = None, *, seed: int = 0) -> ResponseFunction:
@@ -261,50 +264,130 @@ class GaussianMixture:
         """
         s = check_positive(s, "s")
         if y is None:
-            return response_at_all_states(self.means, self.std**2, s, *self._posteriors(s, seed))
+            return response_at_all_states(self.means, self.std**2, s, self.weights, self._posteriors(s, seed))
         q = self.posterior(y, s)
         if not len(q):
             raise ValueError("y: expected at least one state, got none")
         return response_at_states(self.means, self.std**2, s, q)
 
+    def information(self, s: float, inside: Any = None, *, seed: int = 0) -> float:
+        r"""I(x0; y) in nats: what the state tells of the image, and a region's of the region.
+
+        Half of :math:`\log(1 + v/s^2)` a site and channel, and what the state tells of the class.
+
+        Parameters
+        ----------
+        s : float
+            Noise level, positive.
+        inside : array (H, W) of bool, optional
+            The region; default: all.
+        seed : int
+            As in `agreement`.
+
+        Raises
+        ------
+        ValueError
+            A level that is not positive; a region that is not bools (H, W).
+        """
+        s = check_positive(s, "s")
+        seen = region(inside, self.means.shape[2:])
+        own = 0.5 * self.means.shape[1] * int(seen.sum()) * np.log1p(self.std**2 / s**2)
+        return float(own) + self.class_information(s, inside, seed=seed)
+
+    def class_information(self, s: float, inside: Any = None, *, seed: int = 0) -> float:
+        r"""I(class; y) in nats: `class_entropy` at little noise, 0 at much; arguments and errors as `information`.
+
+        Examples
+        --------
+        >>> import numpy as np, fastcrit as fc
+        >>> means = np.array([-1.0, 1.0])[:, None, None, None] * np.ones((2, 1, 4, 4))
+        >>> model = fc.theory.GaussianMixture(means, std=1.0)
+        >>> [round(model.class_information(s), 3) for s in (0.3, 3.0, 30.0)]
+        [0.693, 0.447, 0.009]
+        """
+        total = self.std**2 + check_positive(s, "s") ** 2
+        seen = region(inside, self.means.shape[2:])
+        check_integer(seed, "seed", 0)
+        return class_information(products(self.means, self.weights, seen), self.weights, total, seed)
+
+    def conditional_information(self, s: float, A: Any, C: Any, B: Any = None, *, seed: int = 0) -> float:
+        r"""I(y_A; y_C | y_B) in nats: what A tells of C beyond what lies between them.
+
+        Of this model all of it is of the class: :math:`I_{AB} + I_{BC} - I_B - I_{ABC}` of `class_information`.
+
+        Parameters
+        ----------
+        s : float
+            Noise level, positive.
+        A, C, B : array (H, W) of bool
+            B by default is what A and C leave.
+        seed : int
+            As in `agreement`.
+
+        Raises
+        ------
+        ValueError
+            A level that is not positive; regions that are not bools (H, W), share sites or have none.
+
+        Examples
+        --------
+        >>> import numpy as np, fastcrit as fc
+        >>> means = np.array([-1.0, 1.0])[:, None, None, None] * np.ones((2, 1, 20, 20))
+        >>> site = np.arange(400).reshape(20, 20)
+        >>> model = fc.theory.GaussianMixture(means, std=1.0)
+        >>> round(model.conditional_information(7.33, A=site < 16, C=site >= 96), 4)
+        0.0419
+        """
+        seen = seen_by_four(A, C, B, self.means.shape[2:])
+        return sum(SIGNS[name] * self.class_information(s, mask, seed=seed) for name, mask in seen.items())
+
+    def locality_gap(self, s: float, radius: int, *, periodic: bool = True, seed: int = 0) -> float:
+        r"""Mean square change of :math:`D_\emptyset` at a site that sees a window of 2 ``radius`` + 1 sites a side.
+
+        Over noisy states, sites and channels; mmse given the window less mmse given all.
+
+        Parameters
+        ----------
+        s : float
+            Noise level, positive.
+        radius : int
+        periodic : bool
+            Whether windows go on at the opposite edge.
+        seed : int
+            As in `agreement`.
+
+        Raises
+        ------
+        ValueError
+            A level that is not positive, a negative radius.
+
+        Examples
+        --------
+        >>> import numpy as np, fastcrit as fc
+        >>> means = np.array([-1.0, 1.0])[:, None, None, None] * np.ones((2, 1, 8, 8))
+        >>> model = fc.theory.GaussianMixture(means, std=0.5)
+        >>> [round(model.locality_gap(3.0, radius), 3) for radius in (0, 1, 2, 4)]
+        [0.841, 0.421, 0.129, 0.0]
+        """
+        s, radius = check_positive(s, "s"), check_integer(radius, "radius", 0)
+        windows = windows_about(self.means.shape[2:], radius, periodic)
+        return mixture_gap(self.means, windows, self.weights, self.std**2, s, check_integer(seed, "seed", 0))
+
     def _pairs(self, s: float, seed: int) -> Floats:
         """E q_c q_c' (classes, classes) over a level's noisy states: the classes of two draws from one posterior."""
-        found = np.zeros((len(self.means), len(self.means)))
-        for own, q in zip(*self._posteriors(s, seed), strict=True):
-            found += own * (q.T @ q) / len(q)
-        return found
+        return pairs(self._posteriors(s, seed), self.weights)
 
-    def _posteriors(self, s: float, seed: int) -> tuple[Floats, Floats]:
-        """Weights of groups of noisy states of a level, and the posteriors (groups, points, classes) of their points.
-
-        The state matters by its components in the space that the means span, and these are normal in every class.
-        """
-        means = self.means.reshape(len(self.means), -1)
-        means = means - self.weights @ means
-        axes, sizes, _ = np.linalg.svd(means, full_matrices=False)
-        rank = int((sizes > 1e-12 * np.abs(self.means).max()).sum())
-        if not rank:
-            return np.ones(1), self.weights[None, None]
-        centres = axes[:, :rank] * sizes[:rank]  # (classes, rank)
-        generator = np.random.default_rng([check_integer(seed, "seed", 0), rank])
-        points = scipy.special.ndtri(scipy.stats.qmc.Sobol(rank, seed=generator).random(_POINTS))
-        total = self.std**2 + s**2
-        found = []
-        for centre in centres:
-            states = centre + np.sqrt(total) * points
-            energy = (states @ centres.T - 0.5 * (centres**2).sum(axis=1)) / total + np.log(self.weights)
-            found.append(scipy.special.softmax(energy, axis=1))
-        return self.weights, np.stack(found)
+    def _posteriors(self, s: float, seed: int) -> Floats:
+        """Posteriors (classes, points, classes) at noisy states of each class."""
+        seen = products(self.means, self.weights)
+        return posteriors(seen, self.weights, self.std**2 + s**2, check_integer(seed, "seed", 0))
 
 
-def _seen(inside: Any, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    given = to_array(inside, "inside")
-    sides = list(zip(given.shape[::-1], shape[::-1], strict=False))
-    if given.dtype != np.bool_ or given.ndim > len(shape) or any(own not in (1, side) for own, side in sides):
-        raise ValueError(
-            f"inside: expected bools that broadcast against states {shape}, got {given.dtype} {given.shape}"
-        )
-    return np.broadcast_to(given, shape)
+def _classes(labels: Any, n: int, classes: int) -> NDArray[np.int64]:
+    known = to_numbers(labels, "labels", "a sequence of integers")
+    if known.shape != (n,) or (known != np.rint(known)).any() or not ((known >= 0) & (known < classes)).all():
+        raise ValueError(f"labels: expected {n} integers from 0 to {classes - 1}, got {labels!r}")
+    return known.astype(np.int64)
 
 
 def _levels(s: Any) -> Floats:

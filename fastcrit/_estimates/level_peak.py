@@ -1,0 +1,106 @@
+"""Where over noise levels a curve has its most prominent interior maximum, and between which levels it is half as high.
+
+Of curves that are near zero at much noise and at little: what a window loses, how fast the class becomes known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import scipy  # submodules load on first use
+from numpy.typing import NDArray
+
+from fastcrit._estimates.averages import jackknife_error
+
+Floats = NDArray[np.float64]
+
+# A maximum stands out where its prominence is so many standard errors.
+_STANDS_OUT = 3.0
+
+
+@dataclass(frozen=True)
+class LevelPeak:
+    """A maximum over noise levels.
+
+    Attributes
+    ----------
+    level : float
+        NaN where none stands out by three standard errors.
+    level_low, level_high : float
+        95 % interval of it, by the jackknife; as wide as the levels lie apart where that says less.
+    low, high : float
+        Levels at which the curve is half as high; the end of the levels where it stays above.
+    value, stderr : float
+        Of the maximum.
+    """
+
+    level: float
+    level_low: float
+    level_high: float
+    low: float
+    high: float
+    value: float
+    stderr: float
+
+    @property
+    def found(self) -> bool:
+        """Whether there is one."""
+        return self.level > 0
+
+    def overlaps(self, other: LevelPeak) -> bool:
+        """Whether the stretches in which both are above half share levels."""
+        return self.found and other.found and self.low <= other.high and other.low <= self.high
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it: null for NaN."""
+        return {name: value if np.isfinite(value) else None for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, stored: dict[str, Any]) -> LevelPeak:
+        """What `to_dict` has made."""
+        return cls(**{name: float("nan") if value is None else float(value) for name, value in stored.items()})
+
+
+def level_peak(levels: Floats, values: Floats, replicates: Floats) -> LevelPeak:
+    """Of values (levels,) at falling levels, with leave-one-out replicates (blocks, levels)."""
+    error = jackknife_error(replicates)
+    nothing = LevelPeak(*(float("nan"),) * 7)
+    if len(levels) < 3 or not (np.isfinite(values).all() and np.isfinite(error).all()):
+        return nothing
+    at, found = scipy.signal.find_peaks(values, prominence=0.0)
+    sure = found["prominences"] - _STANDS_OUT * error[at]
+    if not at.size or not (sure > 0).any():
+        return nothing
+    top = int(at[found["prominences"].argmax()])
+    log_s = np.log(levels)
+    places = np.array([_vertex(log_s, one, top) for one in replicates])
+    place, apart = _vertex(log_s, values, top), 0.5 * float(log_s[top - 1] - log_s[top + 1])
+    half = max(float(scipy.special.ndtri(0.975) * jackknife_error(places)), 0.5 * apart)
+    above = values >= 0.5 * values[top]
+    first, last = top, top
+    while first > 0 and above[first - 1]:
+        first -= 1
+    while last < len(levels) - 1 and above[last + 1]:
+        last += 1
+    high = _half(log_s, values, first - 1, 0.5 * values[top]) if first > 0 else float(levels[0])
+    low = _half(log_s, values, last, 0.5 * values[top]) if last < len(levels) - 1 else float(levels[-1])
+    level, level_low, level_high = (float(np.exp(place + x)) for x in (0.0, -half, half))
+    return LevelPeak(level, level_low, level_high, low, high, float(values[top]), float(error[top]))
+
+
+def _vertex(log_s: Floats, values: Floats, near: int) -> float:
+    """Of the parabola through the largest of three values about an index, and its neighbours."""
+    i = near + int(np.argmax(values[near - 1 : near + 2])) - 1
+    i = min(max(i, 1), len(values) - 2)
+    a, b, _ = np.polyfit(log_s[i - 1 : i + 2] - log_s[i], values[i - 1 : i + 2], 2)
+    if not a < 0:
+        return float(log_s[i])
+    return float(log_s[i] + np.clip(-b / (2 * a), log_s[i + 1] - log_s[i], log_s[i - 1] - log_s[i]))
+
+
+def _half(log_s: Floats, values: Floats, i: int, half: float) -> float:
+    """Level between i and i + 1 at which the curve is ``half``."""
+    share = (half - values[i]) / (values[i + 1] - values[i])
+    return float(np.exp(log_s[i] + share * (log_s[i + 1] - log_s[i])))
