@@ -22,7 +22,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 .PHONY: study test check lint lint-quick format docs docs-check test-core cuda-build cuda-test test-aarch64 test-python bench \
   test-gpu bench-gpu wheel test-wheel test-oldest clean
 
-# Finished runs are kept; one that was stopped goes on where it was.
+# Finished runs are kept; one that was stopped, whenever that was, goes on where it was.
 RUNS := runs/pair runs/binary runs/fashion-mnist
 study: $(RUNS:=/report.html)
 	@for run in $(RUNS); do echo; cat $$run/summary.txt; done; echo; echo "reports: $^; figures beside them"
@@ -34,7 +34,7 @@ runs/pair/dataset.zarr: STUDY := --dictionary binary --patterns 0
 runs/binary/dataset.zarr: STUDY := --dictionary binary
 runs/fashion-mnist/dataset.zarr: STUDY := --dictionary fashion-mnist
 runs/%/dataset.zarr: | .venv/study
-	$(BIN)/fastcrit study patch $(STUDY) --out $(@D) $(if $(wildcard $(@D)/config.json),--resume) > /dev/null
+	$(BIN)/fastcrit study patch $(STUDY) --out $(@D) --resume > /dev/null
 
 test: lint docs-check test-core test-python
 

@@ -115,9 +115,8 @@ def kills() -> None:
         _torchrun(1, [*call, f"--out={whole}"])
         rng, killed = random.Random(0), 0
         while not (out / "dataset.zarr").exists():
-            more = ["--resume"] if (out / "config.json").exists() else []
             process = subprocess.Popen(
-                [sys.executable, "-m", "fastcrit", "study", "imagenet", *call, f"--out={out}", *more],
+                [sys.executable, "-m", "fastcrit", "study", "imagenet", *call, f"--out={out}", "--resume"],
                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             )  # fmt: skip
             before, writing = _chunks(out), _writing(out)

@@ -12,6 +12,7 @@ import fastcrit as fc
 from fastcrit import plot, store
 from fastcrit.report import write_report
 from fastcrit.studies import PatchStudy
+from fastcrit.studies.shared.on_dask import connected
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,7 @@ from fastcrit.studies import PatchStudy
         ("plotly", "report", lambda path: write_report(path)),
         ("jinja2", "report", lambda path: write_report(path)),
         ("dask", "dask", lambda path: fc.analyze(np.ones((3, 8, 8)))),
+        ("distributed", "dask", lambda path: connected("tcp://127.0.0.1:9").__enter__()),
         ("zarr", "store", lambda path: PatchStudy().run(path / "run")),
         ("matplotlib", "plot", lambda path: PatchStudy().run(path / "run")),
     ],

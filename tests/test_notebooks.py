@@ -83,3 +83,17 @@ def test_a_network_that_has_learned_nothing_has_no_critical_level(run):
     assert null_label == 10
     assert rate > 0
     assert figures(notebook) == 1
+
+
+def test_what_the_network_loses_is_lost_between_noise_and_image(run):
+    notebook, (measured, high, middle, low, shared, told, known, entropy) = run(
+        "looking-around", "measured.length", "gap.gap[0, 1]", "gap.gap[2:6, 1].max()", "gap.gap[-1, 1]",
+        "max(shared)", "told[-1]", "known.classes.value[4]", "known.entropy",
+    )  # fmt: skip
+    # s = 8: the second moment on a torus of 48 sites is 1 % below that of the plane.
+    assert measured == pytest.approx(1 / (1 / 16 + 1 / 64) ** 0.5, rel=0.02)
+    assert high < 0.3 * middle > low
+    assert 0.03 < shared < 0.05
+    assert told == pytest.approx(0.6931, abs=1e-3)
+    assert 0.3 * entropy < known < entropy  # at s = 3
+    assert figures(notebook) == 2

@@ -178,15 +178,16 @@ class TestResuming:
         with pytest.raises(fc.FileFormatError, match=r"config\.json: damaged"):
             study.run(tmp_path / "run", resume=True)
 
-    def test_nothing_to_resume_and_nothing_to_overwrite(self, finished, tmp_path):
-        out, _ = finished
+    def test_nothing_is_overwritten_and_a_finished_run_is_its_dataset(self, finished):
+        out, ds = finished
         study = PatchStudy(patterns=0, **SMALL)
         with pytest.raises(FileExistsError, match=r"out: .* exists already"):
             study.run(out)
-        with pytest.raises(FileExistsError, match=r"out: .* holds a finished run"):
-            study.run(out, resume=True)
-        with pytest.raises(FileNotFoundError, match="out: no run to resume in"):
-            study.run(tmp_path / "nothing", resume=True)
+        before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
+        xr.testing.assert_identical(study.run(out, resume=True), ds)
+        assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
+        with pytest.raises(ValueError, match="begun with another configuration: seed = 0 there, 1 here"):
+            PatchStudy(patterns=0, **SMALL, seed=1).run(out, resume=True)
 
 
 class TestCommandLine:

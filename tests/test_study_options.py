@@ -58,7 +58,7 @@ class TestEveryStudy:
                 wanted = None if each.default is MISSING or each.option.several else each.default
                 given = of_field.default
                 assert getattr(given, "value", given) == wanted, each.name
-        assert set(known) <= {"out", "resume", "device", "chunks", "config", "dump_config", "help"}
+        assert set(known) <= {"out", "resume", "device", "chunks", "dask", "config", "dump_config", "help"}
 
     @pytest.mark.parametrize("name", studies.COMMANDS)
     def test_refuses_what_its_fields_say(self, name):

@@ -5,19 +5,22 @@ Of curves that are near zero at much noise and at little: what a window loses, h
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import scipy  # submodules load on first use
+import xarray as xr
 from numpy.typing import NDArray
 
 from fastcrit._estimates.averages import jackknife_error
 
 Floats = NDArray[np.float64]
 
-# A maximum stands out where its prominence is so many standard errors.
-_STANDS_OUT = 3.0
+# A maximum stands out where its prominence is so many standard errors, of it and of where it rises from together: the
+# range of 30 levels of noise alone is four of each by itself.
+_STANDS_OUT = 4.0
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class LevelPeak:
     Attributes
     ----------
     level : float
-        NaN where none stands out by three standard errors.
+        NaN where none stands out by four standard errors.
     level_low, level_high : float
         95 % interval of it, by the jackknife; as wide as the levels lie apart where that says less.
     low, high : float
@@ -63,6 +66,12 @@ class LevelPeak:
         return cls(**{name: float("nan") if value is None else float(value) for name, value in stored.items()})
 
 
+def peaks_of(ds: xr.Dataset) -> dict[str, LevelPeak]:
+    """Where a window loses most ("gap") and the class is decided fastest ("class"); empty for other datasets."""
+    stored = json.loads(ds.attrs.get("locality_peaks", "{}"))
+    return {name: LevelPeak.from_dict(peak) for name, peak in stored.items()}
+
+
 def level_peak(levels: Floats, values: Floats, replicates: Floats) -> LevelPeak:
     """Of values (levels,) at falling levels, with leave-one-out replicates (blocks, levels)."""
     error = jackknife_error(replicates)
@@ -70,10 +79,14 @@ def level_peak(levels: Floats, values: Floats, replicates: Floats) -> LevelPeak:
     if len(levels) < 3 or not (np.isfinite(values).all() and np.isfinite(error).all()):
         return nothing
     at, found = scipy.signal.find_peaks(values, prominence=0.0)
-    sure = found["prominences"] - _STANDS_OUT * error[at]
-    if not at.size or not (sure > 0).any():
+    if not at.size:
         return nothing
-    top = int(at[found["prominences"].argmax()])
+    most = int(found["prominences"].argmax())
+    sides = found["left_bases"][most], found["right_bases"][most]
+    base = max(sides, key=lambda side: values[side])
+    top = int(at[most])
+    if found["prominences"][most] < _STANDS_OUT * np.hypot(error[top], error[base]):
+        return nothing
     log_s = np.log(levels)
     places = np.array([_vertex(log_s, one, top) for one in replicates])
     place, apart = _vertex(log_s, values, top), 0.5 * float(log_s[top - 1] - log_s[top + 1])

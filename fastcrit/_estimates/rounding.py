@@ -68,6 +68,12 @@ def rounding_power(array: Any, fields: int, center: str, spacing: tuple[float, f
     return np.asarray(np.maximum(mean, (0.5 * least) ** 2))
 
 
+def rounding_of_squares(mean_square: Floats, spacing: tuple[float, float]) -> Floats:
+    """`rounding_power` (fields,) of fields of this mean square."""
+    eps, least = spacing
+    return np.asarray(np.maximum(mean_square * (0.5 * eps) ** 2, (0.5 * least) ** 2))
+
+
 def rounding_of_sums(removed: Floats, mean_square: Floats, eps: float) -> Floats:
     """(fields,): power per mode that rounding can have where a mean field is taken out of sums.
 
@@ -87,13 +93,16 @@ def about_first(
     The mean itself must be exact then. None where there is more, or nothing is subtracted: a mean over n values is off
     by n eps at most, or by the rounding of their type.
     """
-    if center == "none":
-        return None
-    factor = max(_FEW, 10.0 * len(array)) * 2.0 * _spacing(single(array[:0]).dtype)[0] / (resolved[0] or np.inf)
-    if not (variance < factor**2 * rounding).any():
+    if center == "none" or not is_little(variance, rounding, resolved, len(array), single(array[:0]).dtype):
         return None
     array = single(array)
     return array - (array[:1] if center == "ensemble" else array[(..., *[slice(0, 1)] * ndim)])
+
+
+def is_little(variance: Floats, rounding: Floats, resolved: tuple[float, float], samples: int, computed: Any) -> bool:
+    """Whether a variance (fields,) is so near to rounding that digits are missing; ``computed`` is the type used."""
+    factor = max(_FEW, 10.0 * samples) * 2.0 * _spacing(computed)[0] / (resolved[0] or np.inf)
+    return bool((variance < factor**2 * rounding).any())
 
 
 def is_still(array: Any, center: str, resolved: tuple[float, float], ndim: int) -> NDArray[np.bool_]:

@@ -1,7 +1,9 @@
 """A denoiser's response by distance, from products with J: probes of random phase, columns of J, and the transposed.
 
-A field v with all modes at random phase has E v v^T = 1, so that the correlation of J v with v is, on average, the
-response averaged over sites; without noise where J is a convolution. The square of J needs single columns.
+Fields v with all modes but k = 0 at random phase and the constant wave have E sum v v^T = 1, so that the correlation of
+J v with v is, on average, the response averaged over sites; without noise where J is a convolution. The constant wave
+goes on its own since lengths hang on it: among random phases all other modes would be its noise. The square of J needs
+single columns.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ Floats = NDArray[np.float64]
 
 # End the keys of the draws of phases and of sites; those of `probes` end in 4.
 _PHASES, _SITES = 5, 6
+# Number of the constant wave among the fields of random phase, which count from 0; columns come after these.
+_CONSTANT = -1
 # v J v and v J^T v are one number. Apart by more than this share of |v| |J v|, and than rounding, reverse mode has lost
 # a part of the derivative.
 _SAME = 1e-3
@@ -62,7 +66,7 @@ def measure_distances(
     response = np.zeros((states, C, C, *grid.shape))
     squares = np.zeros((states, len(grid.lag_r)))
     both = _Both(take, eps_of(take.D, y), transposed and take.method != "central")
-    tangents = [(kind, c) for kind in range(probes + columns) for c in range(C)]
+    tangents = [(kind, c) for kind in range(_CONSTANT, probes + columns) for c in range(C)]
     sites = [_sites(grid, columns, [key[0], key[1] + i, 0, _SITES]) for i in range(states)]
     for some, part in pieces(states, len(tangents), rows):
         few = None if labels is None else labels[some]
@@ -70,9 +74,10 @@ def measure_distances(
         fields = np.zeros((len(tangents[part]), len(numbers), *grid.shape))
         for at, (kind, c) in enumerate(tangents[part]):
             for row, i in enumerate(numbers):
-                if kind < probes:
-                    own = [key[0], key[1] + i, kind * C + c, _PHASES]
-                    fields[at, row] = random_phases(grid.shape, own, constant=True)
+                if kind == _CONSTANT:
+                    fields[at, row] = grid.sites**-0.5
+                elif kind < probes:
+                    fields[at, row] = random_phases(grid.shape, [key[0], key[1] + i, kind * C + c, _PHASES])
                 else:
                     fields[at, row][sites[i][kind - probes]] = 1.0
         random = sum(kind < probes for kind, _ in tangents[part])
@@ -83,7 +88,9 @@ def measure_distances(
         for at, (kind, c) in enumerate(tangents[part]):
             for row, i in enumerate(numbers):
                 if kind < probes:
-                    response[i, :, c] += correlate(grid, host[at, row], fields[at, row]) / (probes * grid.sites)
+                    share = 1 if kind == _CONSTANT else probes
+                    # Of a field without k = 0 the constant part of Jv has nothing to tell.
+                    response[i, :, c] += correlate(grid, host[at, row], fields[at, row]) / (share * grid.sites)
                 else:
                     back = tuple(-x for x in sites[i][kind - probes])
                     column = np.roll((host[at, row] ** 2).sum(axis=0), back, axis=tuple(range(grid.ndim)))

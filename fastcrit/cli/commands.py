@@ -69,7 +69,7 @@ def _status(
 
 @train.command("fashion-mnist")
 def _train_fashion_mnist(
-    out: Annotated[Path, typer.Option(help="Folder to make for the run; an existing one is refused.")],
+    out: Annotated[Path, typer.Option(help="Folder to make for the run; an existing one is refused without --resume.")],
     padding: Annotated[PaddingName, typer.Option(help="Borders: a torus, or zeros outside.")] = PaddingName.circular,
     seed: Annotated[int, typer.Option(help="Of weights, order and noise.")] = 0,
     steps: Annotated[int, typer.Option(help="Steps of the optimiser.")] = 4000,
@@ -78,7 +78,9 @@ def _train_fashion_mnist(
         PrecisionName, typer.Option(help="Of the convolutions; bfloat16 is faster where the processor has AMX.")
     ] = PrecisionName.float32,
     device: Annotated[str, typer.Option(help="Where to train, as torch names it: cpu, cuda, cuda:1.")] = "cpu",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where a run was stopped; begin where there is none.")
+    ] = False,
 ) -> None:
     """Train the denoiser on the 60,000 images and write OUT/net.safetensors with its card."""
     from fastcrit.diffusion.fashion_mnist import train_denoiser

@@ -21,7 +21,12 @@ def resumable(out: Path) -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        begun = any(out.glob("config.json")) or any(out.glob("*/config.json"))
-        how = f"the same command with --resume goes on in {out}" if begun else "before anything was begun"
-        print(f"\nstopped: {how}", file=sys.stderr)
+        print(f"\nstopped: {_how_to_go_on(out)}", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+def _how_to_go_on(out: Path) -> str:
+    if any(out.glob("config.json")) or any(out.glob("*/config.json")):
+        return f"the same command with --resume goes on in {out}"
+    left = out.is_dir() and any(out.iterdir())
+    return "before anything was begun" + (f"; the same command with --resume begins in {out}" if left else "")

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from fastcrit.studies.options import Described
 
 
+# Arguments of a study's ``run`` that have another name as options.
+_OF_RUN = {"dask": "client"}
+
+
 class Studies(TyperGroup):
     """The commands of the studies, which are loaded when the first of them is asked for."""
 
@@ -53,11 +57,12 @@ def command_of(study: Command) -> Callable[..., None]:
     def run(*, out: Path, **options: Any) -> None:
         values = {each.name: _plain(each, options[name]) for name, each in fields.items()}
         with resumable(out):
-            said = study.run(values, out, progress=True, **{name: options[name] for name in about_run})
+            how = {_OF_RUN.get(name, name): options[name] for name in about_run}
+            said = study.run(values, out, progress=True, **how)
         if said is not None:
             print(said)
 
-    out = _parameter("out", Path, MISSING, "Folder to make for the run; an existing one is refused.")
+    out = _parameter("out", Path, MISSING, "Folder to make for the run; an existing one is refused without --resume.")
     given = [_of_field(name, each) for name, each in fields.items()]
     signature = inspect.Signature([out, *given, *about_run.values()])
     run.__signature__ = signature  # type: ignore[attr-defined]
@@ -98,9 +103,10 @@ def _options_of_run(taken: Any) -> dict[str, inspect.Parameter]:
     known = (
         _parameter("device", str, "cpu", device),
         _parameter("chunks", str | None, None, place),
-        _parameter("resume", bool, False, "Go on with a run that was stopped.", _flag("resume")),
+        _parameter("dask", str | None, None, "Address of a Dask scheduler, whose workers make the chunks."),
+        _parameter("resume", bool, False, "Go on where a run was stopped; begin where there is none.", _flag("resume")),
     )
-    return {each.name: each for each in known if each.name in taken}
+    return {each.name: each for each in known if _OF_RUN.get(each.name, each.name) in taken}
 
 
 def _flag(name: str) -> str:

@@ -29,6 +29,7 @@ from fastcrit.plot.axes import (
     where_valid,
     with_gains,
 )
+from fastcrit.plot.locality import locality
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -385,5 +386,6 @@ _FIGURES: dict[str, tuple[Callable[[xr.Dataset], bool], Callable[[xr.Dataset], F
     "softening": (has_gains, softening),
     "order_parameter": (has("chi"), order_parameter),
     "response_deficit": (has("response_deficit"), deficits),
+    "locality": (has("locality_gap"), locality),
     "states": (has("states"), states),
 }

@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
 from fastcrit._estimates.attributes import is_guidance, pulses_of
+from fastcrit._estimates.level_peak import peaks_of
 from fastcrit.plot.axes import MEASURED, OTHERS, has
 from fastcrit.report.axes import COLOURS, NEUTRAL, Figures, Panel, level_axis, mark_levels
+from fastcrit.report.locality import mark_windows
 from fastcrit.studies.guidance.verdict import CONSTANT, DOSE, INTERVAL, NONE
 
 
@@ -40,6 +42,7 @@ def alignment(ds: xr.Dataset) -> Panel:
         figure.add_scatter(x=[s.max(), s.min()], y=[value[arms[name]]] * 2, **about)
     level_axis(figure, s)
     mark_levels(figure, ds)
+    mark_windows(figure, ds)
     figure.update_yaxes(title="samples with their class", tickformat=".0%")
     sweep = [arms[f"pulse {i}"] for i in pulses["sweep"]]
     best = max(sweep, key=lambda i: float(value[i]))
@@ -52,6 +55,9 @@ def alignment(ds: xr.Dataset) -> Panel:
         "All runs share seeds and labels and cost the same.",
         "Grey bands are the critical levels of the study, measured before and without guidance. The question is "
         "whether pulses there beat those at random levels (crosses). Error bars: one standard error over samples.",
+        "Coloured bands are where context matters and where the class is decided, as the study measured them."
+        if peaks_of(ds)
+        else "",
     )
     return Panel("Where guidance works", alt, reading, figure)
 

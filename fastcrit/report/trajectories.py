@@ -14,6 +14,7 @@ from plotly.subplots import make_subplots
 from fastcrit._estimates.channels import averaged, each_channel
 from fastcrit.plot.axes import MEASURED, OF_GAINS, OTHERS, THEORY, has, has_gains, where_valid, with_gains
 from fastcrit.report.axes import COLOURS, NEUTRAL, Figures, Panel, curve, level_axis, mark_levels, positive, small
+from fastcrit.report.locality import when_context_matters
 
 _SHOWN_SHELLS = (0, 3, 5)  # the others are a click on the legend away
 _MOST_SHELLS = 12
@@ -318,5 +319,6 @@ FIGURES: Figures = (
     (has("gain_eigenvector"), collective_mode),
     (has("S"), lengths),
     (has("response_deficit"), deficits),
+    (has("locality_gap"), when_context_matters),
     (has("chi"), order_parameter),
 )

@@ -19,6 +19,7 @@ from fastcrit.critical import (
 from fastcrit.report.axes import levels_of
 from fastcrit.schedules import OrnsteinUhlenbeck
 from fastcrit.studies.guidance.verdict import AT_LEVELS
+from fastcrit.studies.locality_words import sentences
 from fastcrit.studies.result import signatures
 
 _WHAT = {
@@ -76,7 +77,7 @@ def verdict(ds: xr.Dataset) -> list[str]:
             f"{len(violations(ds))} of {total} gains exceed the Gaussian bound by more than two standard errors; noise "
             f"alone would lift some {0.023 * total:.0f} of an exact denoiser's."
         )
-    return said
+    return said + sentences(ds)
 
 
 def _drift(ds: xr.Dataset, s: Signature) -> list[str]:

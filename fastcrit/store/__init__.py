@@ -7,7 +7,9 @@ from fastcrit.store.arrays import load_array, open_array
 from fastcrit.store.datasets import FORMAT as FORMAT
 from fastcrit.store.datasets import load_dataset, save_dataset
 from fastcrit.store.runs import begin_run as begin_run  # of studies: not among the public names
+from fastcrit.store.runs import begin_runs as begin_runs
 from fastcrit.store.runs import check_run as check_run
+from fastcrit.store.runs import clear_run as clear_run
 from fastcrit.store.runs import create_run
 from fastcrit.store.runs import write_config as write_config
 

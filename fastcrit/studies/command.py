@@ -9,6 +9,8 @@ from typing import Any
 
 import xarray as xr
 
+from fastcrit.studies.finish import is_finished
+
 
 @dataclass(frozen=True)
 class Command:
@@ -17,8 +19,8 @@ class Command:
     Attributes
     ----------
     study : type
-        Its fields are the options, as `fastcrit.studies.options` has them; ``resume``, ``device`` and ``chunks`` are
-        more of them where its ``run`` takes them.
+        Its fields are the options, as `fastcrit.studies.options` has them; ``resume``, ``device``,
+        ``chunks`` and ``client`` are more of them where its ``run`` takes them.
     about : str
         What the command's help says.
     summary : callable
@@ -31,5 +33,10 @@ class Command:
 
     def run(self, values: dict[str, Any], out: Path, **how: Any) -> str | None:
         """Run the study with these values of its fields; what is to be printed, or None where another rank says it."""
+        already = is_finished(out)
         ds = self.study(**values).run(out, **how)
-        return None if ds is None else f"\n{self.summary(ds)}\n\ndataset, figures and this table: {out}"
+        if ds is None:
+            return None
+        if already:
+            return f"{out}: finished already; dataset, figures and table are there"
+        return f"\n{self.summary(ds)}\n\ndataset, figures and this table: {out}"

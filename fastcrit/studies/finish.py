@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import xarray as xr
 
@@ -24,6 +25,32 @@ def need_what_finishes() -> None:
 def is_finished(folder: Path) -> bool:
     """Whether there is the result of a run."""
     return (folder / DATASET).exists()
+
+
+def finished_already(
+    folder: Path, config: dict[str, Any], partial: Sequence[Path] | None = None
+) -> xr.Dataset | None:  # fmt: skip
+    """What a run of this configuration has found; None where it has not come to its end.
+
+    ``partial`` files, and the temporary ones of a run that one process makes, are what a kill at the very end can
+    leave: they are removed.
+
+    Raises
+    ------
+    ValueError
+        The run is one of another configuration (the message says what differs).
+    FileFormatError
+        Its config.json, or its dataset, is damaged.
+    """
+    if not is_finished(folder) or not (folder / "config.json").exists():
+        return None
+    store.check_run(folder, config, finished=None)
+    ds = store.load_dataset(folder / DATASET)
+    if partial is not None:
+        for file in partial:
+            file.unlink(missing_ok=True)
+        store.clear_run(folder)
+    return ds
 
 
 def finish(ds: xr.Dataset, folder: Path, table: str, partial: Iterable[Path] = ()) -> None:

@@ -55,6 +55,10 @@ class Described:
     option: Option
 
 
+# Fields that came later, and their defaults: a run that was begun before goes on.
+_NEW = {"locality": False}
+
+
 def option(
     help: str = "",  # noqa: A002 (as every parser of command lines calls it)
     *,
@@ -122,6 +126,11 @@ def check_options(config: Any) -> None:
         if wanted.check is not None:
             value = wanted.check(value, each.name)
         object.__setattr__(config, each.name, value)
+
+
+def without_what_is_new(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without the fields that runs were begun without, where they have their defaults still."""
+    return {name: value for name, value in config.items() if name not in _NEW or value != _NEW[name]}
 
 
 def check_falling(high: float, low: float) -> None:

@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import xarray as xr
 from tqdm.auto import tqdm
 
+from fastcrit import store
 from fastcrit.errors import FileFormatError
 from fastcrit.observe import Recorder
+from fastcrit.studies.finish import finished_already
+
+
+def finished_or_begun(
+    folder: Path, config: dict[str, Any], saved: Sequence[Path], *, resume: bool
+) -> xr.Dataset | None:  # fmt: skip
+    """What the run in ``folder`` has found; None where it now is one that has begun, and goes on from ``saved`` files.
+
+    Raises
+    ------
+    FileExistsError, ValueError, FileFormatError
+        As for `begin_run` of `fastcrit.store`.
+    """
+    if resume and (ds := finished_already(folder, config, saved)) is not None:
+        return ds
+    store.begin_run(folder, config, finished=None, resume=resume)
+    return None
 
 
 def resumed(recorder: Recorder, file: Path | None) -> Recorder:

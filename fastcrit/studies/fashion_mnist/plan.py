@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fastcrit import schedules
 from fastcrit._edge.arrays import check_positive
-from fastcrit.studies.options import check_falling, check_options, option
+from fastcrit.studies.options import check_falling, check_options, option, without_what_is_new
 
 if TYPE_CHECKING:
     from fastcrit.diffusion.denoiser import Denoiser
@@ -51,6 +51,10 @@ class FashionMnistPlan:
     waves: int | None = field(default=None, metadata=option("Instead, so many wavevectors of each shell.", lowest=1))
     seed: int = field(default=0, metadata=option("Of the trajectories.", lowest=0))
     blocks: int = field(default=32, metadata=option(lowest=2))
+    locality: bool = field(
+        default=False,
+        metadata=option("Also measure, on as many images, how far the network looks and when it matters."),
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -65,4 +69,4 @@ class FashionMnistPlan:
 
     def config(self, D: Denoiser) -> dict[str, Any]:
         """What the result follows from: the fields, and the network's file by its checksum."""
-        return {"study": "fashion-mnist", **asdict(self), "weights": D.card["sha256"]}
+        return {"study": "fashion-mnist", **without_what_is_new(asdict(self)), "weights": D.card["sha256"]}

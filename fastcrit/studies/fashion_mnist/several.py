@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from fastcrit import store
-from fastcrit._estimates.attributes import config_of
 from fastcrit.studies.command import Command
 from fastcrit.studies.fashion_mnist.study import FashionMnistStudy
 from fastcrit.studies.fashion_mnist.words import compare, summary
-from fastcrit.studies.finish import DATASET, is_finished
+from fastcrit.studies.finish import is_finished
+
+# Table of several networks, in the folder of their runs.
+_COMPARISON = "comparison.txt"
 
 
 def run_all(
@@ -23,7 +25,7 @@ def run_all(
     Raises
     ------
     FileExistsError
-        ``out`` exists and ``resume`` is False.
+        ``out`` exists and ``resume`` is False, or holds something that is no run.
     ValueError, FileNotFoundError, FileFormatError
         As for `FashionMnistStudy.run`.
     """
@@ -34,25 +36,22 @@ def run_all(
         raise ValueError(f"net: these names make the same folder: {', '.join(studies)}")
     for study in studies.values():
         diffusion.pretrained(study.net)  # a misspelt one is found before the first has run
-    if not resume:
-        store.create_run(folder)
-    elif not folder.is_dir():
-        raise FileNotFoundError(f"out: no run to resume in {folder}")
+    store.begin_runs(folder, [_folder_name(name) for name in studies], resume=resume)
     datasets = {}
     for name, study in studies.items():
         own = folder / _folder_name(name)
-        if is_finished(own):
-            ds = store.load_dataset(own / DATASET)
-            if config_of(ds) != study.config(diffusion.pretrained(study.net)):
-                raise ValueError(f"out: {own} was made with another configuration")
-        else:
-            ds = study.run(own, resume=resume and own.exists(), device=device, progress=progress)
-        datasets[own.name] = ds
+        datasets[own.name] = study.run(own, resume=resume, device=device, progress=progress)
     tables = [summary(ds) for ds in datasets.values()]
     if len(datasets) > 1:
         tables.append(compare(datasets))
-        (folder / "comparison.txt").write_text(tables[-1] + "\n")
+        if not _is_compared(folder, tables[-1]):
+            (folder / _COMPARISON).write_text(tables[-1] + "\n")
     return "\n\n".join(tables)
+
+
+def _is_compared(folder: Path, table: str) -> bool:
+    file = folder / _COMPARISON
+    return file.exists() and file.read_text() == table + "\n"
 
 
 def _folder_name(net: str) -> str:
@@ -71,5 +70,9 @@ class NetworksCommand(Command):
         from fastcrit.diffusion import SHIPPED
 
         nets = values.pop("net") or SHIPPED
+        finished = all(is_finished(out / _folder_name(net)) for net in nets)
+        already = finished and (len(nets) == 1 or (out / _COMPARISON).exists())
         tables = run_all({net: FashionMnistStudy(net=net, **values) for net in nets}, out, **how)
+        if already:
+            return f"{out}: finished already; datasets, figures and tables are there"
         return f"{tables}\n\ndatasets, figures and these tables: {out}"

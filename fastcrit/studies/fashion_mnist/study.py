@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from fastcrit import data, store
+from fastcrit import data
 from fastcrit._kernels.lattice import lattice
 from fastcrit._version import __version__
 from fastcrit.critical import gaussian_rates
@@ -21,10 +21,11 @@ from fastcrit.observe import Recorder
 from fastcrit.studies import result
 from fastcrit.studies.fashion_mnist.bound import data_bound, mean_image
 from fastcrit.studies.fashion_mnist.plan import FashionMnistPlan
-from fastcrit.studies.fashion_mnist.trajectories import Trajectories
+from fastcrit.studies.fashion_mnist.trajectories import Trajectories, image_order
 from fastcrit.studies.fashion_mnist.words import DIRECTIONS, summary
-from fastcrit.studies.finish import DATASET, finish, need_what_finishes
-from fastcrit.studies.recording import record, resumed
+from fastcrit.studies.finish import finish, need_what_finishes
+from fastcrit.studies.locality import LocalitySums, response_length
+from fastcrit.studies.recording import finished_or_begun, record, resumed
 from fastcrit.studies.strip import strip
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 _LOWEST = range(6)
 # States between two saves of a run. Gains are taken on the first states, so they come first.
 _CHUNK = 64
+# Images of locality for a state of the gains: it needs more of them, and no derivatives. Of so many one is a state of
+# the response function, whose products are then a sixth of the gains'.
+_IMAGES, _RESPONSES = 4, 16
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,9 @@ class FashionMnistStudy(FashionMnistPlan):
         Tangents of random phases a state, from each of which all shells follow.
     waves : int, optional
         Instead of these, so many wavevectors of each shell.
+    locality : bool
+        Also measure, on four times ``gain_samples`` images with noise (``samples`` at most) and at the levels of the
+        gains, what windows lose and what is known of the class, and on every sixteenth of them the response in space.
     seed : int
     blocks : int
         Jackknife blocks.
@@ -68,14 +75,18 @@ class FashionMnistStudy(FashionMnistPlan):
         """Sample, measure, find the critical levels; with ``out``, write RUN/dataset.zarr, figures and summary.txt.
 
         After every 64 trajectories the recorders are saved in RUN, from where ``resume=True`` goes on, to the same bits
-        with the same number of torch's threads. Network, states and recorders are on ``device``.
+        with the same number of torch's threads. Where no run is, ``resume=True`` begins one; of a finished one it
+        returns the dataset. Network, states and recorders are on ``device``.
 
         Raises
         ------
         FileExistsError
-            ``out`` exists and ``resume`` is False, or holds a finished run.
-        FileNotFoundError, ValueError
-            ``resume`` without a run to resume, or one with another configuration; no such network.
+            ``out`` exists and ``resume`` is False, or holds something that is no run.
+        FileNotFoundError
+            No such network.
+        ValueError
+            ``resume`` with another configuration than the run's (the message says what differs); a network for
+            something else.
         FileFormatError
             A saved state, or the network, is damaged.
         """
@@ -84,15 +95,21 @@ class FashionMnistStudy(FashionMnistPlan):
         from fastcrit import diffusion
 
         D = diffusion.pretrained(self.net, device)
-        images = data.fashion_mnist().pixels()
+        given = data.fashion_mnist()
+        images, labels = given.pixels(), given.labels
         if D.shape != (1, *images.shape[1:]) or not D.unlabelled:
             raise ValueError(f"net: expected one for {(1, *images.shape[1:])} that works without labels, got {D}")
         if D.shift is not None:  # on a torus the network cannot know where the middle is
             images = data.roll(images, D.shift, self.seed)
         if self.samples > len(images):
             raise ValueError(f"samples: expected at most {len(images)}, the images there are, got {self.samples}")
-        folder = None if out is None else store.begin_run(out, self.config(D), finished=DATASET, resume=resume)
+        folder = None if out is None else Path(out)
         files = {d: None if folder is None else folder / f"recorder-{d}.safetensors" for d in DIRECTIONS}
+        saved = [file for file in files.values() if file is not None]
+        if folder is not None:
+            done = finished_or_begun(folder, self.config(D), saved, resume=resume)
+            if done is not None:
+                return done
         recorders = {direction: resumed(self._recorder(D), files[direction]) for direction in DIRECTIONS}
         for direction, recorder in recorders.items():
             make = getattr(Trajectories(self, D, images, recorder), direction)
@@ -101,8 +118,10 @@ class FashionMnistStudy(FashionMnistPlan):
                 of="trajectories", progress=progress,
             )  # fmt: skip
         ds = self._dataset(recorders, D, images)
+        if self.locality:
+            ds = ds.merge(self._locality(D, images, labels), combine_attrs="no_conflicts").merge(response_length(ds))
         if folder is not None:
-            finish(ds, folder, summary(ds), [file for file in files.values() if file is not None])
+            finish(ds, folder, summary(ds), saved)
         return ds
 
     def _recorder(self, D: Denoiser) -> Recorder:
@@ -146,6 +165,20 @@ class FashionMnistStudy(FashionMnistPlan):
         ds.attrs |= {"config": json.dumps(self.config(D)), "card": json.dumps(D.card)}
         ds.attrs |= result.find_critical(ds, self.seed)
         return ds
+
+    def _locality(self, D: Denoiser, images: NDArray[np.float32], labels: NDArray[np.int64]) -> xr.Dataset:
+        import torch
+
+        n = min(_IMAGES * self.gain_samples, self.samples)
+        some = image_order(self.seed, len(images))[:n]
+        x0 = torch.from_numpy(images[some])[:, None]
+        sums = LocalitySums(self.grid[:: self.gain_every], x0.shape[2:], self.blocks)
+        block = np.arange(len(some)) * self.blocks // len(some)
+        sums.measure(
+            D, x0, labels[some] if D.classes else None, block, periodic=D.shift is not None, seed=self.seed, first=0,
+            derivative="auto", batch=_CHUNK, every=_RESPONSES,
+        )  # fmt: skip
+        return sums.dataset(self.grid, D.classes)
 
     def _mean_image(self, D: Denoiser, images: NDArray[np.float32], shells: int) -> xr.Dataset:
         """Gains and leakage at the mean image, the state of no information: every wavevector of the lowest shells."""

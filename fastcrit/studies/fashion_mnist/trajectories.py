@@ -42,7 +42,7 @@ class Trajectories:
         """Images with noise: the same noise at every level."""
         import torch
 
-        order = np.random.default_rng([self.study.seed, 1]).permutation(len(self.images))
+        order = image_order(self.study.seed, len(self.images))
         x0 = torch.from_numpy(self.images[order[first : first + n]])[:, None]
         noise = torch.from_numpy(
             np.stack(
@@ -68,3 +68,8 @@ class Trajectories:
                 self.D, some, s, self.recorder.gain_shells, seed=seed, first_sample=first, **how
             )  # fmt: skip
             self.recorder.update_gain(i, response.samples, sample=first)
+
+
+def image_order(seed: int, images: int) -> NDArray[np.int64]:
+    """In which order images become forward trajectories."""
+    return np.random.default_rng([seed, 1]).permutation(images)

@@ -10,6 +10,7 @@ import xarray as xr
 from fastcrit._estimates.attributes import config_of
 from fastcrit.critical import INSTABILITY, WEAKENING, Signature
 from fastcrit.studies import result
+from fastcrit.studies.locality_words import lines_of_locality, rows_of_locality
 
 DIRECTIONS = ("reverse", "forward")
 # A gain this many standard errors above the bound is listed.
@@ -75,7 +76,7 @@ def summary(ds: xr.Dataset) -> str:
         "(errors of both; where response is Gaussian, noise alone does that at 2 in 100):",
         *_violation_lines(ds),
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *lines_of_locality(ds)])
 
 
 def compare(datasets: dict[str, xr.Dataset]) -> str:
@@ -99,6 +100,7 @@ def compare(datasets: dict[str, xr.Dataset]) -> str:
                 gap = max(there[a].low, there[b].low) / min(there[a].high, there[b].high)
                 if gap > 1:
                     apart.append(f"{signature}: the intervals of {a} and {b} lie {100 * (gap - 1):.1f} % apart in s")
+    lines += rows_of_locality(datasets)
     return "\n".join([*lines, "", *(apart or ["All intervals overlap."])])
 
 

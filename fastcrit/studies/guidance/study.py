@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from fastcrit.studies.guidance.subject import Subject, subject_of
 from fastcrit.studies.guidance.verdict import MEASURES, summary, verdict_attributes
 from fastcrit.studies.prompts import config_of_prompts
 from fastcrit.studies.shared.chunks import Chunks
+from fastcrit.studies.shared.on_dask import with_absolute_paths
 from fastcrit.studies.shared.ranks import Rank
 from fastcrit.studies.shared.run import shared_run
 from fastcrit.studies.shared.work import Sampler
@@ -83,7 +86,7 @@ class GuidanceStudy(GuidancePlan):
 
     def run(
         self, out: str | os.PathLike[str], *, chunks: str | None = None, resume: bool = False, device: str = "cpu",
-        rank: Rank | None = None, progress: bool = False,
+        rank: Rank | None = None, client: Any = None, progress: bool = False,
     ) -> xr.Dataset | None:  # fmt: skip
         """Sample every arm and judge the samples; rank 0 then writes RUN/dataset.zarr, figures and summary.txt.
 
@@ -94,7 +97,7 @@ class GuidanceStudy(GuidancePlan):
         ----------
         out : path
             Folder of the run.
-        chunks, resume, device, rank, progress
+        chunks, resume, device, rank, client, progress
             As for `ImageNetStudy.run`.
 
         Returns
@@ -104,28 +107,31 @@ class GuidanceStudy(GuidancePlan):
         Raises
         ------
         FileNotFoundError
-            No finished study in ``run_path``, no network, no judge; ``resume`` without a run to resume.
+            No finished study in ``run_path``, no network, no judge.
         ValueError
             A study of something else, of other weights, or with guidance; a network without labels; a judge that does
             not know all classes; too few samples for the classes; ``resume`` with another configuration.
-        FileExistsError, IncompleteRunError, OSError
+        FileExistsError, IncompleteRunError, ModuleNotFoundError, OSError
             As for `ImageNetStudy.run`.
         FileFormatError
             The study, a network or the judge is damaged.
         """
-        import torch
-
         rank = Rank.of_environment() if rank is None else rank
-        subject = subject_of(self, rank.device(device))
-        job = _Job(self, subject, self.threads or torch.get_num_threads())
-        return shared_run(job, out, chunks=chunks, resume=resume, rank=rank, progress=progress)
+        job = _job(self, device if client is not None else rank.device(device))
+        return shared_run(job, out, chunks=chunks, resume=resume, rank=rank, client=client, progress=progress)
+
+
+def _job(study: GuidanceStudy, device: str) -> _Job:
+    import torch
+
+    return _Job(study, subject_of(study, device), study.threads or torch.get_num_threads(), device)
 
 
 class _Job:
     """An experiment, and the network that it is about."""
 
-    def __init__(self, study: GuidanceStudy, subject: Subject, threads: int) -> None:
-        self.study, self.subject, self.threads = study, subject, threads
+    def __init__(self, study: GuidanceStudy, subject: Subject, threads: int, device: str) -> None:
+        self.study, self.subject, self.threads, self.device = study, subject, threads, device
         self.arms, self.pulses = study.arms({k: v["level"] for k, v in subject.critical.items()})
 
     def __str__(self) -> str:
@@ -149,6 +155,13 @@ class _Job:
     def count(self) -> int:
         """Number of chunks."""
         return self.study.chunks + (0 if self.subject.unlabelled is None else self.study.decision_chunks)
+
+    made_first: tuple[str, ...] = ()
+
+    @property
+    def again(self) -> Callable[[], _Job]:
+        """Makes this job in another process, where torch may begin with another number of threads."""
+        return partial(_job, replace(with_absolute_paths(self.study), threads=self.threads), self.device)
 
     def prepare(self, folder: Path) -> None:
         """Nothing has to be there."""
@@ -177,6 +190,8 @@ class _Job:
         ds.attrs |= {"title": f"guidance of network {self.subject.name}", "fastcrit": __version__}
         ds.attrs |= {"config": json.dumps(self.config), "pulses": json.dumps(self.pulses)}
         ds.attrs["critical"] = json.dumps(self.subject.critical)
+        if self.subject.locality_peaks:
+            ds.attrs["locality_peaks"] = self.subject.locality_peaks
         labels = self.subject.labels(range(self.study.samples))
         if wrong := checks.convention_of_flow(self.subject.D, labels, float(self.study.high), self.study.seed):
             ds.attrs["warning"] = wrong

@@ -47,6 +47,8 @@ class Subject:
     judge : Judge
     real : Images or None
         Of the data, where the judge knows them.
+    locality_peaks : str
+        What the study found of locality, as its dataset has it; empty for nothing.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Subject:
     null_label: int | None
     judge: Judge
     real: Images | None
+    locality_peaks: str
 
     @property
     def unlabelled(self) -> Denoiser | None:
@@ -174,7 +177,9 @@ def subject_of(study: GuidancePlan, device: str) -> Subject:
         for name, s in result.signatures(ds).items()
         if s.found
     }
-    subject = Subject(folder.name, D, guide, found, classes, null_label, judge, real)
+    subject = Subject(
+        folder.name, D, guide, found, classes, null_label, judge, real, str(ds.attrs.get("locality_peaks", ""))
+    )
     subject.try_out(study.high)
     return subject
 

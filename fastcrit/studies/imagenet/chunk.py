@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcrit.diffusion import sample
+from fastcrit.diffusion import Guided, sample
 from fastcrit.modes import mode_response
 from fastcrit.observe import Recorder
-from fastcrit.studies import checks, result
+from fastcrit.studies import checks, locality, result
+from fastcrit.studies.locality import LocalitySums
 
 if TYPE_CHECKING:
     from fastcrit.diffusion.denoiser import Denoiser
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 # What the time of a chunk is spent on; the network's is what is left of it all.
 PARTS = ("network", "recorder", "gains", "store")
+# Of every so many of the images of locality one is a state of the response function, whose cost is that of gains.
+_RESPONSES = 8
 
 
 class TrajectorySampler:
@@ -48,8 +51,26 @@ class TrajectorySampler:
             )  # fmt: skip
         state = watch.sums() | {"data_moments": watch.data_moments}
         watch.spent["network"] = time.perf_counter() - begin - sum(watch.spent.values())
-        about = {"samples": len(span), "gain_method": self._method, "seconds": {p: watch.spent[p] for p in PARTS}}
-        return about, state
+        seconds = {p: watch.spent[p] for p in PARTS}
+        if study.locality:
+            keep_on("locality")
+            sums, more = self._locality(watch.images, watch.classes, span.start)
+            state |= {f"locality_{name}": values for name, values in sums.arrays.items()}
+            seconds |= more
+        return {"samples": len(span), "gain_method": self._method, "seconds": seconds}, state
+
+    def _locality(self, images: list[Any], labels: list[int], first: int) -> tuple[LocalitySums, dict[str, float]]:
+        """Of the chunk's samples whose gains were measured, as images that are noised again; of two or more."""
+        study, D = self.study, self.D
+        network = D.conditional if isinstance(D, Guided) else D
+        sums = study.locality_sums(D, 1)
+        if len(images) < 2:
+            return sums, dict.fromkeys(locality.PARTS, 0.0)
+        seconds = sums.measure(
+            network, images, labels or None, np.zeros(len(images), dtype=np.int64), periodic=False,
+            seed=study.seed, first=first, derivative=self.method, batch=study.batch, every=_RESPONSES,
+        )  # fmt: skip
+        return sums, seconds
 
     @property
     def method(self) -> str:
@@ -72,6 +93,9 @@ class _Watch(Recorder):
         self.labels: NDArray[np.int64] | None = None
         self.spent = dict.fromkeys(PARTS, 0.0)
         self.data_moments = np.zeros((2, 3))  # of the states and of their denoised images at the last level
+        # Denoised images at the last level of the samples whose gains are measured, and their classes.
+        self.images: list[Any] = []
+        self.classes: list[int] = []
         self._sampler, self._keep_on = sampler, keep_on
 
     def update(self, i: int, y: Any, *, denoised: Any = None, sample: int | None = None) -> None:
@@ -82,6 +106,8 @@ class _Watch(Recorder):
         super().update(i, y, denoised=denoised, sample=sample)
         if i == len(self.levels) - 1:
             self.data_moments += [checks.moments_of(y), checks.moments_of(denoised)]
+            if self._sampler.study.locality:
+                self._keep(denoised, sample)
         times.append(time.perf_counter())
         self._gains(i, y, sample)
         times.append(time.perf_counter())
@@ -90,6 +116,12 @@ class _Watch(Recorder):
         times.append(time.perf_counter())
         for part, seconds in zip(("recorder", "gains", "store"), np.diff(times), strict=True):
             self.spent[part] += float(seconds)
+
+    def _keep(self, denoised: Any, first: int) -> None:
+        study = self._sampler.study
+        chosen = drawn(study.seed, study.gain_share, range(first, first + len(denoised)))
+        self.images += [denoised[p].cpu() for p in chosen]
+        self.classes += [] if self.labels is None else self.labels[chosen].tolist()
 
     def _gains(self, i: int, y: Any, first: int) -> None:
         study, D = self._sampler.study, self._sampler.D

@@ -14,7 +14,8 @@ from fastcrit._edge.arrays import check_finite_number, check_integer, check_posi
 from fastcrit._kernels.lattice import lattice
 from fastcrit.studies import checks
 from fastcrit.studies.labels import classes_but, labels_of
-from fastcrit.studies.options import check_falling, check_options, option, seed, threads
+from fastcrit.studies.locality import LocalitySums
+from fastcrit.studies.options import check_falling, check_options, option, seed, threads, without_what_is_new
 from fastcrit.studies.prompts import check_without_prompts, config_of_prompts, load_prompted, prompts, text
 from fastcrit.studies.shared.spans import InChunks
 
@@ -27,8 +28,8 @@ Floats = NDArray[np.float64]
 _SHELLS = 6
 # Where the model lies on this machine; what it is, its checksum says.
 _PLACES = ("edm2", "guide", "diffusers", "trust_pickle")
-# Fields that runs were begun without: a configuration has them where they are given.
-_WHERE_GIVEN = ("prompts", "negative")
+# What a configuration says of these, `config_of_prompts` does.
+_PROMPTS = ("prompts", "negative")
 
 
 def _share(value: float, name: str) -> float:
@@ -103,6 +104,10 @@ class ImageNetPlan(InChunks):
     negative: str | None = field(
         default=None, metadata=option("With --prompts: the prompt that stands for no label; default: none.", check=text)
     )
+    locality: bool = field(
+        default=False,
+        metadata=option("Also measure, on that share of the samples, how far the network looks and when it matters."),
+    )
 
     def __post_init__(self) -> None:
         if (self.edm2 is None) == (self.diffusers is None):
@@ -152,11 +157,11 @@ class ImageNetPlan(InChunks):
 
     def config(self, D: Denoiser) -> dict[str, Any]:
         """What the result follows from: the fields, the kind of device, the networks by their files' checksums."""
-        fields = {name: value for name, value in asdict(self).items() if name not in (*_PLACES, *_WHERE_GIVEN)}
+        fields = {name: value for name, value in asdict(self).items() if name not in (*_PLACES, *_PROMPTS)}
         device = "cpu" if D.device is None else D.device.type
         return {
-            "study": "imagenet", **fields, "device": device, "weights": D.card["sha256"], "guide": D.card.get("guide"),
-            **config_of_prompts(D),
+            "study": "imagenet", **without_what_is_new(fields), "device": device, "weights": D.card["sha256"],
+            "guide": D.card.get("guide"), **config_of_prompts(D),
         }  # fmt: skip
 
     def denoiser(self, device: str = "cpu") -> Denoiser:
@@ -214,3 +219,8 @@ class ImageNetPlan(InChunks):
             "data_std": data_std or self.data_std or D.data_std or 1.0,
             "gain_shells": range(shells if self.waves is None else min(_SHELLS, shells)),
         }
+
+    def locality_sums(self, D: Denoiser, blocks: int) -> LocalitySums:
+        """Empty sums of locality, of a run or of a chunk."""
+        assert D.shape is not None
+        return LocalitySums(self.grid(D)[:: self.gain_every], tuple(D.shape[1:]), blocks)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,13 +16,41 @@ from fastcrit._edge.extras import need
 
 # Samples that are compressed together and read together.
 _TOGETHER = 16
+STORE = "states.zarr"
+# Patterns of all that there is in the folder of a run whose states are still to come: no shard of them.
+EMPTY_STORE = (
+    STORE, f"{STORE}/zarr.json", f"{STORE}/level", f"{STORE}/level/*", f"{STORE}/y", f"{STORE}/y/zarr.json",
+    f".{STORE}.*",
+)  # fmt: skip
 
 
 def create_states(path: Path, levels: Any, samples: int, shape: tuple[int, ...], batch: int) -> None:
     """Make the store: states ``y`` (level, sample, *shape), channels first, float32; a shard for each level and batch.
 
-    A shard is one file, and no two ranks write the same one.
+    A shard is one file, and no two ranks write the same one. The store appears when it is whole; one without states,
+    of a run that never began, is replaced unless it is the same.
     """
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        _create(temporary / "new", levels, samples, shape, batch)
+        if path.exists() and _described(path) != _described(temporary / "new"):
+            os.rename(path, temporary / "old")
+        try:
+            os.rename(temporary / "new", path)
+        except OSError:
+            if not path.exists():  # where it does, it is the same: of another process that begins this run
+                raise
+    finally:
+        shutil.rmtree(temporary)
+
+
+def _described(store: Path) -> dict[str, bytes]:
+    """Files of a store but those of states."""
+    files = (p for inner in ("", "y", "level", "level/c") for p in (store / inner).glob("*") if p.is_file())
+    return {str(p.relative_to(store)): p.read_bytes() for p in files}
+
+
+def _create(path: Path, levels: Any, samples: int, shape: tuple[int, ...], batch: int) -> None:
     zarr = need("zarr", "keeping states")
     root = zarr.create_group(path)
     dims = ["level", "sample", "channel", *("layer", "row", "column")[1 - len(shape) :]]

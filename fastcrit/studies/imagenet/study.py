@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +25,12 @@ from fastcrit.critical import gaussian_rates
 from fastcrit.observe import Recorder
 from fastcrit.studies import checks, result
 from fastcrit.studies.imagenet.plan import ImageNetPlan
+from fastcrit.studies.imagenet.states import EMPTY_STORE, STORE, create_states
+from fastcrit.studies.locality import response_length
+from fastcrit.studies.locality_words import lines_of_locality
 from fastcrit.studies.prompts import lines_of_prompts
 from fastcrit.studies.shared.chunks import Chunks
+from fastcrit.studies.shared.on_dask import with_absolute_paths
 from fastcrit.studies.shared.ranks import Rank
 from fastcrit.studies.shared.run import shared_run
 from fastcrit.studies.shared.work import Sampler
@@ -68,6 +74,10 @@ class ImageNetStudy(ImageNetPlan):
         ``gain_every``-th level, by ``probes`` tangents of random phases in each channel, which give all shells.
     waves : int, optional
         Instead of these, so many wavevectors of each of the lowest shells.
+    locality : bool
+        Also measure, on that share of the samples as images that are noised again and at the levels of the gains, what
+        windows lose and what is known of the class, and on every eighth of them the response in space. Of the network
+        itself, without guidance, and without labels where it works so.
     guidance_weight, guidance_center, guidance_width : float, optional
         Guide with this weight: around a noise level, over ``guidance_width`` in log s; without a center, everywhere.
     data_std : float, optional
@@ -96,7 +106,7 @@ class ImageNetStudy(ImageNetPlan):
 
     def run(
         self, out: str | os.PathLike[str], *, chunks: str | None = None, resume: bool = False, device: str = "cpu",
-        rank: Rank | None = None, progress: bool = False,
+        rank: Rank | None = None, client: Any = None, progress: bool = False,
     ) -> xr.Dataset | None:  # fmt: skip
         """Make the chunks that are missing; rank 0 then adds them up and writes RUN/dataset.zarr, figures, summary.txt.
 
@@ -108,11 +118,15 @@ class ImageNetStudy(ImageNetPlan):
             Where the chunks are: a folder that all ranks see, or the URL of one on any file system that fsspec knows.
             Default: RUN/chunks.
         resume : bool
-            Go on with a run that was stopped. Only rank 0 makes the folder; others wait for it.
+            Go on with a run that was stopped; begin one where there is none; of a finished one, return what it found.
+            Only rank 0 makes the folder; others wait for it.
         device : str
             As torch names it; "cuda" is the device of each rank's own number on its machine.
         rank : Rank, optional
             Default: as torchrun or srun say.
+        client : dask.distributed.Client or address of a scheduler, optional
+            Dask's workers make the chunks, a task a chunk, to the same bits; ``device`` is that of each worker.
+            They have to see the model's files and the place of the chunks. This process is the only rank.
         progress : bool
             Say on standard error what is done.
 
@@ -123,19 +137,28 @@ class ImageNetStudy(ImageNetPlan):
         Raises
         ------
         FileExistsError
-            ``out`` exists and ``resume`` is False, or holds a finished run.
-        FileNotFoundError, ValueError
-            ``resume`` without a run to resume, or one with another configuration (the message says what differs).
+            ``out`` exists and ``resume`` is False, or holds something that is no run.
+        FileNotFoundError
+            Rank 0 has made no folder for two minutes.
+        ValueError
+            ``resume`` with another configuration than the run's (the message says what differs); a Dask worker that
+            does not see what it has to, or has other weights there.
         IncompleteRunError
-            Chunks failed; their tracebacks are in the log. All others are saved.
+            Chunks failed, or the workers died that had them; why is in the log. All others are saved.
+        ModuleNotFoundError
+            ``client`` without dask.distributed (the extra ``fastcrit[dask]``).
         OSError
             The folder cannot be written. What is there stays, and ``resume`` goes on from it.
         """
         rank = Rank.of_environment() if rank is None else rank
         if self.save_states and chunks is not None and is_url(chunks):
             raise ValueError(f"save_states: expected chunks in a folder that all ranks share, got {chunks}")
-        job = _Job(self, self.denoiser(rank.device(device)))
-        return shared_run(job, out, chunks=chunks, resume=resume, rank=rank, progress=progress)
+        job = _job(self, device if client is not None else rank.device(device))
+        return shared_run(job, out, chunks=chunks, resume=resume, rank=rank, client=client, progress=progress)
+
+
+def _job(study: ImageNetStudy, device: str) -> _Job:
+    return _Job(study, study.denoiser(device), device)
 
 
 @dataclass(frozen=True)
@@ -144,6 +167,7 @@ class _Job:
 
     study: ImageNetStudy
     D: Denoiser
+    device: str
 
     def __str__(self) -> str:
         return str(self.D)
@@ -163,14 +187,27 @@ class _Job:
         """Of torch."""
         return self.study.threads
 
+    @property
+    def made_first(self) -> tuple[str, ...]:
+        """What `prepare` makes."""
+        return EMPTY_STORE if self.study.save_states else ()
+
+    @property
+    def again(self) -> Callable[[], _Job]:
+        """Makes this job in another process."""
+        return partial(_job, with_absolute_paths(self.study), self.device)
+
     def prepare(self, folder: Path) -> None:
         """The store of the states, where they are kept."""
         if self.study.save_states:
-            from fastcrit.studies.imagenet.states import create_states
-
             assert self.D.shape is not None
             levels, batch = self.study.grid(self.D), self.study.batch
-            create_states(folder / "states.zarr", levels, self.study.samples, self.D.shape, batch)
+            create_states(folder / STORE, levels, self.study.samples, self.D.shape, batch)
+
+    @property
+    def classes(self) -> int:
+        """Of the samples; 0 without labels."""
+        return self.study.known_classes(self.D) if self.study.classes is None else self.study.classes
 
     def sampler(self, folder: Path) -> Sampler:
         """Who makes the chunks."""
@@ -186,6 +223,7 @@ class _Job:
         """The sum of all chunks in their order; None where one turns out to be damaged, which is then missing."""
         study, D = self.study, self.D
         std, whole = study.data_std or D.data_std, None
+        locality = study.locality_sums(D, study.blocks) if study.locality else None
         measured = std is None
         for c in range(study.chunks):
             found = chunks.load(c)
@@ -196,6 +234,8 @@ class _Job:
             if whole is None:
                 whole = Recorder(**study.recorder_options(D, study.blocks, std))
             part = Recorder(**study.recorder_options(D, study.blocks_a_chunk, std))
+            if locality is not None:
+                locality.add({name: found[1].pop(f"locality_{name}") for name in locality.arrays}, c % study.blocks)
             part.set_sums(found[1])
             whole.merge(part, first_block=c * study.blocks_a_chunk)
         assert whole is not None
@@ -207,6 +247,9 @@ class _Job:
                 scaled = ds[name] * pixels
                 about = f"{ds[name].attrs.get('long_name', name)}, times the encoder's {pixels} pixels a site"
                 ds[f"{name}_pixels"] = scaled.assign_attrs(long_name=about, units="nominal image pixels")
+        if locality is not None:
+            about_locality = locality.dataset(study.grid(D), self.classes)
+            ds = ds.merge(about_locality, combine_attrs="no_conflicts").merge(response_length(ds))
         ds.attrs |= {"title": f"model {D.name}", "fastcrit": __version__, "model": D.name}
         ds.attrs |= {"pixels_per_site": 0 if pixels is None else pixels, "config": json.dumps(self.config)}
         ds.attrs["data_std_from"] = "the first chunk" if measured else "the network" if D.data_std else "data_std"
@@ -245,4 +288,4 @@ def summary(ds: xr.Dataset) -> str:
         )
     if "warning" in ds.attrs:
         lines += ["", f"warning: {ds.attrs['warning']}"]
-    return "\n".join(lines + lines_of_prompts(config))
+    return "\n".join(lines + lines_of_locality(ds) + lines_of_prompts(config))

@@ -12,16 +12,16 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from fastcrit import schedules, store
+from fastcrit import schedules
 from fastcrit._version import __version__
 from fastcrit.critical import gaussian_rates
 from fastcrit.errors import NoTransitionError
 from fastcrit.observe import Recorder
 from fastcrit.studies import result
-from fastcrit.studies.finish import DATASET, finish, need_what_finishes
+from fastcrit.studies.finish import finish, need_what_finishes
 from fastcrit.studies.patch.plan import PatchPlan
 from fastcrit.studies.patch.words import summary
-from fastcrit.studies.recording import record, resumed
+from fastcrit.studies.recording import finished_or_begun, record, resumed
 from fastcrit.studies.strip import STRIP_SAMPLES, Strip
 from fastcrit.theory import PatchTheory
 
@@ -77,14 +77,15 @@ class PatchStudy(PatchPlan):
         """Sample, measure, compare with theory; with ``out``, write RUN/dataset.zarr, figures and summary.txt.
 
         Samples are run in chunks. After each, the recorder is saved in RUN, from where ``resume=True`` goes on; the
-        result has the same bits as that of a run that was never stopped.
+        result has the same bits as that of a run that was never stopped. Where no run is, ``resume=True`` begins one;
+        of a finished one it returns the dataset.
 
         Raises
         ------
         FileExistsError
-            ``out`` exists and ``resume`` is False, or holds a finished run.
-        FileNotFoundError, ValueError
-            ``resume`` without a run to resume, or one with another configuration (the message says what differs).
+            ``out`` exists and ``resume`` is False, or holds something that is no run.
+        ValueError
+            ``resume`` with another configuration than the run's (the message says what differs).
         FileFormatError
             The saved state is damaged.
         """
@@ -93,13 +94,16 @@ class PatchStudy(PatchPlan):
             need_what_finishes()
         theory = PatchTheory(self.model, self.lattice)
         recorder = self._recorder()
-        folder = None if out is None else store.begin_run(out, self._config, finished=DATASET, resume=resume)
-        saved = None if folder is None else folder / "recorder.safetensors"
+        saved = None if out is None else Path(out) / "recorder.safetensors"
+        if saved is not None:
+            done = finished_or_begun(saved.parent, self._config, [saved], resume=resume)
+            if done is not None:
+                return done
         recorder = resumed(recorder, saved)
         self._sample(recorder, saved, progress)
         ds = self._dataset(recorder, theory)
-        if folder is not None and saved is not None:
-            finish(ds, folder, summary(ds), [saved])
+        if saved is not None:
+            finish(ds, saved.parent, summary(ds), [saved])
         return ds
 
     @property

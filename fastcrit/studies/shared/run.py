@@ -1,69 +1,63 @@
-"""A run that any number of processes share: rank 0 makes its folder, all make chunks, rank 0 adds them up."""
+"""A run that any number of processes share: rank 0 makes its folder, all make chunks, rank 0 adds them up.
+
+Or Dask's workers make the chunks, and the process that has them made is rank 0.
+"""
 
 from __future__ import annotations
 
 import os
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import xarray as xr
 
 from fastcrit import store
 from fastcrit._edge.statefile import is_url
-from fastcrit.errors import IncompleteRunError
-from fastcrit.studies.finish import DATASET, finish, need_what_finishes
+from fastcrit.errors import FileFormatError, IncompleteRunError
+from fastcrit.studies.finish import DATASET, finish, finished_already, need_what_finishes
 from fastcrit.studies.shared.chunks import Chunks, Log, clear_abandoned
+from fastcrit.studies.shared.on_dask import OnDask, connected
 from fastcrit.studies.shared.ranks import PATIENCE, Journal, Rank
-from fastcrit.studies.shared.work import Sampler, Work
+from fastcrit.studies.shared.work import Job, Work
 
 # A file that says where the chunks are, where they are not in the folder.
 _ELSEWHERE = "chunks-are-at.txt"
+# What a killed run may leave of its first second, before there is a config.json: no chunk, and no result.
+_MADE_FIRST = (
+    _ELSEWHERE, f".{_ELSEWHERE}.*", "chunks", "logs", "logs/rank-*.log", "progress", "progress/rank-*.json",
+    "progress/.rank-*.json.*",
+)  # fmt: skip
 # Seconds after which a folder that rank 0 has not made is not one that it shares.
 _SHARED_FOLDER = 30.0
 
 
-class Job(Protocol):
-    """What a study has to say for a run of it to be shared."""
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """What the result follows from; its ``study`` names the kind of the chunks."""
-
-    @property
-    def count(self) -> int:
-        """Number of chunks."""
-
-    @property
-    def threads(self) -> int:
-        """Of torch."""
-
-    def prepare(self, folder: Path) -> None:
-        """Make what has to lie in the folder before others come to it."""
-
-    def sampler(self, folder: Path) -> Sampler:
-        """Who makes the chunks."""
-
-    def result(self, chunks: Chunks) -> xr.Dataset | None:
-        """Of all chunks, in the order of their numbers; None where one turns out to be damaged, and is then missing."""
-
-    def summary(self, ds: xr.Dataset) -> str:
-        """The table of the result."""
-
-
 def shared_run(
     job: Job, out: str | os.PathLike[str], *, chunks: str | None = None, resume: bool = False, rank: Rank | None = None,
-    progress: bool = False,
+    client: Any = None, progress: bool = False,
 ) -> xr.Dataset | None:  # fmt: skip
     """Make the chunks that are missing; rank 0 then writes RUN/dataset.zarr, figures, summary.txt.
 
     Arguments, result and errors are those of `ImageNetStudy.run`, which says what they are.
     """
     need_what_finishes()
+    rank = Rank.of_environment() if rank is None else rank
+    if client is not None:
+        if rank.number != 0:
+            raise ValueError(f"dask: expected one process, whose workers are the ranks; this is rank {rank.number}")
+        rank = Rank()  # Dask's workers are the others
+    folder = Path(out)
+    if resume and (ds := finished_already(folder, job.config)) is not None:
+        return ds if rank.number == 0 else None
+    with connected(client) as cluster:
+        return _run(job, folder, chunks, resume, rank, cluster, progress)
+
+
+def _run(
+    job: Job, folder: Path, chunks: str | None, resume: bool, rank: Rank, cluster: Any, progress: bool
+) -> xr.Dataset | None:
     import torch
 
-    rank = Rank.of_environment() if rank is None else rank
-    folder = Path(out)
     if chunks is not None and not is_url(chunks):
         chunks = str(Path(chunks).resolve())
     place = chunks or place_of_chunks(folder)
@@ -74,15 +68,16 @@ def shared_run(
         if rank.number == 0:
             _begin(job, folder, resume, chunks)
         elif is_url(place) and rank.local == 0:
-            _begin_elsewhere(job, folder, chunks)
+            _begin_elsewhere(job, folder, resume, chunks)
         else:
             _join(folder, job.config)
+        place = chunks or place_of_chunks(folder)
         begun = True
         journal = Journal(folder, rank, progress)
         threads = torch.get_num_threads()
         torch.set_num_threads(job.threads)
         try:
-            return _Shared(job, folder, place, rank, journal).run(resume)
+            return _Shared(job, folder, place, rank, journal).run(resume, cluster)
         finally:
             torch.set_num_threads(threads)
             journal.close()
@@ -106,7 +101,7 @@ class _Shared:
     def __init__(self, job: Job, folder: Path, place: str, rank: Rank, journal: Journal) -> None:
         self.job, self.folder, self.place, self.rank, self.journal = job, folder, place, rank, journal
 
-    def run(self, resume: bool) -> xr.Dataset | None:
+    def run(self, resume: bool, cluster: Any) -> xr.Dataset | None:
         job, rank, journal = self.job, self.rank, self.journal
         chunks = chunks_of(job.config, self.place, job.count, journal.log)
         chunks.open()
@@ -114,8 +109,11 @@ class _Shared:
         if resume:
             for c in range(rank.number, job.count, rank.size):
                 chunks.load(c)
-        # Of a resumed run, another process of this number may be at work.
-        work = Work(chunks, job.sampler(self.folder), rank, journal, self.folder, shuffled=resume)
+        work: Work | OnDask
+        if cluster is not None:
+            work = OnDask(cluster, job, chunks, journal, self.folder)
+        else:  # of a resumed run, another process of this number may be at work
+            work = Work(chunks, job.sampler(self.folder), rank, journal, self.folder, shuffled=resume)
         while True:
             work.go()
             if rank.number != 0 or work.finished:
@@ -144,24 +142,33 @@ def place_of_chunks(folder: Path) -> str:
 
 
 def _begin(job: Job, folder: Path, resume: bool, chunks: str | None) -> None:
-    if resume:
-        store.check_run(folder, job.config, finished=DATASET)
-        clear_abandoned(folder)
-    else:
-        store.create_run(folder)
+    def prepare(folder: Path) -> None:
         job.prepare(folder)
+        (folder / _ELSEWHERE).unlink(missing_ok=True)  # of a command that was killed before it had begun
+        _say_where(folder, chunks)
+
+    store.begin_run(
+        folder, job.config, finished=None, resume=resume, prepare=prepare, made_first=(*_MADE_FIRST, *job.made_first),
+        shared=True,
+    )  # fmt: skip
+    if resume:
+        clear_abandoned(folder)
+        _say_where(folder, chunks)
+
+
+def _say_where(folder: Path, chunks: str | None) -> None:
     if chunks is not None:
-        (folder / _ELSEWHERE).write_text(f"{chunks}\n")
-    if not resume:
-        store.write_config(folder, job.config)
+        temporary = folder / f".{_ELSEWHERE}.{os.getpid()}"
+        temporary.write_text(f"{chunks}\n")
+        temporary.replace(folder / _ELSEWHERE)
 
 
-def _begin_elsewhere(job: Job, folder: Path, chunks: str | None) -> None:
+def _begin_elsewhere(job: Job, folder: Path, resume: bool, chunks: str | None) -> None:
     """On another machine than rank 0's, with chunks that all see: join rank 0, or have a folder here."""
     try:
         _join(folder, job.config, _SHARED_FOLDER)
     except FileNotFoundError:
-        _begin(job, folder, False, chunks)
+        _begin(job, folder, resume, chunks)
 
 
 def _join(folder: Path, config: dict[str, Any], patience: float = PATIENCE) -> None:
@@ -170,7 +177,7 @@ def _join(folder: Path, config: dict[str, Any], patience: float = PATIENCE) -> N
     while True:
         try:
             return store.check_run(folder, config, finished=None)
-        except FileNotFoundError:  # not there yet
+        except (FileNotFoundError, FileFormatError):  # not there yet, or not whole where there are no links
             if time.monotonic() > deadline:
                 raise
         time.sleep(0.1)

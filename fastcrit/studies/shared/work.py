@@ -1,4 +1,4 @@
-"""What one rank of a run does: chunks that are missing, until there is none that it has not tried."""
+"""What a run is made of, and what one rank of it does: missing chunks, until there is none that it has not tried."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import xarray as xr
 from numpy.typing import NDArray
 
 from fastcrit.studies.finish import is_finished
@@ -24,6 +25,42 @@ class Sampler(Protocol):
 
         Now and then it says where it is by ``keep_on(where)``, which raises when the chunk is not needed any more.
         """
+
+
+class Job(Protocol):
+    """What a study has to say for a run of it to be shared."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What the result follows from; its ``study`` names the kind of the chunks."""
+
+    @property
+    def count(self) -> int:
+        """Number of chunks."""
+
+    @property
+    def threads(self) -> int:
+        """Of torch."""
+
+    @property
+    def made_first(self) -> tuple[str, ...]:
+        """Patterns of the paths in the folder that `prepare` makes, with those of its temporary files."""
+
+    @property
+    def again(self) -> Callable[[], Job]:
+        """Makes this job in another process; it can be pickled."""
+
+    def prepare(self, folder: Path) -> None:
+        """Make what has to lie in the folder before others come to it; after a kill, again."""
+
+    def sampler(self, folder: Path) -> Sampler:
+        """Who makes the chunks."""
+
+    def result(self, chunks: Chunks) -> xr.Dataset | None:
+        """Of all chunks, in the order of their numbers; None where one turns out to be damaged, and is then missing."""
+
+    def summary(self, ds: xr.Dataset) -> str:
+        """The table of the result."""
 
 
 class NotNeededError(Exception):
@@ -64,6 +101,10 @@ class Work:
                 self.journal.log(f"chunk {number} failed:\n{traceback.format_exc()}")
             else:
                 self._save(number, *made)
+
+    def make(self, number: int) -> None:
+        """Make one chunk and write it; NotNeededError when another process has."""
+        self._save(number, *self.sampler.make(number, partial(self._keep_on, number)))
 
     def _todo(self) -> list[int]:
         """Missing chunks not tried yet, in the order of `Chunks.order`; at the end those that others have begun."""
