@@ -40,6 +40,7 @@ def main() -> None:
     calls: dict[str, Callable[[], object]] = {
         "power_spectrum": lambda: fc.power_spectrum(y),
         "power_spectrum, deferred": lambda: fc.power_spectrum(y, check="deferred"),
+        "structure_factor": lambda: fc.structure_factor(y),
         "Recorder.update": lambda: recorder.update(0, y),
     }
     for call in calls.values():

@@ -157,6 +157,37 @@ class CudaSpectrometer:
         to its last digit, lowers bad, one int64 that the caller sets to 2^63 - 1.
         """
 
+    def average_scratch(self, count: int, center: str, selected: CudaSelection) -> int:
+        """Bytes of device memory (16-byte aligned) that `average` needs for ``count`` fields."""
+
+    def average(
+        self,
+        fields: int,
+        dtype: str,
+        samples: int,
+        channels: int,
+        blocks: int,
+        center: str,
+        selected: CudaSelection,
+        means: int,
+        kept: int,
+        power: int,
+        first: int,
+        note: int,
+        scratch: int,
+        stream: int,
+    ) -> None:
+        """Averages over samples of ``|phi^|^2 / N`` of fields (samples, channels, N1, .., Nd), centred, in 3 launches.
+
+        center: "ensemble", "sample" or "none", as in `structure_factor`; 2 launches where nothing is subtracted.
+        ``selected`` has k = 0 and the modes at 2 pi / L of each axis. means float64 (2, channels, kept): of the first
+        shells, and their standard errors. power float64 (blocks, channels, orbits) and first (blocks, channels, ndim)
+        are sums over samples, sample j in block j mod blocks. note, (1 + channels (1 + shells)) words in memory of the
+        host that the device writes to: an int64, which the caller sets to 2^63 - 1, lowered as by `shell_means`; then
+        float64 of each channel: the mean square of the first sample, with "sample" that of all samples' means, and sums
+        over samples by shell. RuntimeError unless `fused`.
+        """
+
 class CudaSelection:
     """As `Selection`, on the device of a spectrometer: the only one that takes it. The constructor synchronises."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,18 @@ from numpy.typing import NDArray
 from fastcrit._edge.arrays import check_choice, check_grid, on_device, same_kind, to_fields
 from fastcrit._edge.dims import arrange
 from fastcrit._edge.placement import to_host
-from fastcrit._estimates.averages import DEFAULT_BLOCKS, ModeAverages, check_center, fewest_for_errors, mode_averages
+from fastcrit._estimates.averages import (
+    DEFAULT_BLOCKS,
+    ModeAverages,
+    blocks_in_use,
+    check_center,
+    error_over_samples,
+    mode_averages,
+)
 from fastcrit._estimates.crops import lag_sums, padding
-from fastcrit._estimates.rounding import about_first, resolution, rounding_power
+from fastcrit._estimates.rounding import about_first, is_little, resolution, rounding_of_squares, rounding_power
 from fastcrit._kernels.choose import sums_for
 from fastcrit._kernels.contract import Trend
-from fastcrit._kernels.host import variance
 from fastcrit._kernels.lattice import lattice
 
 Floats = NDArray[np.float64]
@@ -45,11 +52,8 @@ class RadialSpectrum:
         """
 
 
-class _OnDevice(RadialSpectrum):
-    """A spectrum on a device: its axis, which takes longer than the spectrum, comes there when it is asked for."""
-
-    def __init__(self, power: Any, axis: Callable[[], tuple[Any, Any]], check: Callable[[], None]) -> None:
-        vars(self).update(power=power, _axis=axis, _check=check)
+class _AxisOnDevice:
+    """The axis of a result on a device, which takes longer than the result: it comes there when it is asked for."""
 
     def __getattr__(self, name: str) -> Any:
         if name not in ("k", "counts"):
@@ -57,6 +61,13 @@ class _OnDevice(RadialSpectrum):
         k, counts = self._axis()
         vars(self).update(k=k, counts=counts)
         return vars(self)[name]
+
+
+class _OnDevice(_AxisOnDevice, RadialSpectrum):
+    """A spectrum on a device."""
+
+    def __init__(self, power: Any, axis: Callable[[], tuple[Any, Any]], check: Callable[[], None]) -> None:
+        vars(self).update(power=power, _axis=axis, _check=check)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RadialSpectrum, (self.k, self.power, self.counts)
@@ -75,6 +86,24 @@ class StructureFactor:
     counts: Any
     n_samples: int
     modes: ModeAverages | None = dataclass_field(default=None, repr=False)
+
+
+class _FactorOnDevice(_AxisOnDevice, StructureFactor):
+    """A structure factor on a device: sums over samples come to the host when ``modes`` is read, which waits."""
+
+    def __init__(
+        self, means: Any, n: int, axis: Callable[[], tuple[Any, Any]], modes: Callable[[], ModeAverages]
+    ) -> None:
+        S, stderr = means.unbind()
+        vars(self).update(S=S, stderr=stderr, n_samples=n, _axis=axis, _modes=modes)
+
+    @cached_property
+    def modes(self) -> ModeAverages:
+        made: ModeAverages = self._modes()
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StructureFactor, (self.k, self.S, self.stderr, self.counts, self.n_samples, self.modes)
 
 
 @dataclass(frozen=True)
@@ -237,9 +266,26 @@ def structure_factor(
     array = to_fields(field, "field")
     check_grid(array, ndim, 1, "field", "shape (samples, ..., N1 .. Nd)")
     grid = lattice(tuple(array.shape[-ndim:]))
-    modes, shell_squares = mode_averages(array, grid, spacing, center, blocks, resolved=resolution(field, array))
-    n = modes.samples
-    keep = grid.kept_shells(corners)
+    n, keep = len(array), grid.kept_shells(corners)
+    resolved, kind = resolution(field, array), same_kind(field)
+    check_center(center, n)
+    used = blocks_in_use(blocks, n)
+
+    def axis() -> tuple[Any, Any]:
+        return kind(grid.shell_k[:keep] / spacing), kind(grid.shell_modes[:keep])
+
+    found = sums_for(array, grid).averages(array, center, used, keep)
+    if found is not None:
+        rounding = rounding_of_squares(found.square, resolved)
+        if center == "none" or not is_little(found.variance, rounding, resolved, n, found.computed):
+
+            def at_rest() -> ModeAverages:
+                power, first = found.sums()
+                counts = np.bincount(np.arange(n) % used, minlength=used)
+                return ModeAverages(grid, spacing, center, counts, power / grid.orbit_modes, first, rounding)
+
+            return _FactorOnDevice(found.means, n, axis, at_rest)
+    modes, shell_squares = mode_averages(array, grid, spacing, center, blocks, resolved=resolved)
     S = grid.to_shells(modes.mean_and_replicates(modes.power * grid.orbit_modes)[0])[:, :keep] / grid.shell_modes[:keep]
     raw = grid.to_shells(modes.power.sum(axis=0) * grid.orbit_modes)[:, :keep] / grid.shell_modes[:keep] / n
 
@@ -247,14 +293,14 @@ def structure_factor(
         options: dict[str, Any] = {"ndim": ndim, "center": center, "corners": corners, "blocks": blocks}
         return np.asarray(to_host(structure_factor(array / unit, **options).stderr).reshape(S.shape))
 
-    stderr = _scatter(shell_squares[..., :keep], raw, n, center, again)
-    kind = same_kind(field)
+    stderr = error_over_samples(shell_squares[..., :keep], raw, n, center, again)
     lead = tuple(array.shape[1 : array.ndim - ndim])
+    k, shell_modes = axis()
     return StructureFactor(
-        k=kind(grid.shell_k[:keep] / spacing),
+        k=k,
         S=kind(S.reshape(*lead, keep)),
         stderr=kind(stderr.reshape(*lead, keep)),
-        counts=kind(grid.shell_modes[:keep]),
+        counts=shell_modes,
         n_samples=n,
         modes=modes,
     )
@@ -327,7 +373,7 @@ def autocorrelation(
         options: dict[str, Any] = {"ndim": ndim, "center": center, "periodic": periodic}
         return np.asarray(to_host(autocorrelation(array / unit, **options).stderr).reshape(mean.shape)) / unbiased
 
-    stderr = _scatter(squares, mean, n, center, again)
+    stderr = error_over_samples(squares, mean, n, center, again)
     scale = np.full((len(mean), 1), unbiased)
     if normalize:  # what is no more than rounding has no shape
         scale = 1.0 / np.where(mean[:, :1] > rounding[:, None], mean[:, :1], np.nan)
@@ -338,21 +384,6 @@ def autocorrelation(
         stderr=kind((stderr * np.abs(scale)).reshape(*lead, keep)),
         counts=kind(padded.lag_pairs[:keep]),
     )
-
-
-def _scatter(squares: Floats, mean: Floats, samples: int, center: str, again: Callable[[float], Floats]) -> Floats:
-    """Standard error of the mean of a power over samples; NaN where there are too few to tell.
-
-    Where squares of powers overflow, ``again`` gives the error of fields divided by a unit.
-    """
-    if samples < fewest_for_errors(center):
-        return np.full_like(mean, np.nan)
-    with np.errstate(over="ignore", invalid="ignore"):
-        stderr: Floats = np.sqrt(variance(squares, mean, samples) / (samples - 1))
-    if np.isfinite(stderr).all():
-        return stderr
-    unit = float(2.0 ** (np.frexp(np.sqrt(np.abs(mean).max()))[1] - 1))
-    return unit**2 * again(unit)
 
 
 def _taper(window: str | tuple[Any, ...], shape: tuple[int, ...]) -> Floats:

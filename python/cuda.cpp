@@ -87,6 +87,24 @@ void lag_sums(const Spectrometer& self, Address correlation, std::int64_t count,
     self.lag_sums(pointer<const float>(correlation), check_count(count), pointer<float>(sums), pointer<void>(stream));
 }
 
+void average(const Spectrometer& self, Address fields, const std::string& dtype, std::int64_t samples,
+             std::int64_t channels, std::int64_t blocks, const std::string& center, const SelectedModes& selected,
+             Address means, std::int32_t kept, Address power, Address first, Address note, Address scratch,
+             Address stream) {
+    const fastcrit::cuda::Ensemble ensemble{make_fields(fields, dtype, samples * channels),
+                                            channels,
+                                            blocks,
+                                            fastcrit::cuda::parse_center(center),
+                                            &selected,
+                                            pointer<double>(means),
+                                            kept,
+                                            pointer<double>(power),
+                                            pointer<double>(first),
+                                            pointer<double>(note),
+                                            pointer<void>(scratch)};
+    self.average(ensemble, pointer<void>(stream));
+}
+
 /// Sums of one level, and what it takes to add batches to them.
 class Recording {
 public:
@@ -212,7 +230,15 @@ void add_cuda(py::module_& m) {
             "count"_a)
         .def("first_modes", &first_modes, "fields"_a, "dtype"_a, "count"_a, "out"_a, "scratch"_a, "stream"_a)
         .def("lag_sums", &lag_sums, "correlation"_a, "count"_a, "sums"_a, "stream"_a)
-        .def("shell_means", &shell_means, "fields"_a, "dtype"_a, "count"_a, "means"_a, "kept"_a, "bad"_a, "stream"_a);
+        .def("shell_means", &shell_means, "fields"_a, "dtype"_a, "count"_a, "means"_a, "kept"_a, "bad"_a, "stream"_a)
+        .def(
+            "average_scratch",
+            [](const Spectrometer& self, std::int64_t count, const std::string& center, const SelectedModes& selected) {
+                return self.average_scratch(check_count(count), fastcrit::cuda::parse_center(center), selected);
+            },
+            "count"_a, "center"_a, "selected"_a)
+        .def("average", &average, "fields"_a, "dtype"_a, "samples"_a, "channels"_a, "blocks"_a, "center"_a,
+             "selected"_a, "means"_a, "kept"_a, "power"_a, "first"_a, "note"_a, "scratch"_a, "stream"_a);
     py::class_<ChannelProducts>(m, "CudaChannelProducts")
         .def(py::init<const SelectedModes&, const std::vector<std::int32_t>&, const std::vector<std::int32_t>&,
                       const std::vector<double>&>(),

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fastcrit as fc
 from fastcrit import _core
 from fastcrit._edge import arrays as _arrays
+from fastcrit._estimates.rounding import resolution, rounding_power
 from fastcrit._kernels.cuda import CudaSpectrometer
 from fastcrit._kernels.device import TorchSpectrometer
 from tests.spectra_contract import (
@@ -114,7 +115,7 @@ class Counting(TorchDispatchMode):
     )
     VIEWS = frozenset(
         ("view", "_unsafe_view", "slice", "select", "alias", "detach", "split", "as_strided", "unsqueeze",
-         "_reshape_alias")
+         "_reshape_alias", "unbind")
     )  # fmt: skip
 
     def __init__(self):
@@ -141,10 +142,13 @@ class TestLaunches:
             plain, signs = (fc.Recorder([1.0], shape=(3, *shape), binarized=b, device="cpu") for b in (False, True))
             assert self.cost(lambda: fc.power_spectrum(y)) == (1, 1, 1)
             assert self.cost(lambda: fc.power_spectrum(y, check="deferred")) == (2, 2, 0)
+            for center, launches in (("ensemble", 3), ("sample", 3), ("none", 2)):
+                assert self.cost(lambda center=center: fc.structure_factor(y, center=center)) == (launches, 3, 1)
             assert self.cost(lambda: plain.update(0, y)) == (2, 1, 0)
             assert self.cost(lambda: signs.update(0, y)) == (3, 1, 0)
             many = torch.from_numpy(rng.standard_normal((600, 3, *shape))).to(dtype)
             assert self.cost(lambda: plain.update(0, many)) == (3, 1, 0)  # the sums of pieces are added up
+            assert self.cost(lambda: fc.structure_factor(many)) == (3, 3, 1)
 
     @staticmethod
     def cost(call):
@@ -154,6 +158,126 @@ class TestLaunches:
             patch.setattr(CudaSpectrometer, "wait", lambda self: setattr(counted, "waits", counted.waits + 1))
             call()
         return counted.launches + _core.cuda_launches() - before, counted.allocations, counted.waits
+
+
+@pytest.mark.skipif(not kernels_on_the_host(), reason="this core has no CUDA kernels for the processor")
+class TestAveragesInThreeLaunches:
+    """`structure_factor` by the kernels that average over samples, beside the core's of the same values in float64."""
+
+    @pytest.fixture(autouse=True)
+    def _kernels(self, monkeypatch):
+        with in_use(IMPLEMENTATIONS["CUDA kernels on the processor"], monkeypatch):
+            yield
+
+    @staticmethod
+    def launches(call):
+        before = _core.cuda_launches()
+        return call(), _core.cuda_launches() - before
+
+    @pytest.mark.parametrize("center", ["ensemble", "sample", "none"])
+    @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+    @pytest.mark.parametrize(
+        ("shape", "samples"),
+        [((16, 16), 40), ((3, 32, 32), 33), ((2, 3, 12, 10), 7), ((30, 14), 3), ((6, 9), 2), ((3, 10, 7), 300)],
+    )
+    def test_the_numbers_are_those_of_the_core(self, shape, samples, dtype, center, rng):
+        y = rng.standard_normal((samples, *shape)) + 2.0 * rng.standard_normal(shape)
+        fields, exact = Backend(CPU).array(y, dtype)
+        for corners in (False, True):
+            options = {"center": center, "corners": corners, "blocks": 7}
+            found, launches = self.launches(lambda options=options: fc.structure_factor(fields, **options))
+            assert launches == (2 if center == "none" else 3)
+            expected = fc.structure_factor(exact, **options)
+            assert found.S.shape == found.stderr.shape == expected.S.shape
+            assert found.n_samples == samples
+            # As everywhere relative to the mean power of the fields (see TOLERANCE in spectra_contract.py).
+            atol = 2e-5 * np.mean(exact**2)
+            for name in ("S", "stderr", "k", "counts"):
+                np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=0, atol=atol)
+            twin = pickle.loads(pickle.dumps(found))
+            np.testing.assert_array_equal(twin.S, found.S)
+            for modes in (found.modes, twin.modes):
+                assert modes.center == center
+                np.testing.assert_array_equal(modes.counts, expected.modes.counts)
+                # Sums over the samples of a block.
+                for name in ("power", "first"):
+                    np.testing.assert_allclose(
+                        getattr(modes, name), getattr(expected.modes, name), rtol=0, atol=atol * modes.counts.max()
+                    )
+                spacing = resolution(fields, fields)
+                rounding = rounding_power(fields, int(np.prod(shape[:-2])), center, spacing)
+                np.testing.assert_allclose(modes.rounding, rounding, rtol=1e-5)
+
+    @pytest.mark.parametrize("shape", [(3, 16, 16), (3, 12, 10)])
+    def test_views_and_fields_that_begin_anywhere(self, shape, rng):
+        y = torch.from_numpy(rng.standard_normal((20, 2, *shape)).astype(np.float32))
+        odd = torch.cat([torch.zeros(1), y.flatten()])[1:].reshape(y.shape)
+        expected = fc.structure_factor(y)
+        for view in (y.transpose(0, 1).contiguous().transpose(0, 1), odd):
+            found, launches = self.launches(lambda view=view: fc.structure_factor(view))
+            assert launches == 3
+            np.testing.assert_array_equal(found.S, expected.S)
+            np.testing.assert_array_equal(found.stderr, expected.stderr)
+
+    @pytest.mark.parametrize("shape", [(3, 16, 16), (12, 10)])
+    def test_the_same_bits_every_time(self, shape, rng):
+        y = torch.from_numpy(rng.standard_normal((300, *shape)).astype(np.float32))
+        a, b = fc.structure_factor(y), fc.structure_factor(y)
+        for name in ("S", "stderr"):
+            np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+        for name in ("power", "first", "rounding"):
+            np.testing.assert_array_equal(getattr(a.modes, name), getattr(b.modes, name))
+
+    @pytest.mark.parametrize("center", ["ensemble", "sample"])
+    def test_a_mean_of_many_standard_deviations_costs_no_digit(self, center, rng):
+        y = (rng.standard_normal((24, 2, 16, 16)) + 100.0).astype(np.float32)
+        found, launches = self.launches(lambda: fc.structure_factor(torch.from_numpy(y), center=center))
+        assert launches == 3
+        expected = fc.structure_factor(y.astype(np.float64), center=center)
+        # Relative to the mean power, 1: the mean is taken out in float64.
+        np.testing.assert_allclose(found.S, expected.S, rtol=0, atol=2e-5)
+        np.testing.assert_allclose(found.stderr, expected.stderr, rtol=0, atol=2e-5)
+
+    @pytest.mark.parametrize("center", ["ensemble", "sample"])
+    @pytest.mark.parametrize(
+        "change", [lambda y: y + 1e4, lambda y: 1e-20 * y, lambda y: 1e25 * y, lambda y: 1.0 + 1e-6 * y]
+    )
+    def test_fields_that_want_more_care_get_it(self, change, center, rng):
+        """Means that float32 rounds, squares beyond its range, and what is hardly more than its rounding."""
+        y = change(rng.standard_normal((24, 2, 16, 16))).astype(np.float32)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(CudaSpectrometer, "averages", lambda *arguments: None)
+            careful = fc.structure_factor(torch.from_numpy(y), center=center)
+        found = fc.structure_factor(torch.from_numpy(y), center=center)
+        exact = fc.structure_factor(y.astype(np.float64), center=center)
+        scale = np.abs(exact.S).max()
+        np.testing.assert_allclose(careful.S / scale, exact.S / scale, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(found.S / scale, exact.S / scale, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(found.stderr / scale, exact.stderr / scale, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(found.modes.rounding, careful.modes.rounding, rtol=1e-5)
+
+    def test_errors_are_those_of_the_host(self, rng):
+        y = rng.standard_normal((9, 2, 16, 16)).astype(np.float32)
+        for options, rows in (({"center": "mean"}, 9), ({"blocks": 1}, 9), ({}, 1)):
+            messages = []
+            for fields in (y[:rows], torch.from_numpy(y[:rows])):
+                with pytest.raises(ValueError, match=r"center|blocks|samples") as error:
+                    fc.structure_factor(fields, **options)
+                messages.append(str(error.value))
+            assert messages[0] == messages[1]
+        y[5, 1, 3, 2] = np.nan
+        for center in ("ensemble", "sample", "none"):
+            with pytest.raises(ValueError, match="field: NaN in the field at index 5"):
+                fc.structure_factor(torch.from_numpy(y), center=center)
+
+    def test_lengths_of_it_are_those_of_the_fields(self, rng):
+        y = rng.standard_normal((200, 16, 16))
+        y = (y + np.roll(y, 1, -1) + np.roll(y, 1, -2)).astype(np.float32)
+        found = fc.correlation_length(fc.structure_factor(torch.from_numpy(y)))
+        expected = fc.correlation_length(fc.structure_factor(y))
+        # The fit converges to about 1e-6 of the length, from sums that differ by float32's rounding.
+        np.testing.assert_allclose(found.value, expected.value, rtol=1e-4)
+        np.testing.assert_allclose(found.stderr, expected.stderr, rtol=1e-3)
 
 
 class TestUpdatingNeverWaits:

@@ -155,6 +155,25 @@ struct FirstModesRequest {
 std::int64_t field_parts(std::int64_t sites);
 void launch_first_modes(const FirstModesRequest& request, void* stream);
 
+// average.cu
+
+struct AverageRequest {
+    Ensemble ensemble;
+    std::int64_t samples;
+    std::int32_t sites, orbits, shells, selected, ndim;
+    std::int32_t along[3];            ///< among the selected modes, the first of each axis; 0 for an axis of one site
+    const std::int32_t* shell_begin;  ///< (shells + 1): the orbits that each shell begins with
+    const double* shell_modes;
+    const float* sums;    ///< of the centred fields, by orbit
+    const float* modes;   ///< and their selected modes
+    const double* means;  ///< of each field, where it is taken out; or null
+};
+/// out (samples, pitch): values less their mean over samples.
+void launch_less_mean_field(const Fields& fields, std::int64_t samples, std::int64_t pitch, float* out, void* stream);
+/// out (count, sites): fields less their mean over sites, which comes to `means`.
+void launch_less_own_mean(const Fields& fields, std::int64_t sites, float* out, double* means, void* stream);
+void launch_averages(const AverageRequest& request, void* stream);
+
 // record.cu
 
 /// What a record's sums are many of.

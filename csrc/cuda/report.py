@@ -8,7 +8,9 @@ import sys
 DEVICES = {"sm_80": (65536, 164 << 10, 2048), "sm_90": (65536, 228 << 10, 2048), "sm_100": (65536, 228 << 10, 2048)}
 RESERVED = 1024  # bytes of shared memory that every block takes for the system
 BLOCK = 256  # threads, of all kernels but `fused` and `rectangle`
-KERNELS = "fused|rectangle|segments|first_modes|add_parts|record|add_pieces|fix_offset"
+KERNELS = (
+    "less_mean_field|less_own_mean|averages|fused|rectangle|segments|first_modes|add_parts|record|add_pieces|fix_offset"
+)
 TYPES = {"Half": "half", "BFloat16": "bfloat16", "f": "float"}
 
 

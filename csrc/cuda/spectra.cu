@@ -60,6 +60,13 @@ Type parse_type(const std::string& name) {
     throw std::invalid_argument("dtype: expected 'float32', 'float16' or 'bfloat16', got '" + name + "'");
 }
 
+Center parse_center(const std::string& name) {
+    if (name == "none") return Center::none;
+    if (name == "sample") return Center::sample;
+    if (name == "ensemble") return Center::ensemble;
+    throw std::invalid_argument("center: expected 'none', 'sample' or 'ensemble', got '" + name + "'");
+}
+
 struct Spectrometer::Tables {
     Tables(const std::vector<std::int64_t>& shape, int device_number)
         : lattice(shape),
@@ -82,6 +89,17 @@ struct Spectrometer::Tables {
         } else if (fused) {
             fields = FieldTables(lattice, rectangle->places());
         }
+        if (!fused) return;
+        std::vector<std::int32_t> begin;
+        std::vector<double> modes;
+        const std::vector<Orbit>& orbits = lattice.orbits();
+        for (std::size_t i = 0; i < orbits.size(); ++i) {
+            if (i == 0 || orbits[i].shell != orbits[i - 1].shell) begin.push_back(static_cast<std::int32_t>(i));
+        }
+        begin.push_back(static_cast<std::int32_t>(orbits.size()));
+        for (const std::int64_t n : lattice.shell_multiplicity()) modes.push_back(static_cast<double>(n));
+        shell_begin = DeviceArray<std::int32_t>(begin);
+        shell_modes = DeviceArray<double>(modes);
     }
 
     Lattice lattice;
@@ -93,6 +111,8 @@ struct Spectrometer::Tables {
     DeviceArray<Complex> waves[3];
     std::optional<RectangleTables> rectangle;
     FieldTables fields;
+    DeviceArray<std::int32_t> shell_begin;  ///< (shells + 1) orbits
+    DeviceArray<double> shell_modes;
 };
 
 struct SelectedModes::Tables {
@@ -299,6 +319,72 @@ void Spectrometer::record(const Batch& batch, const SelectedModes& selected, con
     std::copy(along.begin(), along.end(), request.along);
     request.bad = bad;
     launch_record(request, stream);
+}
+
+namespace {
+
+/// Where things lie in the scratch of `average`, in bytes.
+struct AverageLayout {
+    std::int64_t sums = 0, modes, centred, means, end;
+
+    AverageLayout(const Lattice& lattice, std::int64_t count, Center center, std::int64_t selected) {
+        const auto after = [](std::int64_t begin, std::int64_t bytes) { return begin + (bytes + 15) / 16 * 16; };
+        modes = after(sums, 4 * count * static_cast<std::int64_t>(lattice.orbits().size()));
+        centred = after(modes, 8 * count * selected);
+        means = after(centred, center == Center::none ? 0 : 4 * count * lattice.sites());
+        end = after(means, center == Center::sample ? 8 * count : 0);
+    }
+};
+
+}  // namespace
+
+std::int64_t Spectrometer::average_scratch(std::int64_t count, Center center, const SelectedModes& selected) const {
+    return AverageLayout(lattice(), count, center, selected.size()).end;
+}
+
+void Spectrometer::average(const Ensemble& ensemble, void* stream) const {
+    const std::int64_t count = ensemble.fields.count;
+    if (ensemble.channels < 1 || ensemble.blocks < 1 || count < 1 || count % ensemble.channels != 0) {
+        throw std::invalid_argument("average: expected samples of some channels, and some blocks");
+    }
+    ensemble.selected->check(*this);
+    const FirstModes& first_modes = ensemble.selected->tables_->first_modes;
+    first_modes.check();
+    const DeviceGuard guard(device());
+    const AverageLayout layout(lattice(), count, ensemble.center, ensemble.selected->size());
+    auto* const base = static_cast<char*>(ensemble.scratch);
+    auto* const sums = reinterpret_cast<float*>(base + layout.sums);
+    auto* const modes = reinterpret_cast<float*>(base + layout.modes);
+    auto* const centred = reinterpret_cast<float*>(base + layout.centred);
+    auto* const means = reinterpret_cast<double*>(base + layout.means);
+    const std::int64_t samples = count / ensemble.channels;
+
+    Fields fields{centred, Type::float32, count};
+    switch (ensemble.center) {
+        case Center::none: fields = ensemble.fields; break;
+        case Center::sample: launch_less_own_mean(ensemble.fields, lattice().sites(), centred, means, stream); break;
+        case Center::ensemble:
+            launch_less_mean_field(ensemble.fields, samples, ensemble.channels * lattice().sites(), centred, stream);
+    }
+    PowerResults results{sums, ensemble.selected, modes};
+    results.bad = reinterpret_cast<std::int64_t*>(ensemble.note);
+    power(fields, {}, Bins::orbits, results, stream);
+
+    AverageRequest request{};
+    request.ensemble = ensemble;
+    request.samples = samples;
+    request.sites = static_cast<std::int32_t>(lattice().sites());
+    request.orbits = static_cast<std::int32_t>(lattice().orbits().size());
+    request.shells = lattice().shells();
+    request.selected = static_cast<std::int32_t>(ensemble.selected->size());
+    request.ndim = lattice().ndim();
+    std::copy(first_modes.at.begin(), first_modes.at.end(), request.along);
+    request.shell_begin = tables_->shell_begin.data();
+    request.shell_modes = tables_->shell_modes.data();
+    request.sums = sums;
+    request.modes = modes;
+    request.means = ensemble.center == Center::sample ? means : nullptr;
+    launch_averages(request, stream);
 }
 
 void Spectrometer::fix_offset(const Fields& fields, const Record& record, double* offset, void* stream) const {

@@ -16,6 +16,7 @@ using fastcrit::Bins;
 using fastcrit::Lattice;
 using fastcrit::Selection;
 using fastcrit::cuda::BFloat16;
+using fastcrit::cuda::Center;
 using fastcrit::cuda::DeviceArray;
 using fastcrit::cuda::Fields;
 using fastcrit::cuda::Half;
@@ -688,6 +689,150 @@ void means_of_shells_and_the_first_bad_field() {
     }
 }
 
+/// Fields of several channels less what `center` says, on double.
+std::vector<double> centred(const std::vector<float>& values, std::size_t samples, std::size_t pitch, std::size_t sites,
+                            Center center) {
+    std::vector<double> out(values.begin(), values.end());
+    const bool of_field = center == Center::sample;  // sums over sites, or over samples
+    for (std::size_t i = 0; i < (of_field ? out.size() / sites : pitch) && center != Center::none; ++i) {
+        const std::size_t n = of_field ? sites : samples;
+        const auto at = [&](std::size_t j) -> double& { return out[of_field ? i * sites + j : i + j * pitch]; };
+        double total = 0.0;
+        for (std::size_t j = 0; j < n; ++j) total += at(j);
+        for (std::size_t j = 0; j < n; ++j) at(j) -= total / static_cast<double>(n);
+    }
+    return out;
+}
+
+struct Averages {
+    std::vector<double> means, power, first, note;
+};
+
+template <class T>
+Averages averages(const Spectrometer& spectrometer, const SelectedModes& selected, const Batch<T>& batch,
+                  std::int64_t samples, std::int64_t channels, std::int64_t blocks, Center center) {
+    const Lattice& lattice = spectrometer.lattice();
+    const auto n = [](std::int64_t count) { return static_cast<std::size_t>(count); };
+    const std::int64_t shells = spectrometer.bins(Bins::shells);
+    const auto means = unwritten<double>(n(2 * channels * shells));
+    const auto power = unwritten<double>(n(blocks * channels * spectrometer.bins(Bins::orbits)));
+    const auto first = unwritten<double>(n(blocks * channels * lattice.ndim()));
+    std::vector<double> nothing(n(1 + channels * (1 + shells)), std::numeric_limits<double>::signaling_NaN());
+    const std::int64_t none_bad = INT64_MAX;
+    std::memcpy(nothing.data(), &none_bad, sizeof none_bad);
+    const DeviceArray<double> note(nothing);
+    const std::int64_t count = samples * channels;
+    const auto scratch = unwritten<double>(n(spectrometer.average_scratch(count, center, selected) / 8));
+    spectrometer.average({batch.fields(0, count, lattice.sites()), channels, blocks, center, &selected, means.data(),
+                          static_cast<std::int32_t>(shells), power.data(), first.data(), note.data(), scratch.data()},
+                         nullptr);
+    return {to_host(means), to_host(power), to_host(first), to_host(note)};
+}
+
+template <class T>
+void averages_are_those_of_direct_sums(const Shape& shape, std::size_t samples, std::size_t channels,
+                                       std::size_t blocks, unsigned seed) {
+    const Spectrometer spectrometer(shape, 0);
+    const Lattice& lattice = spectrometer.lattice();
+    const auto sites = static_cast<std::size_t>(lattice.sites());
+    const auto ndim = static_cast<std::size_t>(lattice.ndim());
+    const auto orbits = static_cast<std::size_t>(spectrometer.bins(Bins::orbits));
+    const auto shells = static_cast<std::size_t>(spectrometer.bins(Bins::shells));
+    std::vector<std::int32_t> axes{0};
+    if (lattice.sides()[1] > 1) axes.push_back(1);
+    if (lattice.sides()[2] > 1) axes.push_back(lattice.plane());
+    const SelectedModes selected(spectrometer, Selection(lattice, axes));
+    std::vector<float> values = oracle::normal<float>(samples * channels * sites, seed);
+    for (std::size_t i = 0; i < values.size(); ++i) values[i] += static_cast<float>(i % (channels * sites) % 5);
+    const Batch<T> batch(values);
+    for (const Center center : {Center::none, Center::sample, Center::ensemble}) {
+        const auto n = [](std::size_t count) { return static_cast<std::int64_t>(count); };
+        const auto found = [&](unsigned order) {
+            use_order(order);
+            return averages(spectrometer, selected, batch, n(samples), n(channels), n(blocks), center);
+        };
+        const Averages got = found(0);
+        const std::vector<double> less = centred(batch.values, samples, channels * sites, sites, center);
+        std::vector<double> power(blocks * channels * orbits), first(blocks * channels * ndim);
+        std::vector<std::vector<double>> by_shell(channels * shells);
+        double square = 0.0;
+        for (const double value : less) square += value * value / static_cast<double>(less.size());
+        for (std::size_t f = 0; f < samples * channels; ++f) {
+            const auto modes = oracle::dft(lattice, less.data() + f * sites);
+            const std::size_t place = f / channels % blocks * channels + f % channels;
+            const auto of_orbits = bin_sums(lattice, Bins::orbits, modes);
+            for (std::size_t o = 0; o < orbits; ++o) power[place * orbits + o] += of_orbits[o];
+            const auto of_shells = bin_sums(lattice, Bins::shells, modes);
+            for (std::size_t s = 0; s < shells; ++s) by_shell[f % channels * shells + s].push_back(of_shells[s]);
+            const std::size_t along[2] = {lattice.sides()[1] > 1 ? 1U : 0U,
+                                          static_cast<std::size_t>(lattice.sides()[2] > 1 ? lattice.plane() : 0)};
+            for (std::size_t axis = 0; axis < ndim; ++axis) {
+                first[place * ndim + axis] += std::norm(modes[along[axis]]) / static_cast<double>(sites);
+            }
+        }
+        const double most = kTolerance * square * static_cast<double>(samples);
+        for (std::size_t i = 0; i < power.size(); ++i) {
+            const auto count = static_cast<double>(members(lattice, Bins::orbits, i % orbits));
+            CHECK(std::abs(got.power[i] - power[i]) <= most * count && "power of an orbit");
+        }
+        for (std::size_t i = 0; i < first.size(); ++i) CHECK(std::abs(got.first[i] - first[i]) <= most && "first mode");
+        const auto N = static_cast<double>(samples);
+        for (std::size_t i = 0; i < by_shell.size(); ++i) {
+            const auto count = static_cast<double>(members(lattice, Bins::shells, i % shells));
+            double total = 0.0;
+            double scatter = 0.0;
+            for (const double sum : by_shell[i]) total += sum;
+            for (const double sum : by_shell[i]) scatter += (sum - total / N) * (sum - total / N) / (count * count * N);
+            const double unbiased = center == Center::ensemble ? N / (N - 1.0) : 1.0;
+            CHECK(std::abs(got.means[i] - total / N / count * unbiased) <= 2.0 * kTolerance * square && "mean");
+            const double error = std::sqrt(scatter / (N - 1.0));
+            CHECK(std::abs(got.means[by_shell.size() + i] - error) <= 2.0 * kTolerance * square && "standard error");
+            const double noted = got.note[1 + i / shells * (1 + shells) + 1 + i % shells];
+            CHECK(std::abs(noted - total) <= most * count && "sum of a shell");
+        }
+        for (std::size_t c = 0; c < channels; ++c) {  // of the first sample's values, or of all samples' means
+            double exact = 0.0;
+            if (center == Center::sample) {
+                for (std::size_t j = 0; j < samples; ++j) {
+                    const std::size_t begin = (j * channels + c) * sites;
+                    const double mean = static_cast<double>(batch.values[begin]) - less[begin];
+                    exact += mean * mean / N;
+                }
+            } else {
+                for (std::size_t x = 0; x < sites; ++x) {
+                    const auto value = static_cast<double>(batch.values[c * sites + x]);
+                    exact += value * value / static_cast<double>(sites);
+                }
+            }
+            CHECK(std::abs(got.note[1 + c * (1 + shells)] - exact) <= 1e-12 * exact);
+        }
+        for (const unsigned order : {1U, 2U}) {
+            const Averages again = found(order);
+            CHECK(same_bits(again.means, got.means) && same_bits(again.power, got.power));
+            CHECK(same_bits(again.first, got.first) && same_bits(again.note, got.note));
+        }
+        use_order(0);
+    }
+}
+
+/// Where a field is not finite, or float does not hold its square.
+void averages_say_that_a_field_is_bad() {
+    const Spectrometer spectrometer({16, 16}, 0);
+    const SelectedModes selected(spectrometer, Selection(spectrometer.lattice(), {0, 1, 16}));
+    for (const float wrong : {std::numeric_limits<float>::quiet_NaN(), 1e30F, 0.0F}) {
+        std::vector<float> values = oracle::normal<float>(256 * 12, 3);
+        if (wrong == 0.0F) {
+            for (std::size_t i = 256 * 7; i < 256 * 8; ++i) values[i] *= 1e-20F;
+        } else {
+            values[256 * 7 + 5] = wrong;
+        }
+        const Averages found = averages(spectrometer, selected, Batch<float>(values), 6, 2, 3, Center::none);
+        std::int64_t bad = 0;
+        std::memcpy(&bad, found.note.data(), sizeof bad);
+        CHECK(bad == 7);
+    }
+}
+
 void not_finite_fields_are_marked() {
     const Spectrometer spectrometer({16, 16}, 0);
     std::vector<float> values = oracle::normal<float>(256 * 40, 3);
@@ -709,12 +854,20 @@ void misuse_is_refused() {
     CHECK_THROWS(other.power({field.data(), Type::float32, 1}, {}, Bins::shells, results, nullptr), std::logic_error);
     CHECK_THROWS(SelectedModes(square, Selection(other.lattice(), {0})), std::invalid_argument);
     CHECK_THROWS(fastcrit::cuda::parse_type("float64"), std::invalid_argument);
+    CHECK_THROWS(fastcrit::cuda::parse_center("mean"), std::invalid_argument);
     const SelectedModes zero(square, Selection(square.lattice(), {0}));
     CHECK_THROWS(square.record({{}, 0, nullptr, nullptr, nullptr, nullptr}, zero, {}, nullptr, nullptr),
                  std::invalid_argument);
     const Spectrometer twin({16, 16}, 0);
     CHECK_THROWS(twin.power({field.data(), Type::float32, 1}, {}, Bins::shells, {results.sums, &zero}, nullptr),
                  std::invalid_argument);
+    fastcrit::cuda::Ensemble ensemble{};
+    ensemble.fields = {field.data(), Type::float32, 1};
+    ensemble.channels = ensemble.blocks = 1;
+    ensemble.selected = &zero;
+    CHECK_THROWS(square.average(ensemble, nullptr), std::invalid_argument);  // without the first modes
+    ensemble.channels = 2;
+    CHECK_THROWS(square.average(ensemble, nullptr), std::invalid_argument);
     CHECK_THROWS(Spectrometer({16, 16}, 1 << 20), std::runtime_error);
 }
 
@@ -833,6 +986,11 @@ void all() {
     recording<Half>({16, 16}, 20, 1, 3);
     recording<BFloat16>({6, 9}, 300, 2, 3);  // sites of two channels are no multiple of four: one by one
     recording<float>({16, 16}, 600, 1, 4);
+    averages_are_those_of_direct_sums<float>({16, 16}, 40, 3, 7, 1);
+    averages_are_those_of_direct_sums<Half>({10, 7}, 13, 2, 32, 2);  // two channels of 70 sites
+    averages_are_those_of_direct_sums<BFloat16>({6, 9}, 300, 1, 3, 3);
+    averages_are_those_of_direct_sums<float>({32, 32}, 5, 1, 5, 4);
+    averages_say_that_a_field_is_bad();
     offsets_are_fixed_once();
     means_of_shells_and_the_first_bad_field();
     not_finite_fields_are_marked();

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from fastcrit._edge.arrays import check_choice, check_integer
 from fastcrit._estimates.rounding import about_first, rounding_power
 from fastcrit._kernels.choose import sums_for
+from fastcrit._kernels.host import variance
 from fastcrit._kernels.lattice import Lattice
 
 Floats = NDArray[np.float64]
@@ -98,6 +100,23 @@ def check_center(center: str, samples: int, name: str = "field") -> float:
 def fewest_for_errors(center: str) -> int:
     """Samples from which scatter can be told: two samples less their mean are equal but for the sign."""
     return 3 if center == "ensemble" else 2
+
+
+def error_over_samples(
+    squares: Floats, mean: Floats, samples: int, center: str, again: Callable[[float], Floats]
+) -> Floats:
+    """Standard error of the mean of a power over samples; NaN where there are too few to tell.
+
+    Where squares of powers overflow, ``again`` gives the error of fields divided by a unit.
+    """
+    if samples < fewest_for_errors(center):
+        return np.full_like(mean, np.nan)
+    with np.errstate(over="ignore", invalid="ignore"):
+        stderr: Floats = np.sqrt(variance(squares, mean, samples) / (samples - 1))
+    if np.isfinite(stderr).all():
+        return stderr
+    unit = float(2.0 ** (np.frexp(np.sqrt(np.abs(mean).max()))[1] - 1))
+    return unit**2 * again(unit)
 
 
 def errors_over_blocks(replicates: Floats, known: NDArray[np.bool_]) -> Floats:

@@ -35,6 +35,30 @@ class Trend:
         return cls(design, np.asarray(np.linalg.pinv(design), np.float64))
 
 
+@dataclass(frozen=True)
+class Averages:
+    """Averages over the samples of an ensemble (n, .., lattice), of which there are ``fields`` side by side.
+
+    Attributes
+    ----------
+    means : tensor, shape (2, .., shells)
+        Mean of ``|phi^|^2 / N`` over the first shells' modes and all samples, unbiased, and its standard error.
+    square, variance : array, shape (fields,)
+        Mean square of the first sample, or of all where each is less its own mean; and of the centred fields.
+    sums : callable
+        Gives sums over samples as `Sums.mode_sums` does: power (blocks, fields, orbits) and first (blocks, fields,
+        ndim). Waits for the device.
+    computed : dtype
+        The type in which fields were computed.
+    """
+
+    means: Any
+    square: Floats
+    variance: Floats
+    sums: Callable[[], tuple[Floats, Floats]]
+    computed: Any
+
+
 class Sums(Protocol):
     """Sums over the samples of arrays of one lattice. NaN, Inf and overflow are errors that name the field."""
 
@@ -54,6 +78,13 @@ class Sums(Protocol):
         (blocks, orbits): |phi^|^2 / N over the orbit's modes; (blocks, ndim): the same at 2 pi / L of each axis;
         (2, shells): shell means of the first sample, and squares of all samples' less these, all blocks together.
         Sample j is in block j mod ``blocks``. Fields whose squares leave the range of float32 are measured in float64.
+        """
+
+    def averages(self, samples: Any, center: str, blocks: int, shells: int) -> Averages | None:
+        """Averages over samples on a device, in a few launches and one wait.
+
+        None where no kernels do that, and where float32 holds too few digits of a field, or it is not finite: what
+        `mode_sums` is for.
         """
 
     def lag_sums(self, samples: Any, center: str, padded: Lattice, pairs: Floats) -> tuple[Floats, Floats]:

@@ -5,12 +5,16 @@ Loaded where the core was built with them, by device.py.
 
 from __future__ import annotations
 
+import math
 import threading
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastcrit import _core
+from fastcrit._kernels.contract import Averages
 from fastcrit._kernels.layout import Layout
 from fastcrit._kernels.torch_kernels import TorchSpectrometer, less_uniform, single
 from fastcrit._kernels.torch_record import NONE_BAD, signs_of
@@ -29,7 +33,8 @@ class CudaSpectrometer(TorchSpectrometer):
         super().__init__(shape, device)
         self.core = _core.CudaSpectrometer(shape, device.index or 0)
         self._chosen: dict[tuple[int, ...], _core.CudaSelection] = {}
-        self._flags = threading.local()
+        self._notes = threading.local()
+        self._first: _core.CudaSelection | None = None
         self._products: dict[tuple[int, ...], _core.CudaChannelProducts] = {}
 
     def upload(self, selected: tuple[int, ...]) -> None:
@@ -60,10 +65,10 @@ class CudaSpectrometer(TorchSpectrometer):
         if not self._in_shared_memory(fields):
             return super().finite_means(fields, shells)
         fields = ready(fields)
-        flag = self._flag()
-        means = self._means(fields, shells, flag.address)
+        note = self._note(0)
+        means = self._means(fields, shells, note.address)
         self.wait()
-        return means if flag.unchanged() else None
+        return means if note.none_bad() else None
 
     def means_and_bad(self, fields: Tensor, shells: int) -> tuple[Tensor, Tensor]:
         if not self._in_shared_memory(fields):
@@ -91,13 +96,45 @@ class CudaSpectrometer(TorchSpectrometer):
         )
         return means
 
-    def _flag(self) -> _Flag:
-        """The thread's own, whose call waits before another begins."""
-        flag = getattr(self._flags, "flag", None)
-        if flag is None:
-            flag = self._flags.flag = _Flag(self.device)
-        flag.reset()
-        return flag
+    def averages(self, samples: Tensor, center: str, blocks: int, shells: int) -> Averages | None:
+        """See `contract.Sums`. At most three launches and three allocations; waits once."""
+        if not self._in_shared_memory(samples):
+            return None
+        samples = ready(samples)
+        grid, n, lead = self.grid, len(samples), samples.shape[1 : -self.grid.ndim]
+        channels, orbits = math.prod(lead), len(grid.orbit_k)
+        if self._first is None:
+            self._first = self.selection(tuple(sorted({0, *grid.axis_modes[0]})))
+        note = self._note(channels * (1 + len(grid.shell_k)))
+        means = torch.empty((2, *lead, shells), dtype=torch.float64, device=self.device)
+        sums = torch.empty(blocks * channels * (orbits + grid.ndim), dtype=torch.float64, device=self.device)
+        scratch = self.bytes(self.core.average_scratch(n * channels, center, self._first))
+        power, powers = sums.data_ptr(), blocks * channels * orbits
+        self.core.average(
+            samples.data_ptr(), _DTYPES[samples.dtype], n, channels, blocks, center, self._first, means.data_ptr(),
+            shells, power, power + 8 * powers, note.address, scratch.data_ptr(), self.stream(),
+        )  # fmt: skip
+        self.wait()
+        if not note.none_bad():
+            return None
+        noted = note.values.reshape(channels, -1)
+        variance = noted[:, 1:].sum(axis=1) / (n * grid.sites)
+        square = noted[:, 0] + (variance if center == "sample" else 0.0)
+
+        def at_rest() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+            host = sums.cpu().numpy()
+            return host[:powers].reshape(blocks, channels, -1), host[powers:].reshape(blocks, channels, -1)
+
+        return Averages(means, square, variance, at_rest, torch.float32)
+
+    def _note(self, values: int) -> _Note:
+        """The thread's own for so many values, whose call waits before another begins."""
+        notes = vars(self._notes)
+        note = notes.get(str(values))
+        if note is None:
+            note = notes[str(values)] = _Note(self.device, values)
+        note.reset()
+        return note
 
     def wait(self) -> None:
         """Wait for what has been launched on the current stream."""
@@ -188,18 +225,22 @@ class CudaSpectrometer(TorchSpectrometer):
         return self._power(fields, "orbits", None, None, None, of_signs=True)[0]
 
 
-class _Flag:
-    """A number in the host's memory that kernels lower: what they find is there as soon as they are done."""
+class _Note:
+    """A number in the host's memory that kernels lower, and float64 values behind it that they write.
 
-    def __init__(self, device: torch.device) -> None:
-        place = torch.empty(1, dtype=torch.int64, pin_memory=device.type != "cpu")
+    What they find is there as soon as they are done.
+    """
+
+    def __init__(self, device: torch.device, values: int) -> None:
+        place = torch.empty(1 + values, dtype=torch.int64, pin_memory=device.type != "cpu")
         self._memory = place.numpy()
+        self.values = self._memory[1:].view(np.float64)
         self.address = place.data_ptr()
 
     def reset(self) -> None:
         self._memory[0] = NONE_BAD
 
-    def unchanged(self) -> bool:
+    def none_bad(self) -> bool:
         return bool(self._memory[0] == NONE_BAD)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastcrit import _core
 from fastcrit._edge.arrays import check_finite
-from fastcrit._kernels.contract import Squares, Trend
+from fastcrit._kernels.contract import Averages, Squares, Trend
 from fastcrit._kernels.lattice import Lattice
 from fastcrit._kernels.torch_kernels import TorchSpectrometer, has_all_digits, less_uniform, single
 from fastcrit._kernels.torch_record import NONE_BAD, add_to_blocks, pieces_of, signs_of
@@ -107,22 +107,28 @@ class DeviceSums:
         squares = Squares()
         modes, order = grid.axis_modes
         centered, offset = _centering(samples, center)
-        finite = []
+        finite = None
         begin = 0
         for piece in pieces_of(samples):
             values = centered(piece)
-            sums, amplitudes = self.spectrometer.power(values, "orbits", offset, modes)
-            square = sums.sum(dim=1, dtype=torch.float64) / grid.sites
+            measured, amplitudes = self.spectrometer.power(values, "orbits", offset, modes)
+            square = measured.sum(dim=1, dtype=torch.float64) / grid.sites
             less = values if offset is None else (lambda rows, x=values: x[rows] - offset)
-            sums = _widened(sums, square, less, lambda x: self.spectrometer.power(x, "orbits")[0])
-            finite.append(sums.sum(dim=1, dtype=torch.float64).isfinite())
+            sums = _widened(measured, square, less, lambda x: self.spectrometer.power(x, "orbits")[0])
+            if sums is not measured:  # otherwise they have all digits
+                finite = _finite(sums, begin, finite, samples)
             squares.add(self.spectrometer.shell_means(sums))
             axis_power = amplitudes.double().square().sum(dim=-1) / grid.sites
             add_to_blocks(power, sums, begin)
             add_to_blocks(first, torch.stack([axis_power[:, i] for i in order], dim=1), begin)
             begin += len(piece)
-        _refuse(torch.cat(finite), samples, (len(samples),), name)
+        if finite is not None:
+            _refuse(finite, samples, (len(samples),), name)
         return _to_host(power), _to_host(first), _to_host(squares.array)
+
+    def averages(self, samples: Tensor, center: str, blocks: int, shells: int) -> Averages | None:
+        """See `contract.Sums`."""
+        return self.spectrometer.averages(samples, center, blocks, shells)
 
     def lag_sums(self, samples: Tensor, center: str, padded: Lattice, pairs: Floats) -> tuple[Floats, Floats]:
         """See `contract.Sums`."""
@@ -131,19 +137,23 @@ class DeviceSums:
         divisor = torch.from_numpy(pairs).to(samples.device)
         total = torch.zeros_like(divisor)
         squares = Squares()
-        finite = []
+        finite = None
+        begin = 0
         for piece in pieces_of(samples):
             values = centered(piece)
             values = values if offset is None else values - offset
             if padded is not self.grid:
                 values = _pad(values, padded.shape)
-            sums = each.autocorrelation(values)
-            sums = _widened(sums, sums[:, 0].double(), values, each.autocorrelation)
-            finite.append(sums.sum(dim=1, dtype=torch.float64).isfinite())
+            measured = each.autocorrelation(values)
+            sums = _widened(measured, measured[:, 0].double(), values, each.autocorrelation)
+            if sums is not measured:
+                finite = _finite(sums, begin, finite, samples)
+            begin += len(piece)
             C = sums[:, : len(pairs)] / divisor
             total += C.sum(dim=0)
             squares.add(C)
-        _refuse(torch.cat(finite), samples, (len(samples),), "field")
+        if finite is not None:
+            _refuse(finite, samples, (len(samples),), "field")
         return _to_host(total), _to_host(squares.array)
 
     def first_modes(self, samples: Tensor, name: str) -> Floats:
@@ -196,12 +206,20 @@ def _widened(
         return results
     rows = torch.nonzero(~good)[:, 0]
     again = (fields(rows) if callable(fields) else fields[rows]).double()
-    wide = results.double()
+    wide = results.to(torch.float64, copy=True)
     wide[rows] = measure(again)
     lost = (squares[rows] < torch.finfo(results.dtype).tiny) & (again.flatten(1).abs().amax(dim=1) > 0)
     if results.dtype == torch.float64:
         wide[rows] = wide[rows].masked_fill(lost[:, None], torch.nan)
     return wide
+
+
+def _finite(sums: Tensor, begin: int, finite: Tensor | None, samples: Tensor) -> Tensor:
+    """Which samples have finite sums, of which those from ``begin`` on are here."""
+    if finite is None:
+        finite = torch.ones(len(samples), dtype=torch.bool, device=samples.device)
+    finite[begin : begin + len(sums)] = sums.sum(dim=1, dtype=torch.float64).isfinite()
+    return finite
 
 
 def _prepare(fields: Tensor, trend: Trend | None, taper: Floats | None) -> Tensor:

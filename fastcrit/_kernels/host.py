@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastcrit._edge.arrays import Fields, check_finite
-from fastcrit._kernels.contract import HEAVY, Squares, Trend
+from fastcrit._kernels.contract import HEAVY, Averages, Squares, Trend
 from fastcrit._kernels.lattice import CHUNK_BYTES, Lattice, selection
 
 Floats = NDArray[np.float64]
@@ -76,6 +76,10 @@ class HostSums:
             add_to_blocks(power, sums, begin)
             add_to_blocks(first, first_power, begin)
         return power, first, squares.array
+
+    def averages(self, samples: Fields, center: str, blocks: int, shells: int) -> Averages | None:
+        """See `contract.Sums`. There is no device."""
+        return None
 
     def lag_sums(self, samples: Fields, center: str, padded: Lattice, pairs: Floats) -> tuple[Floats, Floats]:
         total = np.zeros(len(pairs))

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastcrit._kernels.contract import HEAVY
+from fastcrit._kernels.contract import HEAVY, Averages
 from fastcrit._kernels.lattice import lattice
 from fastcrit._kernels.layout import Layout
 from fastcrit._kernels.torch_record import NONE_BAD, pieces_of, signs_of
@@ -162,6 +162,10 @@ class TorchSpectrometer:
         good = has_all_digits(power, power / self.grid.sites, sums.dtype) | ~some
         number = torch.arange(len(fields), device=fields.device)
         return means, number.masked_fill(good, NONE_BAD).min()
+
+    def averages(self, samples: Tensor, center: str, blocks: int, shells: int) -> Averages | None:
+        """See `contract.Sums`; no operation of torch's does that."""
+        return None
 
     def shell_means(self, orbit_sums: Tensor) -> Tensor:
         """(count, shells), float64: means over the modes of every shell from sums over orbits."""

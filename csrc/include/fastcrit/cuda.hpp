@@ -32,6 +32,32 @@ struct View {
 };
 
 class Spectrometer;
+class SelectedModes;
+
+/// What is subtracted from the samples of an ensemble: nothing, each field's mean over sites, their mean over samples.
+enum class Center { none, sample, ensemble };
+
+/// Throws std::invalid_argument unless the name is one of the enumerators'.
+Center parse_center(const std::string& name);
+
+/// How `average` sees an ensemble, and where it puts what it finds. Fields are (samples, channels, sites), sample j is
+/// in block j mod blocks; all sums are of the centred fields.
+struct Ensemble {
+    Fields fields;
+    std::int64_t channels, blocks;
+    Center center;
+    const SelectedModes* selected;  ///< those of the first modes along each axis among them
+    double* means;  ///< (2, channels, kept): mean over samples of the first shells, unbiased; its standard error
+    std::int32_t kept;
+    double* power;  ///< (blocks, channels, orbits): |phi^|^2 / N over the modes of the orbit
+    double* first;  ///< (blocks, channels, ndim): the same at 2 pi / L along each axis alone
+    /// (1 + channels (1 + shells)), in the host's memory where the device writes to it: the first, an int64, is lowered
+    /// to the number of a field with a result that is not finite, or whose square float does not hold to its last
+    /// digit. Of each channel the mean square of the first sample, with Center::sample that of all samples' means; then
+    /// sums over samples by shell.
+    double* note;
+    void* scratch;  ///< as many bytes as `average_scratch` says, 16-byte aligned
+};
 
 /// Selected modes with their tables on the device of a spectrometer, which it must not outlive.
 class SelectedModes {
@@ -140,6 +166,12 @@ public:
                 void* stream) const;
     /// Sets the offsets of a record without samples from the first of a batch; those of one that has some stay.
     void fix_offset(const Fields& fields, const Record& record, double* offset, void* stream) const;
+
+    /// Bytes that `average` needs for so many fields.
+    std::int64_t average_scratch(std::int64_t count, Center center, const SelectedModes& selected) const;
+    /// Averages over the samples of an ensemble, in three launches, or two where nothing is subtracted. Throws
+    /// std::logic_error unless fused.
+    void average(const Ensemble& ensemble, void* stream) const;
 
 private:
     friend class SelectedModes;
