@@ -129,7 +129,7 @@ def information(
     regional : callable or "resampled"
         ``f(y, s, inside, labels)``: denoised images of states (n, C, H, W) of which the sites ``inside`` (n, 1, H, W)
         alone are seen; labels are None, or of each state. Or D itself, of states whose sites outside are the next
-        image's at the same level: then numbers of regions are an index of nonlocality, not informations.
+        image's at the same level: then numbers of regions are an index of nonlocality, and no information.
     unlabelled : Denoiser, optional
         The unconditional network. Default: ``D`` itself, if it was trained without labels too.
     seed, first_sample : int
