@@ -18,8 +18,8 @@ from fastcrit._kernels.lattice import lattice
 from fastcrit.diffusion import Net, NetConfig, save_net
 from fastcrit.report.locality import when_context_matters
 from fastcrit.studies import FashionMnistStudy, ImageNetStudy
-from fastcrit.studies.locality import LocalitySums, radii_of, response_length
-from fastcrit.studies.locality_words import biased_below, lines_of_locality, sentences
+from fastcrit.studies.locality import LocalitySums, biased_below, radii_of, response_length
+from fastcrit.studies.locality_words import lines_of_locality, sentences
 from fastcrit.studies.shared.status import status
 from tests.networks import edm2_pickle
 
@@ -130,6 +130,11 @@ class TestPeak:
         assert found.high == pytest.approx(2.3 * half, rel=0.02)
         assert found.level_low < 2.3 < found.level_high
         assert LevelPeak.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+
+    def test_a_stretch_is_cut_where_it_means_nothing(self):
+        found = LevelPeak(3.0, 2.5, 3.5, 1.0, 9.0, 1.0, 0.1)
+        assert found.cut(2.0).low == 2.0
+        assert found.cut(0.5) == found.cut(float("nan")) == found
 
     def test_none_of_what_only_rises_or_is_noise(self, rng):
         rising, sure = 1 / self.levels, np.zeros((10, 31))

@@ -6,7 +6,7 @@ Of curves that are near zero at much noise and at little: what a window loses, h
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,10 @@ class LevelPeak:
     def found(self) -> bool:
         """Whether there is one."""
         return self.level > 0
+
+    def cut(self, lowest: float) -> LevelPeak:
+        """The same, with its stretch cut at a level; as it is for NaN."""
+        return replace(self, low=max(self.low, lowest)) if lowest > 0 else self
 
     def overlaps(self, other: LevelPeak) -> bool:
         """Whether the stretches in which both are above half share levels."""

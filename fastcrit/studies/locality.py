@@ -147,7 +147,7 @@ class LocalitySums:
             return xr.Dataset()
         put = _Put(grid, self.levels)
         radius = ("radius", self.radii, {"long_name": "half the side of a window", "units": "sites"})
-        ds = xr.Dataset(coords={"radius": radius})
+        ds = xr.Dataset(coords={"radius": radius, "level": grid})
         about = "square of what the denoised image changes by, at a site, when all beyond a window is another image's"
         gap = self._estimates("gap", lambda x: x)
         put(ds, "locality_gap", gap, about, "radius")
@@ -163,8 +163,8 @@ class LocalitySums:
             put(ds, "class_information", known, "nats that the state tells of the class, integrated from above")
             bias = self._estimates("excess", lambda m: integral_from_above(self.levels, m.T).T)
             put(ds, "class_information_bias", bias, "nats of these that errors against the images do not bear out")
-            peaks["class"] = self._peak(rate)
             ds.attrs["class_entropy"] = float(np.log(classes))
+            peaks["class"] = self._peak(rate).cut(biased_below(ds))
         ds.attrs["locality_images"] = int(self.arrays["images"].sum())
         ds.attrs["locality_states"] = int(self.arrays["states"].sum())
         ds.attrs["locality_peaks"] = json.dumps({name: peak.to_dict() for name, peak in peaks.items()})
@@ -181,6 +181,13 @@ class LocalitySums:
 
     def _peak(self, estimates: Floats) -> LevelPeak:
         return level_peak(self.levels, estimates[0], estimates[1:])
+
+
+def biased_below(ds: xr.Dataset) -> float:
+    """The highest level at which more seems to be known of the class than there is, by two errors; NaN for none."""
+    sure = ds["class_information"].values - 2 * ds["class_information_stderr"].values
+    above = np.flatnonzero(sure > ds.attrs["class_entropy"])
+    return float(ds["level"][above[0]]) if above.size else float("nan")
 
 
 def response_length(ds: xr.Dataset) -> xr.Dataset:

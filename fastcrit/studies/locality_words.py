@@ -9,6 +9,7 @@ import xarray as xr
 
 from fastcrit._estimates.level_peak import LevelPeak, peaks_of
 from fastcrit.critical import INSTABILITY, stored_critical_point
+from fastcrit.studies.locality import biased_below
 
 
 def sentences(ds: xr.Dataset) -> list[str]:
@@ -66,13 +67,6 @@ def rows_of_locality(datasets: dict[str, xr.Dataset]) -> list[str]:
             )
             rows.append(f"{label:24}" + "".join(f"{cell:>24}" for cell in cells))
     return rows
-
-
-def biased_below(ds: xr.Dataset) -> float:
-    """The highest level at which more seems to be known of the class than there is, by two errors; NaN for none."""
-    sure = ds["class_information"].values - 2 * ds["class_information_stderr"].values
-    above = np.flatnonzero(sure > ds.attrs["class_entropy"])
-    return float(ds["level"][above[0]]) if above.size else float("nan")
 
 
 def _together(gap: LevelPeak, rate: LevelPeak) -> str:
