@@ -18,6 +18,7 @@ from fastcrit._kernels.lattice import lattice
 from fastcrit.diffusion import Net, NetConfig, save_net
 from fastcrit.report.locality import when_context_matters
 from fastcrit.studies import FashionMnistStudy, ImageNetStudy
+from fastcrit.studies.fashion_mnist.bound import gaussian_gap
 from fastcrit.studies.locality import LocalitySums, biased_below, radii_of, response_length
 from fastcrit.studies.locality_words import lines_of_locality, sentences
 from fastcrit.studies.shared.status import status
@@ -181,6 +182,7 @@ class TestFashionMnist:
         assert "locality" not in json.loads(plain.attrs["config"])
         assert json.loads(ds.attrs["config"])["locality"] is True
         assert list(ds["radius"].values) == [1, 3, 7]
+        assert np.isfinite(ds["locality_gap_gaussian"]).all()
         assert ds.attrs["locality_images"] == 32
         assert ds.attrs["locality_states"] == 2
         at = np.isfinite(ds["n_gains"].where(ds["n_gains"] > 0)).values
@@ -206,6 +208,17 @@ OPTIONS = {
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return edm2_pickle(tmp_path_factory.mktemp("model") / "net.pkl")
+
+
+def test_gaussian_images_lose_what_gaussian_data_do():
+    """The null case: images that are Gaussian data, whose spectrum is measured from 40000 of them."""
+    theory = fc.theory.GaussianTheory.ornstein_zernike(xi=2.0, lattice=10)
+    images = theory.sample_data(40_000, seed=1).astype(np.float32)
+    found = gaussian_gap(images, [3.0, 1.0], [1, 2])
+    expected = [[theory.locality_gap(s, r, method="resampled") for r in (1, 2)] for s in (3.0, 1.0)]
+    # Powers known to d = 1/sqrt(40000) move the squares of weights by 2 d at most, less over many modes; their noise adds
+    # of the order of d^2 mean[g^2 (1 - g)^2] 4 (P + s^2), up to 1.5 % of the smallest gap here.
+    np.testing.assert_allclose(found, expected, rtol=0.025)
 
 
 class TestImageNet:

@@ -22,7 +22,7 @@ def locality(ds: xr.Dataset) -> Figure:
     """When context matters: response length, gaps at three radii and the class's rate over levels, with both windows.
 
     Of a study with ``locality=True``. Shaded is where a window of the middle radius loses half of the most or more
-    (blue), and where the class is decided at half of the highest rate or more (orange).
+    (blue), and where the class is decided at half of the highest rate or more (orange). Dashed is Gaussian data.
     """
     need("matplotlib", "drawing a figure")
     from matplotlib.figure import Figure
@@ -34,15 +34,18 @@ def locality(ds: xr.Dataset) -> Figure:
     axes = figure.subplots(rows, 1, sharex=True)
     for each in axes:
         each.spines[["top", "right"]].set_visible(False)
+        mark_levels(each, ds)
         for name, peak in peaks_of(ds).items():
             if peak.found:
-                each.axvspan(peak.low, peak.high, color=_BANDS[name], alpha=0.12, linewidth=0)
-        mark_levels(each, ds)
+                each.axvspan(peak.low, peak.high, color=_BANDS[name], alpha=0.2, linewidth=0)
     if "response_length" in ds:
         _curve(axes[0], ds, "response_length", OTHERS[0], "response length")
     axes[0].set_ylabel("sites")
     for j, radius in enumerate(ds["radius"].values.tolist()):
-        _curve(axes[1], ds.isel(radius=j), "locality_gap", (MEASURED, *OTHERS)[j], f"window of {2 * radius + 1}")
+        colour = (MEASURED, *OTHERS)[j]
+        _curve(axes[1], ds.isel(radius=j), "locality_gap", colour, f"window of {2 * radius + 1}")
+        if "locality_gap_gaussian" in ds:
+            axes[1].plot(s, ds["locality_gap_gaussian"].values[:, j], color=colour, linestyle="--", linewidth=0.9)
     axes[1].set_ylabel("gap |ΔD|² a site")
     if rows == 3:
         _curve(axes[2], ds, "class_rate", OTHERS[2], "class, nats per log s")

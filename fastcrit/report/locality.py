@@ -9,7 +9,7 @@ from plotly.subplots import make_subplots
 
 from fastcrit._estimates.level_peak import peaks_of
 from fastcrit.plot.axes import MEASURED, OTHERS
-from fastcrit.report.axes import COLOURS, NEUTRAL, Panel, curve, level_axis, mark_levels
+from fastcrit.report.axes import COLOURS, NEUTRAL, Panel, curve, level_axis, mark_levels, small
 from fastcrit.studies.locality_words import sentences
 
 _BANDS = {"gap": (MEASURED, "context matters"), "class": (OTHERS[2], "the class is decided")}
@@ -35,6 +35,10 @@ def when_context_matters(ds: xr.Dataset) -> Panel:
         "of the patterns. Below it: by how much a denoised site changes, |ΔD|², when everything beyond a window of so "
         "many sites is another image's at the same noise. Where the curves rise, a network that saw no more than the "
         "window would fail: context matters.",
+        "Dashed is what correlations alone explain: Gaussian data of the same spectrum. A maximum is no sign of a "
+        "transition by itself; what lies above is."
+        if "locality_gap_gaussian" in ds
+        else "",
         "Then, how fast the class becomes known (nats per unit of log s; two evaluations, with label and without), and "
         "the drift's growth rate of its longest waves. Shaded are the levels at which a window of the middle size "
         "loses half of the most or more, and at which the class is decided at half of the highest rate or more. If "
@@ -88,6 +92,12 @@ def _gaps(figure: go.Figure, ds: xr.Dataset, row: int) -> None:
         curve(
             figure, ds["level"].values, gap[:, j], error[:, j], f"window of {2 * radius + 1} sites", COLOURS[j], row=row
         )
+        if "locality_gap_gaussian" in ds:
+            figure.add_scatter(
+                x=ds["level"].values, y=small(ds["locality_gap_gaussian"].values[:, j]), mode="lines", row=row, col=1,
+                line={"color": COLOURS[j], "dash": "dash", "width": 1.2}, showlegend=j == 0,
+                name="Gaussian data of this spectrum",
+            )  # fmt: skip
     figure.update_yaxes(title="|ΔD|² a site", row=row, rangemode="tozero")
 
 

@@ -27,6 +27,7 @@ def sentences(ds: xr.Dataset) -> list[str]:
         ]
     else:
         said = [f"At no level does what a window of {side} sites loses stand out."]
+    said += _gaussian(ds)
     if "class" not in peaks:
         return said
     rate = peaks["class"]
@@ -67,6 +68,18 @@ def rows_of_locality(datasets: dict[str, xr.Dataset]) -> list[str]:
             )
             rows.append(f"{label:24}" + "".join(f"{cell:>24}" for cell in cells))
     return rows
+
+
+def _gaussian(ds: xr.Dataset) -> list[str]:
+    """Where Gaussian data of the spectrum would lose most, and how much: what correlations alone explain."""
+    if "locality_gap_gaussian" not in ds:
+        return []
+    gap = ds["locality_gap_gaussian"].values[:, ds.sizes["radius"] // 2]
+    top = int(gap.argmax())
+    return [
+        f"Gaussian data of the same spectrum would lose most, {np.sqrt(gap[top]):.3g} a site, at s = "
+        f"{float(ds['level'][top]):.2f}."
+    ]
 
 
 def _together(gap: LevelPeak, rate: LevelPeak) -> str:

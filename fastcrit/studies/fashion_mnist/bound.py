@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from fastcrit._estimates.averages import jackknife_error
 from fastcrit._kernels.lattice import lattice
 from fastcrit.modes import gaussian_bound
+from fastcrit.theory.gaussian import GaussianTheory
 
 Floats = NDArray[np.float64]
 
@@ -37,6 +38,13 @@ def data_bound(
     total, parts = square.sum(axis=0), np.array_split(np.arange(len(images)), min(20, len(images) // 2))
     without = [of(total - square[part].sum(axis=0), len(images) - len(part)) for part in parts]
     return of(total, len(images)), np.asarray(jackknife_error(np.stack(without)))
+
+
+def gaussian_gap(images: NDArray[np.float32], levels: Any, radii: Any, shift: int | None = None) -> Floats:
+    """Resampled locality gap (levels, radii) of Gaussian data with the spectrum of images (n, H, W), as they lie."""
+    square = np.abs(np.fft.fft2(images - mean_image(images, shift))) ** 2
+    theory = GaussianTheory(square.sum(axis=0) / (images[0].size * (len(images) - 1)))
+    return np.array([[theory.locality_gap(s, int(r), method="resampled") for r in radii] for s in levels])
 
 
 def mean_image(images: NDArray[np.float32], shift: int | None) -> Floats:

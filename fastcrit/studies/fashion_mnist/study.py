@@ -19,7 +19,7 @@ from fastcrit.critical import gaussian_rates
 from fastcrit.modes import mode_response, response_deficit
 from fastcrit.observe import Recorder
 from fastcrit.studies import result
-from fastcrit.studies.fashion_mnist.bound import data_bound, mean_image
+from fastcrit.studies.fashion_mnist.bound import data_bound, gaussian_gap, mean_image
 from fastcrit.studies.fashion_mnist.plan import FashionMnistPlan
 from fastcrit.studies.fashion_mnist.trajectories import Trajectories, image_order
 from fastcrit.studies.fashion_mnist.words import DIRECTIONS, summary
@@ -178,7 +178,11 @@ class FashionMnistStudy(FashionMnistPlan):
             D, x0, labels[some] if D.classes else None, block, periodic=D.shift is not None, seed=self.seed, first=0,
             derivative="auto", batch=_CHUNK, every=_RESPONSES,
         )  # fmt: skip
-        return sums.dataset(self.grid, D.classes)
+        ds = sums.dataset(self.grid, D.classes)
+        gap = gaussian_gap(images, self.grid, sums.radii, D.shift)
+        about = "locality gap of Gaussian data of this spectrum, resampled"
+        ds["locality_gap_gaussian"] = (("level", "radius"), gap, {"long_name": about})
+        return ds
 
     def _mean_image(self, D: Denoiser, images: NDArray[np.float32], shells: int) -> xr.Dataset:
         """Gains and leakage at the mean image, the state of no information: every wavevector of the lowest shells."""
