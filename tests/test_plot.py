@@ -26,6 +26,7 @@ DRAWN = {
     "softening": "softening",
     "deficits": "response_deficit",
     "order_parameter": "chi",
+    "locality": "response_length",
 }
 
 
@@ -44,6 +45,15 @@ def recorded(channels):
     ds["response_deficit"] = 1 - gain * (1 + ds["level"] ** 2)
     ds["response_deficit_stderr"] = 0.1 + 0 * gain
     ds["forward_response_deficit"] = 0.1 + ds["response_deficit"]
+    gap = np.exp(-(np.log(LEVELS / 3)[:, None] ** 2)) / np.array([1, 3, 7])
+    for name, value in (("locality_gap", gap), ("locality_gap_gaussian", 0.5 * gap)):
+        ds[name] = ("level", "radius"), value
+    ds["locality_gap_stderr"] = 0.1 * ds["locality_gap"]
+    for name in ("class_rate", "response_length"):
+        ds[name], ds[f"{name}_stderr"] = ("level", gap[:, 0]), ("level", 0.1 * gap[:, 0])
+    peak = {"level": 3.0, "level_low": 2.5, "level_high": 3.5, "low": 1.5, "high": 6.0, "value": 0.3, "stderr": 0.03}
+    ds.attrs["locality_peaks"] = json.dumps({"gap": peak, "class": peak})
+    ds = ds.assign_coords(radius=[1, 3, 7])
     dims = ("strip_level", "sample", *(["channel"] if channels else []), "y", "x")
     for name in ("states", "denoised"):
         ds[name] = dims, rng.standard_normal((3, 2, *shape))

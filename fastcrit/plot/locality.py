@@ -12,55 +12,70 @@ from fastcrit._estimates.level_peak import peaks_of
 from fastcrit.plot.axes import MEASURED, OTHERS, legend, level_axis, mark_levels, title
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Of the stretch in which a window loses half of the most or more, and in which the class is decided.
 _BANDS = {"gap": MEASURED, "class": OTHERS[2]}
 
 
-def locality(ds: xr.Dataset) -> Figure:
+def locality(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
     """When context matters: response length, gaps at three radii and the class's rate over levels, with both windows.
 
     Of a study with ``locality=True``. Shaded is where a window of the middle radius loses half of the most or more
-    (blue), and where the class is decided at half of the highest rate or more (orange). Dashed is Gaussian data.
+    (blue), and where the class is decided at half of the highest rate or more (orange). Dashed is Gaussian data. Into
+    ``axes``, where they are given, go the gaps alone.
     """
-    need("matplotlib", "drawing a figure")
-    from matplotlib.figure import Figure
-
     ds = ds.isel(level=np.flatnonzero(np.isfinite(ds["locality_gap"].values).all(axis=1)))
-    s = ds["level"].values
-    rows = 3 if "class_rate" in ds else 2
-    figure = Figure(figsize=(8.4, 2.3 * rows), layout="constrained")
-    axes = figure.subplots(rows, 1, sharex=True)
-    for each in axes:
-        each.spines[["top", "right"]].set_visible(False)
-        mark_levels(each, ds)
+    rows = [_gaps] if axes is not None else [_length, _gaps, *([_rate] if "class_rate" in ds else [])]
+    if axes is not None:
+        figure, panels = axes.figure.figure, [axes]  # a part of a figure says which it is part of
+    else:
+        need("matplotlib", "drawing a figure")
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(8.4, 2.3 * len(rows)), layout="constrained")
+        panels = list(np.ravel(figure.subplots(len(rows), 1, sharex=True)))
+    for panel, draw in zip(panels, rows, strict=True):
+        panel.spines[["top", "right"]].set_visible(False)
+        draw(panel, ds)
+        own = list(panel.containers)
+        mark_levels(panel, ds)
         for name, peak in peaks_of(ds).items():
             if peak.found:
-                each.axvspan(peak.low, peak.high, color=_BANDS[name], alpha=0.2, linewidth=0)
+                panel.axvspan(peak.low, peak.high, color=_BANDS[name], alpha=0.2, linewidth=0)
+        level_axis(panel, ds["level"].values)
+        panel.set_ylim(bottom=0)
+        if panel is panels[0]:
+            legend(panel)
+        else:  # the critical levels are named once
+            panel.set_xlabel("" if panel is not panels[-1] else panel.get_xlabel())
+            panel.legend(handles=own, fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
+    if len(panels) > 1:
+        panels[0].set_xlabel("")
+    title(panels[0].set_title, ds, "When context matters")
+    return figure
+
+
+def _length(axes: Axes, ds: xr.Dataset) -> None:
     if "response_length" in ds:
-        _curve(axes[0], ds, "response_length", OTHERS[0], "response length")
-    axes[0].set_ylabel("sites")
+        _curve(axes, ds, "response_length", OTHERS[0], "response length")
+    axes.set_ylabel("sites")
+
+
+def _gaps(axes: Axes, ds: xr.Dataset) -> None:
     for j, radius in enumerate(ds["radius"].values.tolist()):
         colour = (MEASURED, *OTHERS)[j]
-        _curve(axes[1], ds.isel(radius=j), "locality_gap", colour, f"window of {2 * radius + 1}")
+        _curve(axes, ds.isel(radius=j), "locality_gap", colour, f"window of {2 * radius + 1}")
         if "locality_gap_gaussian" in ds:
-            axes[1].plot(s, ds["locality_gap_gaussian"].values[:, j], color=colour, linestyle="--", linewidth=0.9)
-    axes[1].set_ylabel("gap |ΔD|² a site")
-    if rows == 3:
-        _curve(axes[2], ds, "class_rate", OTHERS[2], "class, nats per log s")
-        axes[2].set_ylabel("nats per log s")
-    for each in axes:
-        level_axis(each, s)
-        each.set_xlabel("" if each is not axes[-1] else each.get_xlabel())
-        each.set_ylim(bottom=0)
-    for each in axes[1:]:  # the critical levels are named once
-        each.legend(
-            handles=each.containers, fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False
-        )
-    legend(axes[0])
-    title(figure.suptitle, ds, "When context matters")
-    return figure
+            gap = ds["locality_gap_gaussian"].values[:, j]
+            axes.plot(ds["level"].values, gap, color=colour, linestyle="--", linewidth=0.9)
+    axes.set_ylabel("gap |ΔD|² a site")
+
+
+def _rate(axes: Axes, ds: xr.Dataset) -> None:
+    _curve(axes, ds, "class_rate", OTHERS[2], "class, nats per log s")
+    axes.set_ylabel("nats per log s")
 
 
 def _curve(axes: Any, ds: xr.Dataset, name: str, colour: str, label: str) -> None:
