@@ -236,6 +236,19 @@ class TestImageNet:
         assert " response " in said
         assert " locality " in said
 
+    def test_of_no_samples_it_is_refused(self, model):
+        with pytest.raises(ValueError, match=r"^locality: measured on gain_share of the samples"):
+            ImageNetStudy(model, **OPTIONS | {"gain_share": 0.0})
+
+    def test_too_few_samples_leave_the_rest_of_the_run(self, model, tmp_path, monkeypatch):
+        """Of single images in their chunks nothing is measured: each needs another one beyond its window."""
+        monkeypatch.setattr(plot, "save_figures", lambda ds, folder: [])
+        study = ImageNetStudy(model, **OPTIONS | {"gain_share": 0.01, "samples": 8})
+        ds = study.run(tmp_path / "run")
+        assert "locality_gap" not in ds
+        assert sentences(ds) == []
+        assert fc.report.write_report(tmp_path / "run").path.exists()
+
     def test_guided_runs_measure_the_network_itself(self, model, tmp_path, monkeypatch):
         monkeypatch.setattr(plot, "save_figures", lambda ds, folder: [])
         asked = []

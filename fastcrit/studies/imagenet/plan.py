@@ -136,6 +136,8 @@ class ImageNetPlan(InChunks):
         if self.guidance_weight is not None and self.classes == 0 and self.guide is None:
             raise ValueError("guidance_weight: a network is guided by itself with labels alone, got classes = 0")
         check_falling(self.high, self.low)
+        if self.locality and self.gain_share == 0:
+            raise ValueError("locality: measured on gain_share of the samples, expected more than 0 of them, got 0")
 
     @property
     def blocks_a_chunk(self) -> int:
