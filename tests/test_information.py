@@ -332,6 +332,24 @@ class TestRefusals:
         with pytest.raises(error, match=message):
             fc.diffusion.information(given.pop("D"), given.pop("x0"), given.pop("levels"), **given)
 
+    @pytest.mark.parametrize(
+        ("wrong", "error", "message"),
+        [
+            (lambda y, *_: y[:, :1], ValueError, r"^{}: expected denoised images of the states' shape \(3, 2, 4, 4\)"),
+            (lambda y, *_: y.numpy(), TypeError, r"^{}: expected a function that returns a tensor, got ndarray"),
+        ],
+    )
+    def test_functions_that_return_something_else(self, wrong, error, message):
+        """One channel for two would broadcast."""
+        D = fc.diffusion.from_denoiser(lambda y, s: 0.5 * y, shape=(2, 4, 4))
+        x, x0 = np.arange(16).reshape(4, 4), np.zeros((3, 2, 4, 4))
+        with pytest.raises(error, match=message.format("regional")):
+            fc.diffusion.information(D, x0, [1.0], A=x < 2, C=x > 9, regional=wrong)
+        with pytest.raises(error, match=message.format("method")):
+            fc.diffusion.locality_gap(D, x0, [1.0], [1], method=wrong)
+        with pytest.raises(TypeError, match=r"^unlabelled: expected a Denoiser or None, got int"):
+            fc.diffusion.information(D, x0, [1.0], unlabelled=3)
+
     def test_networks_that_need_labels(self):
         D = fc.diffusion.from_denoiser(lambda y, s, labels: y, shape=(1, 4, 4), classes=2)
         with pytest.raises(ValueError, match=r"^D: expected a network that works without labels"):

@@ -15,7 +15,9 @@ from fastcrit import plot
 from fastcrit._estimates.level_peak import LevelPeak, level_peak, peaks_of
 from fastcrit._estimates.response_function import share_within
 from fastcrit._kernels.lattice import lattice
+from fastcrit.critical import CriticalPoint, Signature
 from fastcrit.diffusion import Net, NetConfig, save_net
+from fastcrit.report import write_report
 from fastcrit.report.locality import when_context_matters
 from fastcrit.studies import FashionMnistStudy, ImageNetStudy
 from fastcrit.studies.fashion_mnist.bound import gaussian_gap
@@ -84,6 +86,32 @@ class TestSums:
         assert ds.attrs["locality_states"] == 8
         assert np.isfinite(ds["response_share_stderr"]).all()
 
+    def test_chunks_of_several_blocks_keep_them(self, mixture):
+        """Errors of few chunks are those of all their blocks, as of one call with as many."""
+        model, x0, labels = mixture
+        D = fc.diffusion.from_mixture(model)
+        whole = LocalitySums(LEVELS, (8, 8), 8)
+        for c in range(2):
+            part, few = slice(24 * c, 24 * c + 24), LocalitySums(LEVELS, (8, 8), 4)
+            few.measure(
+                D, x0[part], labels[part], np.arange(24) * 4 // 24, periodic=True, seed=3, first=24 * c,
+                derivative="auto", batch=64, every=6,
+            )  # fmt: skip
+            whole.add(few.arrays, 4 * c)
+        assert (whole.arrays["images"] == 6).all()
+        known = fc.diffusion.information(D, x0, LEVELS, labels, seed=3).classes
+        np.testing.assert_allclose(whole.dataset(LEVELS, 2)["class_information"], known.value, rtol=1e-9)
+        # Of eight blocks an error is known to a third or so.
+        np.testing.assert_allclose(whole.dataset(LEVELS, 2)["class_information_stderr"], known.stderr, rtol=1.0)
+
+    @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+    def test_images_in_half_precision_are_measured(self, kind):
+        theory = fc.theory.GaussianTheory.ornstein_zernike(xi=2.0, lattice=8)
+        x0 = torch.from_numpy(theory.sample_data(6, seed=1))[:, None].to(kind)
+        D = fc.diffusion.from_gaussian(theory)
+        half, single = (measured(D, x, None, np.arange(6)).dataset(LEVELS, 0) for x in (x0, x0.float()))
+        xr.testing.assert_identical(half, single)
+
     def test_levels_are_put_where_they_belong(self, mixture):
         model, x0, labels = mixture
         sums = LocalitySums(LEVELS[::2], (8, 8), 8)
@@ -136,6 +164,13 @@ class TestPeak:
         found = LevelPeak(3.0, 2.5, 3.5, 1.0, 9.0, 1.0, 0.1)
         assert found.cut(2.0).low == 2.0
         assert found.cut(0.5) == found.cut(float("nan")) == found
+
+    def test_a_maximum_where_the_curve_means_nothing_is_none(self):
+        """Cut at its maximum or above, the stretch would end before it begins."""
+        found = LevelPeak(3.0, 2.5, 3.5, 1.0, 9.0, 1.0, 0.1)
+        assert not found.cut(3.0).found
+        assert not found.cut(20.0).found
+        assert not LevelPeak(*(float("nan"),) * 7).cut(2.0).found
 
     def test_none_of_what_only_rises_or_is_noise(self, rng):
         rising, sure = 1 / self.levels, np.zeros((10, 31))
@@ -240,14 +275,38 @@ class TestImageNet:
         with pytest.raises(ValueError, match=r"^locality: measured on gain_share of the samples"):
             ImageNetStudy(model, **OPTIONS | {"gain_share": 0.0})
 
-    def test_too_few_samples_leave_the_rest_of_the_run(self, model, tmp_path, monkeypatch):
+    def test_too_few_samples_leave_the_rest_of_the_run_which_says_so(self, model, tmp_path):
         """Of single images in their chunks nothing is measured: each needs another one beyond its window."""
-        monkeypatch.setattr(plot, "save_figures", lambda ds, folder: [])
-        study = ImageNetStudy(model, **OPTIONS | {"gain_share": 0.01, "samples": 8})
-        ds = study.run(tmp_path / "run")
+        out, study = tmp_path / "run", ImageNetStudy(model, **OPTIONS | {"gain_share": 0.01, "samples": 8})
+        ds = study.run(out)
         assert "locality_gap" not in ds
-        assert sentences(ds) == []
-        assert fc.report.write_report(tmp_path / "run").path.exists()
+        said = "Of locality nothing was measured"
+        assert sentences(ds)[0].startswith(said)
+        assert said in (out / "summary.txt").read_text()
+        assert said in write_report(out).path.read_text()
+        assert not (out / "locality.png").exists()
+
+    def test_few_chunks_have_several_blocks_each(self, model, tmp_path, monkeypatch):
+        """Of an error of two blocks nothing is known."""
+        monkeypatch.setattr(plot, "save_figures", lambda ds, folder: [])
+        used = []
+        estimates = LocalitySums._estimates
+
+        def watched(self, name, estimate):
+            found = estimates(self, name, estimate)
+            used.append(len(found) - 1)
+            return found
+
+        monkeypatch.setattr(LocalitySums, "_estimates", watched)
+        study = ImageNetStudy(model, **OPTIONS | {"samples": 16, "chunk": 8, "gain_share": 1.0, "blocks": 8})
+        study.run(tmp_path / "run")
+        assert used[0] == 8
+
+    def test_one_level_is_drawn(self, model, tmp_path, recwarn):
+        ds = ImageNetStudy(model, **OPTIONS | {"samples": 12, "gain_share": 1.0, "gain_every": 9}).run(tmp_path / "run")
+        assert np.isfinite(ds["locality_gap"][:, 0]).sum() == 1
+        assert (tmp_path / "run" / "locality.png").exists()
+        assert not [w for w in recwarn if "xlims" in str(w.message)]
 
     def test_guided_runs_measure_the_network_itself(self, model, tmp_path, monkeypatch):
         monkeypatch.setattr(plot, "save_figures", lambda ds, folder: [])
@@ -295,6 +354,25 @@ class TestWords:
         assert "At no level does what a window of 7 x 7 sites loses stand out." in nothing
         assert "From s = 1.00 down more than the 2.30 nats" in inside
         assert biased_below(self.dataset(narrow, wide)) == 1.0
+
+    def test_the_drift_lies_in_windows_that_were_found(self):
+        wide = LevelPeak(3.0, 2.5, 3.5, 1.0, 9.0, 1.0, 0.1)
+        away = LevelPeak(20.0, 19.0, 21.0, 15.0, 30.0, 1.0, 0.1)
+        none = LevelPeak(*(float("nan"),) * 7)
+
+        def said(gap, rate=None):
+            ds = self.dataset(gap, rate or none)
+            if rate is None:
+                ds.attrs["locality_peaks"] = json.dumps({"gap": gap.to_dict()})
+            found = Signature("instability", 4.0, 3.5, 4.5, 1.0, 0.1, kind="instability")
+            ds.attrs["critical_point"] = CriticalPoint({"instability": found}, 0.95).to_json()
+            return " ".join(sentences(ds))
+
+        assert "s = 4.00, where context matters and where the class is decided." in said(wide, wide)
+        assert "s = 4.00, outside both." in said(away, away)
+        assert "s = 4.00, outside the levels where context matters." in said(away, none)
+        assert "s = 4.00, where context matters." in said(wide)
+        assert "drift" not in said(none, none)
 
     def test_nothing_of_other_runs(self):
         assert sentences(xr.Dataset()) == lines_of_locality(xr.Dataset()) == []

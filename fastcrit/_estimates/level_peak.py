@@ -53,7 +53,9 @@ class LevelPeak:
         return self.level > 0
 
     def cut(self, lowest: float) -> LevelPeak:
-        """The same, with its stretch cut at a level; as it is for NaN."""
+        """The same, its stretch cut at a level; none where its maximum does not lie above that, as it is for NaN."""
+        if self.level <= lowest:
+            return _NONE
         return replace(self, low=max(self.low, lowest)) if lowest > 0 else self
 
     def overlaps(self, other: LevelPeak) -> bool:
@@ -70,6 +72,9 @@ class LevelPeak:
         return cls(**{name: float("nan") if value is None else float(value) for name, value in stored.items()})
 
 
+_NONE = LevelPeak(*(float("nan"),) * 7)
+
+
 def peaks_of(ds: xr.Dataset) -> dict[str, LevelPeak]:
     """Where a window loses most ("gap") and the class is decided fastest ("class"); empty for other datasets."""
     stored = json.loads(ds.attrs.get("locality_peaks", "{}"))
@@ -79,18 +84,17 @@ def peaks_of(ds: xr.Dataset) -> dict[str, LevelPeak]:
 def level_peak(levels: Floats, values: Floats, replicates: Floats) -> LevelPeak:
     """Of values (levels,) at falling levels, with leave-one-out replicates (blocks, levels)."""
     error = jackknife_error(replicates)
-    nothing = LevelPeak(*(float("nan"),) * 7)
     if len(levels) < 3 or not (np.isfinite(values).all() and np.isfinite(error).all()):
-        return nothing
+        return _NONE
     at, found = scipy.signal.find_peaks(values, prominence=0.0)
     if not at.size:
-        return nothing
+        return _NONE
     most = int(found["prominences"].argmax())
     sides = found["left_bases"][most], found["right_bases"][most]
     base = max(sides, key=lambda side: values[side])
     top = int(at[most])
     if found["prominences"][most] < _STANDS_OUT * np.hypot(error[top], error[base]):
-        return nothing
+        return _NONE
     log_s = np.log(levels)
     places = np.array([_vertex(log_s, one, top) for one in replicates])
     place, apart = _vertex(log_s, values, top), 0.5 * float(log_s[top - 1] - log_s[top + 1])

@@ -66,3 +66,16 @@ def check_denoised(images: Tensor, s: float, first: int) -> None:
     if not bool(finite.all()):
         at = first + int((~finite).int().argmax())
         raise FloatingPointError(f"x0: the denoised image of image {at} at s = {s:.6g} is NaN or infinite")
+
+
+def check_returned(images: Any, y: Tensor, name: str) -> None:
+    """TypeError and ValueError unless a function of the caller's gave denoised images of the states' shape.
+
+    Another one may broadcast, to numbers that mean nothing.
+    """
+    if not isinstance(images, Tensor):
+        raise TypeError(f"{name}: expected a function that returns a tensor, got {type(images).__name__}")
+    if images.shape != y.shape:
+        raise ValueError(
+            f"{name}: expected denoised images of the states' shape {tuple(y.shape)}, got {tuple(images.shape)}"
+        )

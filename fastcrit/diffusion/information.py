@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from fastcrit._estimates.information import InformationCurve, LevelWindow, first_above, level_window, where_above
 from fastcrit.diffusion.denoiser import Denoiser
-from fastcrit.diffusion.forward_states import ForwardStates, check_denoised, checked_images
+from fastcrit.diffusion.forward_states import ForwardStates, check_denoised, check_returned, checked_images
 from fastcrit.theory.regions import seen_by_four
 
 Floats = NDArray[np.float64]
@@ -112,8 +112,8 @@ def information(
     r"""Measure what noisy images tell of the image and of its class, and, with regions, what A tells of C beyond B.
 
     On forward states y = x0 + s n, by I-MMSE integrals from high noise down; the highest level has to be one at which
-    the state tells next to nothing. Costs an evaluation an image and level, one more for labels, and five more (a
-    seventh where A, B and C are not everything) for regions.
+    the state tells next to nothing. Costs an evaluation an image and level, one more for labels, and for regions three
+    more, one where A, B and C are not everything, and one where there are labels, too.
 
     Parameters
     ----------
@@ -145,7 +145,10 @@ def information(
     ------
     ValueError
         Images, levels or labels that are refused as by `locality_gap`; A without C; regions that are not bools (H, W),
-        share sites or have none; another ``regional``; no network that works without labels.
+        share sites or have none; another ``regional``, or one whose images are not of the states' shape; no network
+        that works without labels.
+    TypeError
+        No Denoiser; a regional function that returns no tensor.
     FloatingPointError
         A denoised image is NaN or infinite.
 
@@ -183,6 +186,8 @@ def information(
     """
     images, s = checked_images(D, x0, levels)
     n = len(images)
+    if unlabelled is not None and not isinstance(unlabelled, Denoiser):
+        raise TypeError(f"unlabelled: expected a Denoiser or None, got {type(unlabelled).__name__}")
     seen = _checked_regions(A, C, B, regional, tuple(int(side) for side in images.shape[2:]))
     without = D if unlabelled is None else unlabelled
     targets = None if labels is None else D.prepare_labels(labels, n, "cpu")
@@ -209,6 +214,7 @@ def information(
                         out = network(y, level, labels)
                     elif callable(regional):
                         out = regional(y, level, inside.to(y.device).expand(len(y), 1, *inside.shape), labels)
+                        check_returned(out, y, "regional")
                     else:
                         out = network(torch.where(inside.to(y.device), y, beyond), level, labels)
                     check_denoised(out, level, begin)

@@ -19,7 +19,7 @@ from fastcrit._edge.arrays import check_choice, check_integer, to_numbers
 from fastcrit._estimates.averages import neighbours_error
 from fastcrit.diffusion.attention_windows import windows_of
 from fastcrit.diffusion.denoiser import Denoiser
-from fastcrit.diffusion.forward_states import ForwardStates, check_denoised, checked_images
+from fastcrit.diffusion.forward_states import ForwardStates, check_denoised, check_returned, checked_images
 
 Floats = NDArray[np.float64]
 
@@ -122,10 +122,11 @@ def locality_gap(
     ------
     ValueError
         Fewer than two images, or of another shape; NaN in them; levels or labels that D refuses; radii that are not
-        ascending integers; a crop that D does not take or that is larger than the image; another method; attention
-        that ignores the mask, and what else `attention_window` refuses.
+        ascending integers; a crop that D does not take or that is larger than the image; another method, or a function
+        whose images are not of the states' shape; attention that ignores the mask, and what else `attention_window`
+        refuses.
     TypeError
-        No Denoiser; "masked" of a network without attention windows.
+        No Denoiser; "masked" of a network without attention windows; a function that returns no tensor.
     FloatingPointError
         A denoised image is NaN or infinite.
 
@@ -189,7 +190,9 @@ def locality_gap(
                         else:
                             inside = _window(centre, radius, shape, periodic).to(y.device)
                             if callable(method):
-                                alone = _at(method(y, level, inside), centre)
+                                given = method(y, level, inside)
+                                check_returned(given, y, "method")
+                                alone = _at(given, centre)
                             else:
                                 alone = _at(D(torch.where(inside, y, beyond), level, few), centre)
                         check_denoised(alone, level, begin)

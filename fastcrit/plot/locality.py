@@ -26,6 +26,7 @@ def locality(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
     (blue), and where the class is decided at half of the highest rate or more (orange). Dashed is Gaussian data. Into
     ``axes``, where they are given, go the gaps alone.
     """
+    levels = ds["level"].values
     ds = ds.isel(level=np.flatnonzero(np.isfinite(ds["locality_gap"].values).all(axis=1)))
     rows = [_gaps] if axes is not None else [_length, _gaps, *([_rate] if "class_rate" in ds else [])]
     if axes is not None:
@@ -44,7 +45,7 @@ def locality(ds: xr.Dataset, axes: Axes | None = None) -> Figure:
         for name, peak in peaks_of(ds).items():
             if peak.found:
                 panel.axvspan(peak.low, peak.high, color=_BANDS[name], alpha=0.2, linewidth=0)
-        level_axis(panel, ds["level"].values)
+        level_axis(panel, levels)  # of the run, as in its other figures
         panel.set_ylim(bottom=0)
         if panel is panels[0]:
             legend(panel)

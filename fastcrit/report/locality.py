@@ -18,18 +18,18 @@ _BANDS = {"gap": (MEASURED, "context matters"), "class": (OTHERS[2], "the class 
 def when_context_matters(ds: xr.Dataset) -> Panel:
     """Response length and other lengths, gaps of windows, the class, and the drift, on one axis of noise levels."""
     measured = ds.isel(level=np.flatnonzero(np.isfinite(ds["locality_gap"].values).all(axis=1)))
-    s = measured["level"].values
     rows = [_lengths, _gaps, *([_classes] if "class_rate" in ds else []), *([_drift] if "drift_rate" in ds else [])]
     figure = make_subplots(rows=len(rows), cols=1, shared_xaxes=True, vertical_spacing=0.05)
     for row, draw in enumerate(rows, start=1):
         draw(figure, measured, row)
-    level_axis(figure, s)
+    level_axis(figure, ds["level"].values)
     for row in range(1, len(rows)):
         figure.update_xaxes(title="", row=row)
     mark_levels(figure, ds)
     mark_windows(figure, ds)
     figure.update_layout(height=210 * len(rows))
     share = " and ".join(f"{x:.0%}" for x in _within(measured))
+    near = " and ".join(str(r) for r in ds["radius"].values[:2].tolist())
     reading = (
         "Top: how far a disturbance of the state is felt in the denoised image (response length), beside the lengths "
         "of the patterns. Below it: by how much a denoised site changes, |ΔD|², when everything beyond a window of so "
@@ -45,7 +45,7 @@ def when_context_matters(ds: xr.Dataset) -> Panel:
         "labels explain what ties distant sites together, the first lies inside the second.",
         "What is replaced is not averaged over: the gap is an upper reading of what a window loses, not the "
         "posterior's loss. A network's own error adds to the class's rate at low noise, without bound.",
-        f"Of the mean square of dD/dy, {share} lie within the two smaller radii at the level where the most is lost."
+        f"Of the mean square of dD/dy, {share} lie within {near} sites at the level where the most is lost."
         if share
         else "",
     )

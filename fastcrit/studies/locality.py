@@ -91,6 +91,7 @@ class LocalitySums:
 
         begin = time.perf_counter()
         x0 = torch.stack(list(x0))
+        x0 = x0 if x0.dtype == torch.float64 else x0.float()
         given = None if D.unlabelled else labels
         draws: dict[str, Any] = {"seed": seed, "first_sample": first, "batch_size": batch}
         gap = locality_gap(D, x0, self.levels, self.radii, given, periodic=periodic, **draws)
@@ -133,10 +134,11 @@ class LocalitySums:
     def _add(self, name: str, blocks: NDArray[np.int64], samples: Floats) -> None:
         np.add.at(self.arrays[name], blocks, samples)
 
-    def add(self, sums: dict[str, Floats], block: int) -> None:
-        """Add all blocks of the sums of another into one block of these."""
+    def add(self, sums: dict[str, Floats], first: int) -> None:
+        """Add the blocks of the sums of another into these, from the block of this number on."""
         for name, values in self.arrays.items():
-            values[block] += sums[name].sum(axis=0)
+            for block, more in enumerate(sums[name], start=first):
+                values[block % self.blocks] += more
 
     def dataset(self, grid: Floats, classes: int) -> xr.Dataset:
         """Means with jackknife errors, on a study's ``grid`` of levels: NaN at others. Empty without images.

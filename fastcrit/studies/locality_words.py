@@ -7,16 +7,21 @@ import textwrap
 import numpy as np
 import xarray as xr
 
+from fastcrit._estimates.attributes import config_of
 from fastcrit._estimates.level_peak import LevelPeak, peaks_of
 from fastcrit.critical import INSTABILITY, stored_critical_point
 from fastcrit.studies.locality import biased_below
 
+_NOTHING = (
+    "Of locality nothing was measured: in no chunk were two samples or more drawn for it. Raise gain_share, or chunk."
+)
+
 
 def sentences(ds: xr.Dataset) -> list[str]:
-    """Sentences with numbers and intervals; none for a run without locality."""
+    """Sentences with numbers and intervals; none for a run without locality, one where no image was drawn."""
     peaks = peaks_of(ds)
     if "gap" not in peaks:
-        return []
+        return [_NOTHING] if config_of(ds).get("locality") else []
     gap, radius = peaks["gap"], int(ds["radius"][ds.sizes["radius"] // 2])
     side = " x ".join([str(2 * radius + 1)] * len(np.atleast_1d(ds.attrs["lattice"])))
     if gap.found:
@@ -29,7 +34,7 @@ def sentences(ds: xr.Dataset) -> list[str]:
         said = [f"At no level does what a window of {side} sites loses stand out."]
     said += _gaussian(ds)
     if "class" not in peaks:
-        return said
+        return said + _drift(ds, {"context matters": gap})
     rate = peaks["class"]
     if rate.found:
         said.append(
@@ -40,7 +45,7 @@ def sentences(ds: xr.Dataset) -> list[str]:
         said.append("At no level does the rate at which the class is decided stand out.")
     if gap.found and rate.found:
         said.append(_together(gap, rate))
-    said += _drift(ds, gap, rate)
+    said += _drift(ds, {"context matters": gap, "the class is decided": rate})
     above = biased_below(ds)
     if np.isfinite(above):
         said.append(
@@ -91,18 +96,17 @@ def _together(gap: LevelPeak, rate: LevelPeak) -> str:
     return f"{how}, and the intervals of their peaks {'overlap' if within else 'do not'}."
 
 
-def _drift(ds: xr.Dataset, gap: LevelPeak, rate: LevelPeak) -> list[str]:
-    """Where the drift's critical level lies, of all that was found."""
+def _drift(ds: xr.Dataset, peaks: dict[str, LevelPeak]) -> list[str]:
+    """Where the drift's critical level lies, of what was found; nothing where no window was."""
     stored = stored_critical_point(ds)
     found = stored.signatures.get(INSTABILITY) if stored else None
-    if found is None or not found.level > 0:
+    windows = {name: peak for name, peak in peaks.items() if peak.found}
+    if found is None or not found.level > 0 or not windows:
         return []
-    inside = [
-        name for name, peak in (("context matters", gap), ("the class is decided", rate))
-        if peak.found and peak.low <= found.level <= peak.high
-    ]  # fmt: skip
+    inside = [name for name, peak in windows.items() if peak.low <= found.level <= peak.high]
     what = "is weakest" if found.kind != INSTABILITY else "loses its stability"
-    where = f"where {' and where '.join(inside)}" if inside else "outside both"
+    outside = "outside both" if len(windows) > 1 else f"outside the levels where {next(iter(windows))}"
+    where = f"where {' and where '.join(inside)}" if inside else outside
     return [f"The reverse drift {what} at s = {found.level:.2f}, {where}."]
 
 

@@ -63,11 +63,11 @@ class TrajectorySampler:
         """Of the chunk's samples whose gains were measured, as images that are noised again; of two or more."""
         study, D = self.study, self.D
         network = D.conditional if isinstance(D, Guided) else D
-        sums = study.locality_sums(D, 1)
+        sums = study.locality_sums(D, study.locality_blocks_a_chunk)
         if len(images) < 2:
             return sums, dict.fromkeys(locality.PARTS, 0.0)
         seconds = sums.measure(
-            network, images, labels or None, np.zeros(len(images), dtype=np.int64), periodic=False,
+            network, images, labels or None, np.arange(len(images)) * sums.blocks // len(images), periodic=False,
             seed=study.seed, first=first, derivative=self.method, batch=study.batch, every=_RESPONSES,
         )  # fmt: skip
         return sums, seconds

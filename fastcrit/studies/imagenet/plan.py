@@ -144,6 +144,11 @@ class ImageNetPlan(InChunks):
         """Jackknife blocks of a chunk's recorder: together they make up ``blocks``, but two each at least."""
         return max(2, self.blocks // self.chunks)
 
+    @property
+    def locality_blocks_a_chunk(self) -> int:
+        """The same of a chunk's sums of locality, whose images are few: more than one where chunks are fewer."""
+        return max(1, self.blocks // self.chunks)
+
     def grid(self, D: Denoiser) -> Floats:
         """The noise levels of a run of this denoiser."""
         return schedules.log_levels(self.levels, high=min(self.high, D.highest), low=self.low)

@@ -235,7 +235,8 @@ class _Job:
                 whole = Recorder(**study.recorder_options(D, study.blocks, std))
             part = Recorder(**study.recorder_options(D, study.blocks_a_chunk, std))
             if locality is not None:
-                locality.add({name: found[1].pop(f"locality_{name}") for name in locality.arrays}, c % study.blocks)
+                sums = {name: found[1].pop(f"locality_{name}") for name in locality.arrays}
+                locality.add(sums, c * study.locality_blocks_a_chunk)
             part.set_sums(found[1])
             whole.merge(part, first_block=c * study.blocks_a_chunk)
         assert whole is not None
