@@ -109,8 +109,8 @@ def response_function(
     Notes
     -----
     Cost a state: "stein" takes one evaluation. "jvp" takes (1 + probes + columns) C products, each of about one
-    evaluation more (central differences: four), and (1 + probes) C reverse passes for the asymmetry; and once, to choose
-    the derivative, about 30 evaluations of the first state.
+    evaluation more (central differences: four), and (1 + probes) C reverse passes for the asymmetry; and once, to
+    choose the derivative, about 30 evaluations of the first state.
 
     A field of random phase has :math:`\mathrm{E} v v^T = 1` and :math:`|\hat v_k| = 1`, so that :math:`\mathrm{corr}(J
     v, v)/N` is G on average, and without noise where J is a convolution. Stein's average has noise of about
