@@ -15,13 +15,19 @@ if folder := os.environ.get("FASTCRIT_TEST_CORE"):
     sys.modules["fastcrit._core"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules["fastcrit._core"])
 
-from fastcrit import _core  # after the choice of the core
+from fastcrit import _core, plot  # after the choice of the core
 
 
 @pytest.fixture
 def rng(request):
     """Fresh numbers for every test, the same ones every time it runs."""
     return np.random.default_rng(list(request.node.nodeid.encode()))
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Runs of studies draw nothing, which takes longer than small runs."""
+    monkeypatch.setattr(plot, "save_figures", lambda ds, folder: [])
 
 
 @pytest.fixture(params=_core.available_instruction_sets())

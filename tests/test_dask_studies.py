@@ -31,16 +31,12 @@ from fastcrit.studies.shared.status import status
 from tests.networks import edm2_pickle
 from tests.test_resume import commands, words  # noqa: F401 (a fixture)
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 QUICK = {
     "samples": 26, "chunk": 4, "batch": 2, "levels": 6, "high": 20.0, "low": 0.1, "gain_share": 0.3,
     "trust_pickle": True,
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def no_figures(monkeypatch):
-    """Drawing takes longer than these runs."""
-    monkeypatch.setattr(plot, "save_figures", lambda ds, folder: [])
 
 
 @pytest.fixture(scope="module")

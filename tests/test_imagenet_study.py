@@ -33,6 +33,9 @@ from fastcrit.studies.shared.status import status
 from fastcrit.studies.shared.work import Work
 from tests.networks import PLAIN, Edm2Contract, StabilityVAEEncoder, diffusers_pipeline, edm2_pickle, random_unet
 
+# Drawing takes four times as long as these runs; the test of the command line draws.
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 QUICK = {
     "samples": 26, "chunk": 4, "batch": 2, "levels": 6, "high": 20.0, "low": 0.1, "gain_share": 0.3,
     "trust_pickle": True,
@@ -68,12 +71,6 @@ def processes():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.test_imagenet_study"])
     return context
-
-
-@pytest.fixture(autouse=True)
-def no_figures(monkeypatch):
-    """Drawing takes four times as long as these runs; the test of the command line draws."""
-    monkeypatch.setattr(plot, "save_figures", lambda ds, folder: [])
 
 
 def run_in_process(model, out, resume, die_at_write=0):

@@ -11,7 +11,6 @@ import torch
 import xarray as xr
 
 import fastcrit as fc
-from fastcrit import plot
 from fastcrit._estimates.level_peak import LevelPeak, level_peak, peaks_of
 from fastcrit._estimates.response_function import share_within
 from fastcrit._kernels.lattice import lattice
@@ -208,8 +207,8 @@ def net(tmp_path_factory):
 
 
 class TestFashionMnist:
-    def test_writes_says_and_draws(self, net, tmp_path, monkeypatch):
-        monkeypatch.setattr(plot, "save_figures", lambda ds, folder: [])
+    @pytest.mark.usefixtures("no_figures")
+    def test_writes_says_and_draws(self, net, tmp_path):
         ds = FashionMnistStudy(net=net, **QUICK, locality=True).run(tmp_path / "run")
         plain = FashionMnistStudy(net=net, **QUICK).run()
         for name in plain:
@@ -257,8 +256,8 @@ def test_gaussian_images_lose_what_gaussian_data_do():
 
 
 class TestImageNet:
-    def test_chunks_made_again_give_the_same_bits_and_status_says_what_it_took(self, model, tmp_path, monkeypatch):
-        monkeypatch.setattr(plot, "save_figures", lambda ds, folder: [])
+    @pytest.mark.usefixtures("no_figures")
+    def test_chunks_made_again_give_the_same_bits_and_status_says_what_it_took(self, model, tmp_path):
         out, study = tmp_path / "run", ImageNetStudy(model, **OPTIONS)
         ds = study.run(out)
         shutil.rmtree(out / "dataset.zarr")
@@ -286,9 +285,9 @@ class TestImageNet:
         assert said in write_report(out).path.read_text()
         assert not (out / "locality.png").exists()
 
+    @pytest.mark.usefixtures("no_figures")
     def test_few_chunks_have_several_blocks_each(self, model, tmp_path, monkeypatch):
         """Of an error of two blocks nothing is known."""
-        monkeypatch.setattr(plot, "save_figures", lambda ds, folder: [])
         used = []
         estimates = LocalitySums._estimates
 
@@ -308,8 +307,8 @@ class TestImageNet:
         assert (tmp_path / "run" / "locality.png").exists()
         assert not [w for w in recwarn if "xlims" in str(w.message)]
 
+    @pytest.mark.usefixtures("no_figures")
     def test_guided_runs_measure_the_network_itself(self, model, tmp_path, monkeypatch):
-        monkeypatch.setattr(plot, "save_figures", lambda ds, folder: [])
         asked = []
         measure = LocalitySums.measure
 

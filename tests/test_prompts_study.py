@@ -42,7 +42,10 @@ GUIDANCE = {
 }  # fmt: skip
 KINDS = tuple(PIPELINES)
 # Random networks of flow matching do not know what noise is, and are told so.
-pytestmark = pytest.mark.filterwarnings("ignore:.*SD3Transformer2DModel. at the noise level")
+pytestmark = [
+    pytest.mark.usefixtures("no_figures"),
+    pytest.mark.filterwarnings("ignore:.*SD3Transformer2DModel. at the noise level"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +55,6 @@ def folders(tmp_path_factory):
         getattr(text_pipelines, kind)().save_pretrained(root / kind)
     (root / "prompts.txt").write_text("\n".join(["", *PROMPTS, " "]))
     return root
-
-
-@pytest.fixture(autouse=True)
-def no_figures(monkeypatch):
-    """Drawing takes longer than these runs; the command line draws."""
-    monkeypatch.setattr(plot, "save_figures", lambda ds, folder: [])
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,8 @@ from fastcrit.studies import ImageNetStudy, PatchStudy
 from fastcrit.studies.shared.ranks import Rank
 from tests.networks import edm2_pickle
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 KILLS = int(os.environ.get("FASTCRIT_KILLS", "1"))
 STUDIES = ("patch", "fashion-mnist", "imagenet", "guidance")
 
@@ -106,12 +108,6 @@ def commands(tmp_path_factory):
         "guidance": f"guidance --of={root / 'study'} --samples=9 --steps=8 --high=10 --low=0.5 --guided-steps=2 "
         "--centres=2 --random-centres=2 --decision-samples=4 --chunk=6 --classes=3 --threads=1",
     }
-
-
-@pytest.fixture(autouse=True)
-def no_figures(monkeypatch):
-    """Drawing takes longer than these runs."""
-    monkeypatch.setattr(plot, "save_figures", lambda ds, folder: [])
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from fastcrit._edge.arrays import check_integer
 from fastcrit.diffusion.denoiser import Denoiser
 from fastcrit.diffusion.network import is_compiled
+from fastcrit.theory.regions import near_along
 
 __all__ = ["AttentionWindow", "attention_window"]
 
@@ -350,10 +351,7 @@ class _Masking(TorchFunctionMode):
 
 def _mask(window: AttentionWindow, text: int, where: str) -> Tensor:
     """Image tokens see those of their windows and text; text sees text. (size, size) of type bool."""
-    near = []
-    for side in window.grid:
-        apart = (torch.arange(side)[:, None] - torch.arange(side)[None]).abs()
-        near.append((torch.minimum(apart, side - apart) if window.periodic else apart) <= window.radius)
+    near = [torch.from_numpy(near_along(side, window.radius, window.periodic)) for side in window.grid]
     tokens = math.prod(window.grid)
     image = slice(text, None) if where == "before" else slice(0, tokens)
     mask = torch.zeros(tokens + text, tokens + text, dtype=torch.bool)

@@ -16,8 +16,9 @@ from tqdm.auto import tqdm
 
 from fastcrit._edge.arrays import check_integer, check_levels, to_tensor
 from fastcrit.diffusion.denoiser import Denoiser
+from fastcrit.diffusion.forward_states import ForwardStates
 from fastcrit.diffusion.retention import Retention
-from fastcrit.diffusion.sample import PhiloxNoise, sample
+from fastcrit.diffusion.sample import sample
 
 Floats = NDArray[np.float64]
 
@@ -135,15 +136,13 @@ def class_entropy_rate(
     found = np.empty((len(s), len(x0)))
     with torch.no_grad(), tqdm(total=len(s) * len(x0), disable=None if progress else True, unit="state") as bar:
         for begin in range(0, len(x0), batch_size):
-            part = slice(begin, min(begin + batch_size, len(x0)))
-            clean = x0[part].to(D.device or "cpu")
-            numbers = range(first_sample + part.start, first_sample + part.stop)
-            noise = PhiloxNoise(seed, numbers, tuple(clean.shape[1:]), clean)
+            part = np.arange(begin, min(begin + batch_size, len(x0)))
+            states = ForwardStates(x0, part, seed, first_sample, D.device)
             for i, level in enumerate(s.tolist()):
-                y = clean + level * noise(level)
+                y = states(level)
                 difference = D(y, level, targets[part]) - without(y, level)
                 found[i, part] = difference.double().square().flatten(1).sum(dim=1).cpu().numpy() / level**3
-                bar.update(len(clean))
+                bar.update(len(part))
     return EntropyRate(s, found)
 
 
@@ -228,12 +227,12 @@ def forward_backward(
     kept, cosines, agreements = np.empty((3, *shape))
     changes = None if patch is None else np.empty((*shape, x0.shape[2] // patch * (x0.shape[3] // patch)))
     seeds = [seed, *_seeds_of_clones(seed, clones - 1)]
+    states = ForwardStates(x0, np.arange(len(x0)), seed, first_sample, D.device)
     with tqdm(total=len(s), disable=None if progress else True, unit="level") as bar:
         for i, level in enumerate(s.tolist()):
             own = max(2, round(steps * np.log(level / lowest) / np.log(s[0] / lowest)))
             path = np.append(np.geomspace(level, lowest, own), 0.0)
-            noise = PhiloxNoise(seed, range(first_sample, first_sample + len(x0)), tuple(x0.shape[1:]), x0)(level)
-            noisy, ends = x0 + level * noise, []
+            noisy, ends = states(level), []
             for clone, own_seed in enumerate(seeds):
                 back = sample(
                     D, n_samples=len(x0), levels=path, solver=solver, seed=own_seed, initial=noisy,

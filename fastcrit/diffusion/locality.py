@@ -20,6 +20,7 @@ from fastcrit._estimates.averages import neighbours_error
 from fastcrit.diffusion.attention_windows import windows_of
 from fastcrit.diffusion.denoiser import Denoiser
 from fastcrit.diffusion.forward_states import ForwardStates, check_denoised, check_returned, checked_images
+from fastcrit.theory.regions import near_along
 
 Floats = NDArray[np.float64]
 
@@ -218,8 +219,7 @@ def _window(centre: Tensor, radius: int, shape: tuple[int, ...], periodic: bool)
     """Whether sites are in the window of each state, (n, 1, *shape)."""
     inside = torch.ones(len(centre), 1, *shape, dtype=torch.bool)
     for axis, side in enumerate(shape):
-        apart = (torch.arange(side)[None] - centre[:, axis, None]).abs()
-        near = (torch.minimum(apart, side - apart) if periodic else apart) <= radius
+        near = torch.from_numpy(near_along(side, radius, periodic))[centre[:, axis]]
         inside &= near.reshape(len(centre), 1, *(side if a == axis else 1 for a in range(len(shape))))
     return inside
 

@@ -11,6 +11,7 @@ from fastcrit.store.runs import begin_runs as begin_runs
 from fastcrit.store.runs import check_run as check_run
 from fastcrit.store.runs import clear_run as clear_run
 from fastcrit.store.runs import create_run
+from fastcrit.store.runs import differences as differences
 from fastcrit.store.runs import write_config as write_config
 
 __all__ = ["create_run", "load_array", "load_dataset", "open_array", "save_dataset"]

@@ -210,6 +210,10 @@ def check_run(folder: Path, config: dict[str, Any], *, finished: str | None) -> 
         raise FileFormatError(f"{file}: damaged ({error})") from error
     if not isinstance(theirs, dict):
         raise FileFormatError(f"{file}: not the configuration of a run")
-    different = [f"{k} = {theirs.get(k)!r} there, {v!r} here" for k, v in mine.items() if theirs.get(k) != v]
-    if different:
-        raise ValueError(f"out: {folder} was begun with another configuration: {'; '.join(different)}")
+    if different := differences(theirs, mine):
+        raise ValueError(f"out: {folder} was begun with another configuration: {different}")
+
+
+def differences(theirs: dict[str, Any], mine: dict[str, Any]) -> str:
+    """What of my configuration another one has otherwise, in words; empty where nothing is."""
+    return "; ".join(f"{k} = {theirs.get(k)!r} there, {v!r} here" for k, v in mine.items() if theirs.get(k) != v)

@@ -161,9 +161,11 @@ class LocalitySums:
         if self.arrays["labelled"].any():
             rate = self._estimates("change", lambda m: m / self.levels**2)
             put(ds, "class_rate", rate, "nats about the class that a unit of log s takes away")
-            known = self._estimates("change", lambda m: integral_from_above(self.levels, m.T).T)
+            known, bias = (
+                self._estimates(name, lambda m: integral_from_above(self.levels, m.T).T)
+                for name in ("change", "excess")
+            )
             put(ds, "class_information", known, "nats that the state tells of the class, integrated from above")
-            bias = self._estimates("excess", lambda m: integral_from_above(self.levels, m.T).T)
             put(ds, "class_information_bias", bias, "nats of these that errors against the images do not bear out")
             ds.attrs["class_entropy"] = float(np.log(classes))
             peaks["class"] = self._peak(rate).cut(biased_below(ds))

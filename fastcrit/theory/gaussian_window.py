@@ -6,12 +6,14 @@ import numpy as np
 import scipy  # submodules load on first use
 from numpy.typing import NDArray
 
+from fastcrit.theory.regions import near_along
+
 Floats = NDArray[np.float64]
 
 
 def window_about_zero(shape: tuple[int, ...], radius: int) -> NDArray[np.bool_]:
     """Sites of the torus that are no further than ``radius`` from the first on any axis."""
-    near = [np.minimum(np.arange(side), side - np.arange(side)) <= radius for side in shape]
+    near = [near_along(side, radius, periodic=True)[0] for side in shape]
     return np.asarray(np.logical_and.reduce(np.meshgrid(*near, indexing="ij")))
 
 

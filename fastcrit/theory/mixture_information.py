@@ -6,9 +6,13 @@ of a state enters by the products :math:`\mu_c \cdot \mu_d` over the sites seen 
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import scipy  # submodules load on first use
 from numpy.typing import NDArray
+
+from fastcrit.theory.regions import near_along
 
 Floats = NDArray[np.float64]
 
@@ -65,11 +69,7 @@ def class_information(products: Floats, weights: Floats, total: float, seed: int
 
 def windows_about(shape: tuple[int, ...], radius: int, periodic: bool) -> NDArray[np.bool_]:
     """Which sites are in the square window about each site, (sites, sites)."""
-    sites = np.indices(shape).reshape(len(shape), -1)
-    apart = np.abs(sites[:, :, None] - sites[:, None])
-    if periodic:
-        apart = np.minimum(apart, np.array(shape)[:, None, None] - apart)
-    return np.asarray((apart <= radius).all(axis=0))
+    return functools.reduce(np.kron, (near_along(side, radius, periodic) for side in shape))
 
 
 def mixture_gap(means: Floats, windows: NDArray[np.bool_], weights: Floats, v: float, s: float, seed: int) -> float:

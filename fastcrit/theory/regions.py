@@ -1,4 +1,4 @@
-"""Three regions of a lattice, A about which is asked, C far away, and B between them; and who sees which."""
+"""Windows about a site; and three regions: A about which is asked, C far away, B between them, and who sees which."""
 
 from __future__ import annotations
 
@@ -13,6 +13,12 @@ Mask = NDArray[np.bool_]
 
 # What the four regional denoisers see, and the sign with which each enters I(A; C | B).
 SIGNS = {"AB": 1, "BC": 1, "B": -1, "ABC": -1}
+
+
+def near_along(side: int, radius: int, periodic: bool) -> Mask:
+    """Which places of an axis are in the window about each, (side, side); windows go on at edges, or stop there."""
+    apart = np.abs(np.arange(side)[:, None] - np.arange(side))
+    return np.asarray((np.minimum(apart, side - apart) if periodic else apart) <= radius)
 
 
 def seen_by_four(A: Any, C: Any, B: Any, shape: tuple[int, ...]) -> dict[str, Mask]:

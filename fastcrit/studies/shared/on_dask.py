@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fastcrit import store
 from fastcrit._edge.extras import need
 from fastcrit._edge.statefile import is_url
 from fastcrit.studies.finish import is_finished
@@ -180,10 +181,8 @@ class _Task:
             job = self.again()
         except Exception as error:  # whatever a file that is not there, or a device, raises
             raise UnfitWorkerError(f"dask: {where} cannot load the model: {error}") from error
-        mine = job.config
-        different = [f"{k} = {mine.get(k)!r} there, {v!r} here" for k, v in self.config.items() if mine.get(k) != v]
-        if different:
-            raise UnfitWorkerError(f"dask: {where} has another configuration: {'; '.join(different)}")
+        if different := store.differences(job.config, self.config):
+            raise UnfitWorkerError(f"dask: {where} has another configuration: {different}")
         folder = self.folder
         if not folder.is_dir():  # another machine's, with chunks at a URL
             folder = Path(worker.local_directory) / "fastcrit"
