@@ -170,8 +170,9 @@ def cluster(address: str | None, workers: int | None, memory: str = "2GB") -> It
     # Dask sets OMP_NUM_THREADS and its like for its workers in our own environment, where later processes inherit them.
     before = dict(os.environ)
     local = distributed.LocalCluster(
-        n_workers=workers, threads_per_worker=1, memory_limit=memory, dashboard_address=None
-    )
+        n_workers=workers, threads_per_worker=1, memory_limit=memory, dashboard_address=None,
+        scheduler_kwargs={"dashboard_address": ":0"},  # its HTTP server: any free port, for several clusters at once
+    )  # fmt: skip
     try:
         with local, distributed.Client(local):
             yield
