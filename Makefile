@@ -4,7 +4,7 @@
 # make cuda-build  compile the CUDA kernels and their tests (takes nvcc, no device); prints registers and occupancy
 # make cuda-test   run them on a device, and time them
 # make test-aarch64   the compiled core for ARM, cross-compiled and run under qemu
-# make bench   speed against named peers, into docs/benchmarks.md (under 10 minutes on 2 cores), and the factors between
+# make bench   speed against named peers, into docs/benchmarks.md (some 12 minutes on 2 cores), and the factors between
 #              their conventions and ours, into docs/conventions.md
 # make docs    the documentation, into site/; make docs-check   that, spelling and docstrings (part of make test)
 # make wheel   wheel and sdist into dist/; make test-wheel   the wheel in an environment of its own, without a compiler
@@ -107,7 +107,7 @@ test-python: .venv/dev build/cuda-host/build.ninja
 
 # Passive waiting: the peers' idle OpenMP threads would otherwise spin for milliseconds on the cores being timed.
 # glibc hands arrays of more than 32 MiB back to the system, and page faults of a fresh mapping in every call slow the
-# peers down. That is what their users see; once more without it, for float32.
+# peers down. That is what their users see; once more without it.
 KEEP := 4294967296
 BENCH := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest benches -s --benchmark-enable --benchmark-only \
   --benchmark-disable-gc --benchmark-json
@@ -115,7 +115,7 @@ bench: .venv/bench
 	mkdir -p build
 	$(BENCH) build/benchmarks.json
 	GLIBC_TUNABLES=glibc.malloc.mmap_threshold=$(KEEP):glibc.malloc.trim_threshold=$(KEEP) \
-	  $(BENCH) build/benchmarks-kept.json -k 'test_spectrum and float32'
+	  $(BENCH) build/benchmarks-kept.json -k test_spectrum
 	$(BIN)/python -m benches.report build/benchmarks.json build/benchmarks-kept.json
 	$(BIN)/python -m benches.conventions
 

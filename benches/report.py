@@ -73,7 +73,7 @@ def fastest(rows: list[Row], peers: list[str]) -> list[float]:
     return [min(values) for values in found if values]
 
 
-def headline(rows: list[Row], machine: Row) -> str:
+def headline(rows: list[Row], kept: list[Row], machine: Row) -> str:
     cpu = f"{machine['fastcrit']['cores']} cores of {article(machine['cpu']['brand_raw'])}"
     images = sorted((r for r in rows if square(r) and r["dtype"] == "float32"), key=sites)
     if not images:
@@ -87,8 +87,9 @@ def headline(rows: list[Row], machine: Row) -> str:
     }
     told = [f"{what} {between(values)}" for what, peers in claims.items() if (values := fastest(images, peers))]
     ahead = [
-        f"{name} ({lattice(r)}, {r['dtype']}: {digits(p['median'])})"
-        for r in rows
+        f"{name} ({lattice(r)}, {r['dtype']}{where}: {digits(p['median'])})"
+        for measured, where in ((rows, ""), (kept, ", memory kept"))
+        for r in measured
         for name, p in r["peers"].items()
         if "median" in p and p["median"] < 1
     ]
@@ -242,10 +243,11 @@ def figure(rows: list[Row], path: Path) -> None:
 def page(results: Row, kept: Row) -> str:
     tables, machine = rows_by_table(results), results["machine_info"]
     spectrum = tables["spectrum"]
-    pipelines = tuple(peer for peer in BATCHED if peer.name not in ("FFTW", "torch.fft"))
+    kept_spectrum = rows_by_table(kept)["spectrum"]
+    allocating = tuple(peer for peer in BATCHED if peer.name != "FFTW")  # which has arrays of its own
     return f"""# Benchmarks
 
-{headline(spectrum, machine)}
+{headline(spectrum, kept_spectrum, machine)}
 
 These are CPU figures. No GPU was measured.
 
@@ -264,12 +266,12 @@ fastcrit's time is that of `fc.power_spectrum(fields).power`: the finished spect
 and Inf included. Peers, with the time per field beside the ratio:
 
 {definitions(BATCHED)}
-{spectra(spectrum, BATCHED)}## Pipelines whose memory is kept
+{spectra(spectrum, BATCHED)}## Peers whose memory is kept
 
 Results of more than 32 MiB are mapped afresh by glibc in every call, and the pages are cleared. With
 `GLIBC_TUNABLES` such that freed memory is kept (fastcrit allocates little beside its output):
 
-{spectra(rows_by_table(kept)["spectrum"], pipelines)}## Radial spectra: packages
+{spectra(kept_spectrum, allocating)}## Radial spectra: packages
 
 fastcrit has the whole batch. A package that takes one field at a time is called in a loop over a part of the batch: its
 time per field does not depend on how many there are. Ratios are of times per field.
