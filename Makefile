@@ -46,7 +46,7 @@ check: lint-quick docs-check
 	$(PYTEST) $(FAST)
 
 lint: lint-quick build/core/build.ninja
-	$(BIN)/clang-tidy -p build/core --quiet $(TIDY_FILES)
+	printf '%s\n' $(TIDY_FILES) | xargs -P $$(getconf _NPROCESSORS_ONLN) -n 1 $(BIN)/clang-tidy -p build/core --quiet
 
 lint-quick: .venv/dev
 	$(BIN)/ruff check .
@@ -100,10 +100,10 @@ test-aarch64: .venv/dev
 # The package; the test class of all implementations once more with the CUDA kernels, on the processor.
 # A process a core, each with one thread unless a test asks for more.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
-test-python: .venv/dev build/cuda-host/build.ninja
+test-python: .venv/dev build/core/build.ninja
 	$(PYTEST)
-	$(BIN)/cmake --build build/cuda-host
-	FASTCRIT_TEST_CORE=build/cuda-host/python $(PYTEST) tests/test_devices.py
+	$(BIN)/cmake --build build/core
+	FASTCRIT_TEST_CORE=build/core/python $(PYTEST) tests/test_devices.py
 
 # Passive waiting: the peers' idle OpenMP threads would otherwise spin for milliseconds on the cores being timed.
 # glibc hands arrays of more than 32 MiB back to the system, and page faults of a fresh mapping in every call slow the
@@ -194,13 +194,13 @@ clean:
 	$(PIP) --editable '.[bench]'
 	touch $@ .venv/dev .venv/study
 
-CORE_OPTIONS := -G Ninja -DFASTCRIT_PYTHON=OFF -DFASTCRIT_TESTS=ON -DFASTCRIT_WERROR=ON -DFASTCRIT_CUDA=off
+TESTED := -G Ninja -DFASTCRIT_TESTS=ON -DFASTCRIT_WERROR=ON
+CORE_OPTIONS := $(TESTED) -DFASTCRIT_PYTHON=OFF -DFASTCRIT_CUDA=off
 SANITIZED := -DCMAKE_BUILD_TYPE=RelWithDebInfo
 
+# With a Python module that has the CUDA kernels for the processor.
 build/core/build.ninja: .venv/dev
-	$(BIN)/cmake -S . -B build/core $(CORE_OPTIONS) -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
-build/cuda-host/build.ninja: .venv/dev
-	$(BIN)/cmake -S . -B build/cuda-host -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DFASTCRIT_CUDA=host \
+	$(BIN)/cmake -S . -B build/core $(TESTED) -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DFASTCRIT_CUDA=host \
 	  -DPython_EXECUTABLE=$(abspath $(BIN))/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
 build/core-address/build.ninja: .venv/dev
 	$(BIN)/cmake -S . -B build/core-address $(CORE_OPTIONS) $(SANITIZED) -DFASTCRIT_SANITIZE=address,undefined \

@@ -1,6 +1,6 @@
 """What a call costs on the host by itself: fastcrit's kernels do nothing, torch's are those of the processor.
 
-Needs a core with the kernels compiled for the processor: FASTCRIT_TEST_CORE=build/cuda-host/python.
+Needs a core with the kernels compiled for the processor: FASTCRIT_TEST_CORE=build/core/python.
 """
 
 from __future__ import annotations

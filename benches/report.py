@@ -283,6 +283,10 @@ time per field does not depend on how many there are. Ratios are of times per fi
 array, and its time for the batch. Arrays of 256 MiB come from memory, the smaller ones partly from the cache:
 
 {units(tables["second moment"], lambda r: f"{r['dtype']}, {r['MiB']} MiB")}
+`fc.structure_factor(fields)`, with errors and the sums for a jackknife, and its time. The ratio is of torch's time over
+it: the mean over samples, `torch.fft.rfftn` of what is left, \\|.\\|² and its mean, without shells and errors:
+
+{by_side(tables["factor"], lambda r: f"{ratio(r['ratio'])}, {duration(r['ratio']['ours'])}")}
 `Recorder.update` with its default statistics, in units of the radial spectra of the same batch, and its time:
 
 {units(tables["recorder"])}

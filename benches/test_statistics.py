@@ -11,6 +11,7 @@ import torch
 import fastcrit as fc
 from benches.batches import DTYPES, SITES, SQUARES
 from benches.pairing import interleave
+from benches.peers import averaging_matrix
 
 LARGE = 2**26  # 256 MiB of float32, which no cache holds
 
@@ -61,4 +62,28 @@ def test_recorder(batch, dtype, benchmark):
     ratio = interleave(lambda: fc.power_spectrum(fields).power, ours, pairs=25)
     print(f"\n{batch} {dtype}: Recorder.update takes {ratio.median:.2f} times the spectra")
     benchmark.extra_info |= {"table": "recorder", "lattice": batch.lattice, "dtype": dtype, "ratio": asdict(ratio)}
+    benchmark.pedantic(ours, rounds=5)
+
+
+@pytest.mark.benchmark(group="structure factor")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("batch", SQUARES, ids=str)
+def test_structure_factor(batch, dtype, benchmark):
+    fields = batch.fields(dtype)
+    x = torch.from_numpy(fields)
+
+    def ours():
+        return fc.structure_factor(fields).S
+
+    def peer():
+        modes = torch.fft.rfftn(x - x.mean(0), dim=(-2, -1))
+        return (modes.real.square() + modes.imag.square()).mean(0)
+
+    n = len(fields)
+    shells = averaging_matrix(batch.lattice, np.float64)
+    np.testing.assert_allclose(peer().double().flatten().numpy() @ shells * n / (n - 1), ours(), rtol=1e-3)
+
+    ratio = interleave(ours, torch.inference_mode()(peer), pairs=25)
+    print(f"\n{batch} {dtype}: torch without shells and errors takes {ratio}")
+    benchmark.extra_info |= {"table": "factor", "lattice": batch.lattice, "dtype": dtype, "ratio": asdict(ratio)}
     benchmark.pedantic(ours, rounds=5)

@@ -62,6 +62,9 @@ class Spectrometer:
         """
 
     def autocorrelation(self, fields: NDArray[_Real], offset: NDArray[_Real] | None = None) -> NDArray[_Real]: ...
+    def add_fields(self, fields: NDArray[np.floating[Any]], to: NDArray[np.float64]) -> None:
+        """Add every field to ``to`` (N1, .., Nd), in their order."""
+
     def first_modes(self, fields: NDArray[np.floating[Any]], out: NDArray[np.float64]) -> int:
         """Fill out (1 + 2 ndim, count): sum, re and im at 2 pi / L of each axis; return as shell_power does."""
 

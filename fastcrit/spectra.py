@@ -286,7 +286,8 @@ def structure_factor(
 
             return _FactorOnDevice(found.means, n, axis, at_rest)
     modes, shell_squares = mode_averages(array, grid, spacing, center, blocks, resolved=resolved)
-    S = grid.to_shells(modes.mean_and_replicates(modes.power * grid.orbit_modes)[0])[:, :keep] / grid.shell_modes[:keep]
+    power = grid.to_shells(modes.mean(modes.power * grid.orbit_modes))[:, :keep]
+    S = power / grid.shell_modes[:keep]
     raw = grid.to_shells(modes.power.sum(axis=0) * grid.orbit_modes)[:, :keep] / grid.shell_modes[:keep] / n
 
     def again(unit: float) -> Floats:

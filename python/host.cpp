@@ -163,12 +163,22 @@ std::int64_t first_modes(const Spectrometer& self, const Array<T>& fields, Array
 }
 
 template <class T>
+void add_fields(const Spectrometer& self, const Array<T>& fields, Array<double> to) {
+    const std::int64_t count = count_fields(fields, self.lattice());
+    double* const sums = output(to, shape_of(self.lattice()), "to");
+    const T* const in = fields.data();
+    const py::gil_scoped_release release;
+    self.add_fields<T>(in, count, sums);
+}
+
+template <class T>
 void add_precision(py::class_<Spectrometer>& spectrometer) {
     spectrometer.def("shell_power", &shell_power<T>, "fields"_a.noconvert(), "out"_a.noconvert())
         .def("power", &power<T>, "fields"_a.noconvert(), "bins"_a, "offset"_a.noconvert() = py::none(),
              "selected"_a = py::none())
         .def("record", &record<T>, "fields"_a.noconvert(), "channels"_a, "first"_a, "selected"_a, "blocks"_a, "state"_a)
         .def("autocorrelation", &autocorrelation<T>, "fields"_a.noconvert(), "offset"_a.noconvert() = py::none())
+        .def("add_fields", &add_fields<T>, "fields"_a.noconvert(), "to"_a.noconvert())
         .def("first_modes", &first_modes<T>, "fields"_a.noconvert(), "out"_a.noconvert());
 }
 

@@ -178,6 +178,16 @@ class TestPeak:
         left = (noise.sum(axis=0) - noise) / 39
         assert not level_peak(self.levels, noise.mean(axis=0), left).found
 
+    @pytest.mark.parametrize("blocks", [2, 3, 4, 8, 32])
+    def test_noise_has_none_however_few_blocks_tell_the_error(self, rng, blocks):
+        """By Student's t it is as rare: of 200 draws at most 9, where four errors alone would find 60 of 2 blocks."""
+        found = 0
+        for _ in range(200):
+            noise = rng.normal(size=(blocks, 31))
+            left = (noise.sum(axis=0) - noise) / (blocks - 1)
+            found += level_peak(self.levels, noise.mean(axis=0), left).found
+        assert found <= 9  # 1.3 % of 16 blocks is the most that is seen: more than 9 of 200 come once in 3000
+
     def test_an_end_that_stays_above_is_the_end(self):
         found = level_peak(self.levels, self.curve(30.0), np.tile(self.curve(30.0), (4, 1)))
         assert found.high == self.levels[0]

@@ -17,7 +17,7 @@ import torch
 import xarray as xr
 
 import fastcrit as fc
-from fastcrit import store
+from fastcrit import plot, store
 from fastcrit.cli import app
 from fastcrit.diffusion import Net, NetConfig, save_net
 from fastcrit.report import words, write_report
@@ -32,8 +32,15 @@ PANELS = {"patch": 7, "network": 8, "guidance": 3, "large": 4, "several": 20}
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A finished run of each kind, and a folder of two networks."""
+    """A finished run of each kind, and a folder of two networks; without figures, which no page needs."""
     root = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(plot, "save_figures", lambda ds, folder: [])
+        fill(root)
+    return root
+
+
+def fill(root):
     PatchStudy(patterns=0, lattice=24, samples=40, levels=16, substeps=2).run(root / "patch")
     nets = []
     for seed in (0, 1):
@@ -54,7 +61,6 @@ def runs(tmp_path_factory):
         edm2_pickle(root / "net.pkl", side=140), trust_pickle=True, samples=8, chunk=4, levels=9, high=20.0, low=0.1
     ).run(root / "large")  # fmt: skip
     shutil.copytree(root / "several" / "net-0", root / "network")
-    return root
 
 
 @pytest.fixture(scope="module")

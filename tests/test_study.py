@@ -146,7 +146,7 @@ class TestEnding:
 
 class TestResuming:
     def test_a_killed_run_resumes_to_the_same_bits(self, tmp_path):
-        options = ["--patterns", 2, "--lattice", 24, "--levels", 12, "--samples", 4000, "--substeps", 2]
+        options = ["--patterns", 2, "--lattice", 24, "--levels", 12, "--samples", 1000, "--substeps", 2]
         whole, killed = tmp_path / "whole", tmp_path / "killed"
         assert run_cli("study", "patch", "--out", whole, *options).returncode == 0
         process = subprocess.Popen(

@@ -133,12 +133,25 @@ std::int64_t Spectrometer::first_modes(const T* fields, std::int64_t count, doub
     return first_bad;
 }
 
+template <class T>
+void Spectrometer::add_fields(const T* fields, std::int64_t count, double* to) const {
+    // As many sites as leave their sums in the L1 cache.
+    constexpr std::int64_t longest = 2048;
+    const std::int64_t sites = lattice().sites();
+    const std::int64_t run = std::min(longest, (sites + num_threads() - 1) / num_threads());
+    cpu::parallel_for((sites + run - 1) / run, [&](std::int64_t task) {
+        const std::int64_t first = task * run;
+        cpu::kernels<T>().add_rows(fields + first, sites, count, to + first, std::min(run, sites - first));
+    });
+}
+
 // NOLINTBEGIN(bugprone-macro-parentheses): a type in a signature takes no parentheses.
 #define FASTCRIT_INSTANTIATE(T)                                                                                    \
     template std::int64_t Spectrometer::shell_power<T>(const T*, std::int64_t, std::int64_t, T*) const;            \
     template std::int64_t Spectrometer::power<T>(const T*, std::int64_t, const T*, Bins, T*, const Selection*, T*) \
         const;                                                                                                     \
     template std::int64_t Spectrometer::autocorrelation<T>(const T*, std::int64_t, const T*, T*) const;            \
+    template void Spectrometer::add_fields<T>(const T*, std::int64_t, double*) const;                              \
     template std::int64_t Spectrometer::first_modes<T>(const T*, std::int64_t, double*) const;
 // NOLINTEND(bugprone-macro-parentheses)
 FASTCRIT_INSTANTIATE(float)

@@ -103,6 +103,12 @@ void power_and_modes(const Shape& shape, std::int64_t count, unsigned seed) {
         }
     }
 
+    std::vector<double> total(sites, 0.5);
+    std::vector<double> expected(sites, 0.5);
+    for (std::size_t i = 0; i < values.size(); ++i) expected[i % sites] += static_cast<double>(values[i]);
+    spectrometer.add_fields<T>(fields.get(), count, total.data());
+    CHECK(total == expected);  // to the bit
+
     const std::size_t width = 1 + 2 * shape.size();
     std::vector<double> sums(static_cast<std::size_t>(count) * width);
     CHECK(spectrometer.first_modes<T>(fields.get(), count, sums.data()) == count);

@@ -39,14 +39,21 @@ class ModeAverages:
         """Number of samples in all blocks."""
         return int(self.counts.sum())
 
-    def mean_and_replicates(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    @property
+    def _unbiased(self) -> float:
+        return self.samples / (self.samples - 1) if self.center == "ensemble" else 1.0
+
+    def mean(self, sums: Floats) -> Floats:
+        """The estimate from block sums (blocks, ...)."""
+        return np.asarray(sums.sum(axis=0) / self.samples * self._unbiased)
+
+    def mean_and_replicates(self, sums: Floats) -> Floats:
         """(1 + blocks, ...): the estimate from block sums, then the estimate without each block in turn."""
         n = self.samples
-        unbiased = n / (n - 1) if self.center == "ensemble" else 1.0
         total = sums.sum(axis=0)
         left = (n - self.counts).reshape(-1, *[1] * (sums.ndim - 1))
         with np.errstate(invalid="ignore", divide="ignore"):  # without the only block there is no estimate
-            return np.concatenate([total[None] / n, (total - sums) / left]) * unbiased
+            return np.asarray(np.concatenate([total[None] / n, (total - sums) / left]) * self._unbiased)
 
 
 @np.errstate(invalid="ignore", over="ignore")  # what is not finite is refused by name

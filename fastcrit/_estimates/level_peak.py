@@ -19,8 +19,10 @@ from fastcrit._estimates.averages import jackknife_error
 Floats = NDArray[np.float64]
 
 # A maximum stands out where its prominence is so many standard errors, of it and of where it rises from together: the
-# range of 30 levels of noise alone is four of each by itself.
+# range of 30 levels of noise alone is four of each by itself. An error that few blocks tell is itself uncertain: then
+# more of them, as many as Student's t exceeds as rarely as a normal variable exceeds three.
 _STANDS_OUT = 4.0
+_RARELY = 3.0
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class LevelPeak:
     Attributes
     ----------
     level : float
-        NaN where none stands out by four standard errors.
+        NaN where none stands out by four standard errors, or more where few blocks tell them.
     level_low, level_high : float
         95 % interval of it, by the jackknife; as wide as the levels lie apart where that says less.
     low, high : float
@@ -93,7 +95,7 @@ def level_peak(levels: Floats, values: Floats, replicates: Floats) -> LevelPeak:
     sides = found["left_bases"][most], found["right_bases"][most]
     base = max(sides, key=lambda side: values[side])
     top = int(at[most])
-    if found["prominences"][most] < _STANDS_OUT * np.hypot(error[top], error[base]):
+    if found["prominences"][most] < stands_out(len(replicates)) * np.hypot(error[top], error[base]):
         return _NONE
     log_s = np.log(levels)
     places = np.array([_vertex(log_s, one, top) for one in replicates])
@@ -109,6 +111,12 @@ def level_peak(levels: Floats, values: Floats, replicates: Floats) -> LevelPeak:
     low = _half(log_s, values, last, 0.5 * values[top]) if last < len(levels) - 1 else float(levels[-1])
     level, level_low, level_high = (float(np.exp(place + x)) for x in (0.0, -half, half))
     return LevelPeak(level, level_low, level_high, low, high, float(values[top]), float(error[top]))
+
+
+def stands_out(blocks: int) -> float:
+    """Standard errors by which a maximum stands out, where so many blocks tell them."""
+    rarely = scipy.special.ndtr(-_RARELY)
+    return max(_STANDS_OUT, float(-scipy.special.stdtrit(blocks - 1, rarely)))
 
 
 def _vertex(log_s: Floats, values: Floats, near: int) -> float:

@@ -65,15 +65,16 @@ class HostSums:
         squares = Squares()
         modes, order = grid.axis_modes
         selected = selection(grid.shape, modes)
-        less_mean = _less_mean(samples, center, name)
+        less_mean = self._less_mean(samples, center, name)
         for begin, piece in pieces(samples):
-            centered = less_mean(piece)
-            sums, amplitudes = grid.core.power(centered, "orbits", selected=selected)
-            sums = _widened(sums, centered, lambda wide: grid.core.power(wide, "orbits")[0])
+            values, offset = less_mean(piece)
+            sums, amplitudes = grid.core.power(values, "orbits", offset=offset, selected=selected)
+            sums = _widened(sums, values, offset, lambda wide: grid.core.power(wide, "orbits")[0])
             _refuse(sums, piece, begin, len(samples), name)
-            squares.add(grid.to_shells(sums.astype(np.float64)) / grid.shell_modes)
+            in_double = sums.astype(np.float64, copy=False)
+            squares.add(grid.to_shells(in_double) / grid.shell_modes)
             first_power = (amplitudes.astype(np.float64) ** 2).sum(axis=-1)[:, order] / grid.sites
-            add_to_blocks(power, sums, begin)
+            add_to_blocks(power, in_double, begin)
             add_to_blocks(first, first_power, begin)
         return power, first, squares.array
 
@@ -84,17 +85,49 @@ class HostSums:
     def lag_sums(self, samples: Fields, center: str, padded: Lattice, pairs: Floats) -> tuple[Floats, Floats]:
         total = np.zeros(len(pairs))
         squares = Squares()
-        less_mean = _less_mean(samples, center, "field")
+        less_mean = self._less_mean(samples, center, "field")
         for begin, piece in pieces(samples):
-            values = less_mean(piece)
+            values, offset = less_mean(piece)
             if padded is not self.grid:
-                values = pad(values, padded.shape)
-            sums = _widened(padded.core.autocorrelation(values), values, padded.core.autocorrelation)
+                values, offset = pad(_less(values, offset), padded.shape), None
+            measure = padded.core.autocorrelation
+            sums = _widened(measure(values, offset=offset), values, offset, measure)
             _refuse(sums, piece, begin, len(samples), "field")
             C = sums.astype(np.float64)[:, : len(pairs)] / pairs
             total += C.sum(axis=0)
             squares.add(C)
         return total, squares.array
+
+    def _ensemble_mean(self, samples: Fields, name: str) -> Floats:
+        """Mean field over axis 0; NaN and Inf are named."""
+        total = np.zeros(samples.shape[1:])
+        for _, piece in parts(samples):
+            self.grid.core.add_fields(piece, total)
+        if not np.isfinite(total).all():  # once subtracted it would spoil every sample
+            check_finite(samples, samples, 0, (len(samples),), name)
+        return total / len(samples)
+
+    def _less_mean(self, samples: Fields, center: str, name: str) -> Callable[[Fields], tuple[Fields, Fields | None]]:
+        """What centres a piece of the samples, right to eps of what is left: values, and what is yet to come off."""
+        if center == "none":
+            return lambda piece: (piece, None)
+        if center == "sample":
+            axes = tuple(range(1, samples.ndim))
+
+            def less_own(piece: Fields) -> tuple[Fields, None]:
+                with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused by its power
+                    own = piece.mean(axis=axes, keepdims=True, dtype=np.float64)
+                    return np.asarray((piece - own).astype(piece.dtype)), None
+
+            return less_own
+        mean = self._ensemble_mean(samples, name)
+        near = mean.astype(samples.dtype)
+        left = (mean - near).astype(samples.dtype)
+        # What float32 drops of a mean is a pattern in all samples; below the rounding of a field's scatter it is none.
+        eps = np.finfo(samples.dtype).eps
+        if np.abs(left).max() <= eps * np.abs(samples[0] - near).max():
+            return lambda piece: (piece, near)
+        return lambda piece: (np.asarray(piece - near), left)
 
     def first_modes(self, samples: Fields, name: str) -> Floats:
         found = [self._first_modes(piece, begin, len(samples), name) for begin, piece in parts(samples)]
@@ -146,15 +179,6 @@ def block_squares(values: Floats, blocks: int) -> Floats:
     return sums
 
 
-def ensemble_mean(samples: Fields, name: str = "field") -> Floats:
-    """Mean field over axis 0, in float64; NaN and Inf are named."""
-    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is named below
-        mean: Floats = samples.mean(axis=0, dtype=np.float64)
-    if not np.isfinite(mean).all():  # once subtracted it would spoil every sample
-        check_finite(samples, samples, 0, (len(samples),), name)
-    return mean
-
-
 def parts(fields: Fields) -> Iterator[tuple[int, Fields]]:
     """All fields at once where they are contiguous, otherwise `pieces`."""
     return iter([(0, fields)]) if fields.flags.c_contiguous else pieces(fields)
@@ -174,38 +198,22 @@ def pad(fields: Fields, shape: tuple[int, ...]) -> Fields:
     return padded
 
 
-def _less_mean(samples: Fields, center: str, name: str) -> Callable[[Fields], Fields]:
-    """What centres a piece of the samples, right to eps of what is left."""
-    if center == "none":
-        return lambda piece: piece
-    if center == "sample":
-        axes = tuple(range(1, samples.ndim))
-
-        def less_own(piece: Fields) -> Fields:
-            with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused by its power
-                own = piece.mean(axis=axes, keepdims=True, dtype=np.float64)
-                return np.asarray((piece - own).astype(piece.dtype))
-
-        return less_own
-    mean = ensemble_mean(samples, name)
-    near = mean.astype(samples.dtype)
-    left = (mean - near).astype(samples.dtype)
-    # What float32 drops of a mean is a pattern in all samples; below the rounding of one field's scatter it is none.
-    eps = np.finfo(samples.dtype).eps
-    if np.abs(left).max() <= eps * np.abs(samples[0] - near).max():
-        return lambda piece: np.asarray(piece - near)
-    return lambda piece: np.asarray(piece - near - left)
+def _less(fields: Fields, offset: Fields | None) -> Fields:
+    return fields if offset is None else np.asarray(fields - offset)
 
 
-def _widened(results: Fields, fields: Fields, measure: Callable[[Fields], Fields]) -> Fields:
-    """Results in float64 where float32 had none of a finite field: measured again in float64."""
+def _widened(results: Fields, fields: Fields, offset: Fields | None, measure: Callable[[Fields], Fields]) -> Fields:
+    """Results in float64 where float32 had none of a finite field less the offset: measured again in float64."""
     if fields.dtype != np.float32:
         return results
     none = ~np.isfinite(results[:, 0])  # rows of NaN
-    if not none.any() or not np.isfinite(fields[none]).all():
+    if not none.any():
+        return results
+    left = _less(fields[none], offset)
+    if not np.isfinite(left).all():
         return results
     wide = results.astype(np.float64)
-    wide[none] = measure(np.ascontiguousarray(fields[none], dtype=np.float64))
+    wide[none] = measure(left.astype(np.float64))
     return wide
 
 

@@ -52,6 +52,11 @@ public:
     std::int64_t record(const T* fields, std::int64_t samples, std::int64_t first, const Selection& selected,
                         const Record& record) const;
 
+    /// Adds every field to `to` (sites), site by site and in their order: the bits do not depend on how many come in a
+    /// call.
+    template <class T>
+    void add_fields(const T* fields, std::int64_t count, double* to) const;
+
     /// out (1 + 2 ndim, count): sum, then re and im of phi^ at 2 pi / L of each axis, slowest first. In one read,
     /// without a transform.
     template <class T>
