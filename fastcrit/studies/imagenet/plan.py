@@ -177,8 +177,9 @@ class ImageNetPlan(InChunks):
         Raises
         ------
         ValueError
-            A pickle that is not trusted; more classes than the network knows; guidance without a network to lead away
-            from, or at none of the levels; a text model without prompts, or prompts that it cannot tell apart.
+            A pickle that is not trusted; more classes than the network knows, or none where it needs one; guidance
+            without a network to lead away from, or at none of the levels; a text model without prompts, or prompts that
+            it cannot tell apart.
         FileNotFoundError, FileFormatError, ModuleNotFoundError
             As for `fastcrit.diffusion.load_edm2` and `fastcrit.diffusion.load_diffusers`.
         """
@@ -199,6 +200,11 @@ class ImageNetPlan(InChunks):
         if (self.classes or 0) > self.known_classes(D):
             raise ValueError(
                 f"classes: expected at most {self.known_classes(D)}, which {D.name} knows, got {self.classes}"
+            )
+        if self.classes == 0 and not D.unlabelled:
+            raise ValueError(
+                f"classes: {D.name} was trained with labels alone, got 0; leave it out for all {self.known_classes(D)}, "
+                "or give null_label where one of them stands for no label"
             )
         if self.guidance_weight is None:
             return D
