@@ -14,6 +14,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+CORES := $(shell getconf _NPROCESSORS_ONLN)
 CORE := $(wildcard CMakeLists.txt csrc/CMakeLists.txt csrc/*/*.?pp csrc/cuda/*.cu* csrc/include/*/*.hpp python/*)
 CXX_FILES := $(wildcard csrc/*/*.?pp csrc/cuda/host/*.?pp csrc/*/*.cu csrc/*/*.cuh csrc/include/*/*.hpp python/*.?pp)
 TIDY_FILES := $(wildcard csrc/common/*.cpp csrc/cpu/*.cpp csrc/cuda/host/*.cpp)
@@ -46,7 +47,7 @@ check: lint-quick docs-check
 	$(PYTEST) $(FAST)
 
 lint: lint-quick build/core/build.ninja
-	printf '%s\n' $(TIDY_FILES) | xargs -P $$(getconf _NPROCESSORS_ONLN) -n 1 $(BIN)/clang-tidy -p build/core --quiet
+	printf '%s\n' $(TIDY_FILES) | xargs -P $(CORES) -n 1 $(BIN)/clang-tidy -p build/core --quiet
 
 lint-quick: .venv/dev
 	$(BIN)/ruff check .
@@ -72,7 +73,8 @@ docs-check: docs
 # The compiled core alone, plain and under each sanitizer.
 test-core: build/core/build.ninja build/core-address/build.ninja build/core-thread/build.ninja
 	for build in core core-address core-thread; do \
-	  $(BIN)/cmake --build build/$$build && $(BIN)/ctest --test-dir build/$$build --output-on-failure || exit 1; \
+	  $(BIN)/cmake --build build/$$build && $(BIN)/ctest --test-dir build/$$build --output-on-failure \
+	    --parallel $(CORES) || exit 1; \
 	done
 
 # The kernels for every architecture of csrc/cuda/CMakeLists.txt. Fails on a warning, a spilled register, or less than

@@ -155,7 +155,7 @@ class TestJson:
 class TestStopping:
     def test_ctrl_c_leaves_a_run_that_goes_on(self, tmp_path):
         out = tmp_path / "run"
-        options = ["--patterns", 2, "--lattice", 24, "--levels", 12, "--samples", 2000, "--substeps", 2]
+        options = ["--patterns", 2, "--lattice", 24, "--levels", 12, "--samples", 1000, "--substeps", 2]
         process = subprocess.Popen(
             [sys.executable, "-m", "fastcrit", "study", "patch", "--out", str(out), *map(str, options)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -172,7 +172,7 @@ class TestStopping:
         done = command("study", "patch", "--out", out, *options, "--resume")
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""  # progress is for terminals
-        assert store.load_dataset(out / "dataset.zarr").n_samples.max() == 2000
+        assert store.load_dataset(out / "dataset.zarr").n_samples.max() == 1000
 
     def test_before_anything_was_begun_there_is_nothing_to_resume(self, tmp_path, monkeypatch, capsys):
         def stop(*_, **__):
