@@ -267,9 +267,9 @@ def opened(browser, pages):
 
 def draw_all(page):
     """Scroll through the page, so that every figure is drawn; how many are."""
-    for plot in page.locator(".plot:visible").all():
-        plot.scroll_into_view_if_needed()
-        plot.locator(".main-svg").first.wait_for()
+    for figure in page.locator(".plot:visible").all():
+        figure.scroll_into_view_if_needed()
+        figure.locator(".main-svg").first.wait_for()
     return page.locator(".plot:visible").count()
 
 

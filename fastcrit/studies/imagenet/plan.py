@@ -203,8 +203,8 @@ class ImageNetPlan(InChunks):
             )
         if self.classes == 0 and not D.unlabelled:
             raise ValueError(
-                f"classes: {D.name} was trained with labels alone, got 0; leave it out for all {self.known_classes(D)}, "
-                "or give null_label where one of them stands for no label"
+                f"classes: {D.name} was trained with labels alone, got 0; leave it out for all "
+                f"{self.known_classes(D)}, or give null_label where one of them stands for no label"
             )
         if self.guidance_weight is None:
             return D
