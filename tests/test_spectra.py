@@ -227,6 +227,19 @@ class TestStructureFactor:
             np.testing.assert_allclose(s.S[c], power.mean(0) * unbiased, rtol=1e-11, atol=1e-12)
             np.testing.assert_allclose(s.stderr[c], power.std(0, ddof=1) / np.sqrt(7), rtol=1e-9, atol=1e-12)
 
+    @pytest.mark.parametrize("mean", [0.0, 1e4])
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    def test_threads_and_views_change_no_bit(self, mean, dtype, rng, threads):
+        """About a mean that float32 does not hold as well, which is subtracted in two steps."""
+        field = (rng.standard_normal((37, 2, 11, 26)) + mean * rng.standard_normal((11, 26))).astype(dtype)
+        threads(1)
+        one = fc.structure_factor(field)
+        for count, view in ((3, field), (2, np.asfortranarray(field)), (1, np.repeat(field, 2, axis=0)[::2])):
+            threads(count)
+            again = fc.structure_factor(view)
+            np.testing.assert_array_equal(again.S, one.S)
+            np.testing.assert_array_equal(again.stderr, one.stderr)
+
     def test_a_constant_has_s0_equal_to_n_c_squared_uncentred(self):
         s = fc.structure_factor(np.full((3, 6, 7), 1.5), center="none")
         np.testing.assert_allclose(s.S[0], 42 * 2.25)

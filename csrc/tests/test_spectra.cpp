@@ -175,13 +175,19 @@ void batch_and_threads_change_no_bit(const Shape& shape) {
     const std::vector<T> values = oracle::normal<T>(sites * count, 5);
     const auto bins = static_cast<std::size_t>(spectrometer.bins(Bins::shells));
     std::vector<T> reference(bins * count);
+    std::vector<double> total(sites);
     fastcrit::set_num_threads(1);
     spectrometer.power<T>(values.data(), count, nullptr, Bins::shells, reference.data());
+    spectrometer.add_fields<T>(values.data(), count, total.data());
     for (int threads : {2, 3, 8}) {
         fastcrit::set_num_threads(threads);
         std::vector<T> again(bins * count);
         spectrometer.power<T>(values.data(), count, nullptr, Bins::shells, again.data());
         CHECK(std::memcmp(again.data(), reference.data(), again.size() * sizeof(T)) == 0);
+        std::vector<double> in_two(sites);
+        spectrometer.add_fields<T>(values.data(), 9, in_two.data());
+        spectrometer.add_fields<T>(values.data() + 9 * sites, count - 9, in_two.data());
+        CHECK(in_two == total);
     }
     for (std::int64_t f = 0; f < count; f += 11) {
         std::vector<T> alone(bins);

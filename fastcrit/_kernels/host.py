@@ -71,10 +71,9 @@ class HostSums:
             sums, amplitudes = grid.core.power(values, "orbits", offset=offset, selected=selected)
             sums = _widened(sums, values, offset, lambda wide: grid.core.power(wide, "orbits")[0])
             _refuse(sums, piece, begin, len(samples), name)
-            in_double = sums.astype(np.float64, copy=False)
-            squares.add(grid.to_shells(in_double) / grid.shell_modes)
+            squares.add(grid.to_shells(sums) / grid.shell_modes)
             first_power = (amplitudes.astype(np.float64) ** 2).sum(axis=-1)[:, order] / grid.sites
-            add_to_blocks(power, in_double, begin)
+            add_to_blocks(power, sums, begin)
             add_to_blocks(first, first_power, begin)
         return power, first, squares.array
 

@@ -107,9 +107,9 @@ class Lattice:
         """Number of shells: all, or those whose centre does not exceed the smallest Nyquist wavenumber."""
         return len(self.shell_k) if corners else self.shells_below_nyquist
 
-    def to_shells(self, orbit_sums: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Sums over orbits (last axis) gathered into sums over shells."""
-        return np.add.reduceat(orbit_sums, self.shell_starts, axis=-1)
+    def to_shells(self, orbit_sums: NDArray[Any]) -> NDArray[np.float64]:
+        """Sums over orbits (last axis) gathered into sums over shells, in float64."""
+        return np.add.reduceat(orbit_sums, self.shell_starts, axis=-1, dtype=np.float64)
 
     def mode_index(self, wavenumber: tuple[int, ...]) -> int:
         """Index into the half spectrum of the mode with integer wavenumbers n (k_i = 2 pi n_i / L_i), n_last >= 0."""
