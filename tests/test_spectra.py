@@ -225,7 +225,8 @@ class TestStructureFactor:
         for c in range(2):
             power = np.stack([oracle.power_spectrum(x)[1] for x in centred[:, c]])
             np.testing.assert_allclose(s.S[c], power.mean(0) * unbiased, rtol=1e-11, atol=1e-12)
-            np.testing.assert_allclose(s.stderr[c], power.std(0, ddof=1) / np.sqrt(7), rtol=1e-9, atol=1e-12)
+            error = power.std(0, ddof=1) / np.sqrt(7) * unbiased  # of what S is
+            np.testing.assert_allclose(s.stderr[c], error, rtol=1e-9, atol=1e-12)
 
     @pytest.mark.parametrize("mean", [0.0, 1e4])
     @pytest.mark.parametrize("dtype", [np.float32, np.float64])

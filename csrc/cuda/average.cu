@@ -130,9 +130,10 @@ __device__ void average_shell(const AverageRequest& a, int channel, int shell) {
     const double mean = total / modes / n;
     const double variance = fmax(squares / n - (mean - first) * (mean - first), 0.0);
     double* const means = to.means + std::int64_t{channel} * to.kept + shell;
-    means[0] = ensemble ? mean * (n / (n - 1.0)) : mean;
+    const double unbiased = ensemble ? n / (n - 1.0) : 1.0;
+    means[0] = mean * unbiased;
     const bool few = a.samples < (ensemble ? 3 : 2);  // of which scatter cannot be told
-    means[to.channels * to.kept] = few ? kNaN : sqrt(variance / (n - 1.0));
+    means[to.channels * to.kept] = few ? kNaN : sqrt(variance / (n - 1.0)) * unbiased;
 }
 
 /// The mean square of a channel's first sample, or of all samples' means: what rounding is measured by.

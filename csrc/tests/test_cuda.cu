@@ -785,7 +785,7 @@ void averages_are_those_of_direct_sums(const Shape& shape, std::size_t samples, 
             for (const double sum : by_shell[i]) scatter += (sum - total / N) * (sum - total / N) / (count * count * N);
             const double unbiased = center == Center::ensemble ? N / (N - 1.0) : 1.0;
             CHECK(std::abs(got.means[i] - total / N / count * unbiased) <= 2.0 * kTolerance * square && "mean");
-            const double error = std::sqrt(scatter / (N - 1.0));
+            const double error = std::sqrt(scatter / (N - 1.0)) * unbiased;
             CHECK(std::abs(got.means[by_shell.size() + i] - error) <= 2.0 * kTolerance * square && "standard error");
             const double noted = got.note[1 + i / shells * (1 + shells) + 1 + i % shells];
             CHECK(std::abs(noted - total) <= most * count && "sum of a shell");
