@@ -269,7 +269,7 @@ def structure_factor(
     grid = lattice(tuple(array.shape[-ndim:]))
     n, keep = len(array), grid.kept_shells(corners)
     resolved, kind = resolution(field, array), same_kind(field)
-    unbiased = check_center(center, n)
+    check_center(center, n)
     used = blocks_in_use(blocks, n)
 
     def axis() -> tuple[Any, Any]:
@@ -293,9 +293,9 @@ def structure_factor(
 
     def again(unit: float) -> Floats:
         options: dict[str, Any] = {"ndim": ndim, "center": center, "corners": corners, "blocks": blocks}
-        return np.asarray(to_host(structure_factor(array / unit, **options).stderr).reshape(S.shape)) / unbiased
+        return np.asarray(to_host(structure_factor(array / unit, **options).stderr).reshape(S.shape))
 
-    stderr = error_over_samples(shell_squares[..., :keep], raw, n, center, again) * unbiased
+    stderr = error_over_samples(shell_squares[..., :keep], raw, n, center, again)
     lead = tuple(array.shape[1 : array.ndim - ndim])
     k, shell_modes = axis()
     return StructureFactor(
@@ -373,17 +373,17 @@ def autocorrelation(
 
     def again(unit: float) -> Floats:
         options: dict[str, Any] = {"ndim": ndim, "center": center, "periodic": periodic}
-        return np.asarray(to_host(autocorrelation(array / unit, **options).stderr).reshape(mean.shape)) / unbiased
+        return np.asarray(to_host(autocorrelation(array / unit, **options).stderr).reshape(mean.shape))
 
-    stderr = error_over_samples(squares, mean, n, center, again)
-    scale = np.full((len(mean), 1), unbiased)
+    C, stderr = mean * unbiased, error_over_samples(squares, mean, n, center, again)
     if normalize:  # what is no more than rounding has no shape
-        scale = 1.0 / np.where(mean[:, :1] > rounding[:, None], mean[:, :1], np.nan)
+        whole = np.where(mean[:, :1] > rounding[:, None], C[:, :1], np.nan)
+        C, stderr = C / whole, stderr / np.abs(whole)
     kind = same_kind(field)
     return RadialCorrelation(
         r=kind(padded.lag_r[:keep] * spacing),
-        C=kind((mean * scale).reshape(*lead, keep)),
-        stderr=kind((stderr * np.abs(scale)).reshape(*lead, keep)),
+        C=kind(C.reshape(*lead, keep)),
+        stderr=kind(stderr.reshape(*lead, keep)),
         counts=kind(padded.lag_pairs[:keep]),
     )
 

@@ -41,7 +41,7 @@ class ModeAverages:
 
     @property
     def _unbiased(self) -> float:
-        return self.samples / (self.samples - 1) if self.center == "ensemble" else 1.0
+        return check_center(self.center, self.samples)
 
     def mean(self, sums: Floats) -> Floats:
         """The estimate from block sums (blocks, ...)."""
@@ -112,14 +112,14 @@ def fewest_for_errors(center: str) -> int:
 def error_over_samples(
     squares: Floats, mean: Floats, samples: int, center: str, again: Callable[[float], Floats]
 ) -> Floats:
-    """Standard error of the mean of a power over samples; NaN where there are too few to tell.
+    """Standard error of the unbiased mean of a power over samples; NaN where there are too few to tell.
 
     Where squares of powers overflow, ``again`` gives the error of fields divided by a unit.
     """
     if samples < fewest_for_errors(center):
         return np.full_like(mean, np.nan)
     with np.errstate(over="ignore", invalid="ignore"):
-        stderr: Floats = np.sqrt(variance(squares, mean, samples) / (samples - 1))
+        stderr: Floats = np.sqrt(variance(squares, mean, samples) / (samples - 1)) * check_center(center, samples)
     if np.isfinite(stderr).all():
         return stderr
     unit = float(2.0 ** (np.frexp(np.sqrt(np.abs(mean).max()))[1] - 1))
